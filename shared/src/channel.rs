@@ -1,0 +1,320 @@
+//! Step 6 of the data flow: what the forward channel says.
+//!
+//! The host sends the guest port as two bytes, big-endian; the agent dials and answers one
+//! [`DialStatus`] byte. From then on both directions are framed alike: four bytes of length,
+//! big-endian, then that many bytes. Length 0 says that this direction has ended,
+//! [`RESET`] that the connection was reset. So a half-close crosses transports that lose a
+//! shutdown, and a channel that stops without an end frame was broken, not ended.
+//!
+//! Invariants: no frame is longer than [`MAX_FRAME`]; a [`Decoder`] copies and holds no
+//! payload, at most three bytes of a length; only a reset may follow an end, nothing a reset.
+
+use std::io;
+
+use std::os::fd::AsFd;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::handover;
+use crate::transport::{Endpoint, Service, Stream};
+
+/// Longest payload of one frame, in bytes. A reader need not buffer a frame, so this only
+/// tells lengths from nonsense.
+pub const MAX_FRAME: usize = 256 * 1024;
+/// Bytes of a frame's length.
+pub const LENGTH: usize = 4;
+/// The end frame: this direction has ended, the other goes on.
+pub const END: [u8; LENGTH] = [0; LENGTH];
+/// The reset frame: the connection was reset.
+pub const RESET: [u8; LENGTH] = [0xff; LENGTH];
+
+/// The agent's answer to a channel header: one byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DialStatus {
+    /// Connected.
+    Connected = 0,
+    /// Nothing listens on the port any more.
+    Refused = 1,
+    /// The listener's address cannot be reached.
+    Unreachable = 2,
+    /// The listener did not answer in time.
+    TimedOut = 3,
+    /// The agent has no descriptors or channels left.
+    Exhausted = 4,
+    /// Port 0 or otherwise not allowed.
+    Denied = 5,
+    /// Anything else.
+    Failed = 6,
+}
+
+impl From<u8> for DialStatus {
+    /// Later agents may know more reasons: an unknown byte is [`DialStatus::Failed`].
+    fn from(byte: u8) -> Self {
+        match byte {
+            0 => Self::Connected,
+            1 => Self::Refused,
+            2 => Self::Unreachable,
+            3 => Self::TimedOut,
+            4 => Self::Exhausted,
+            5 => Self::Denied,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Host side: asks for `port` and waits for the status. There is no deadline inside: an agent
+/// may never answer, so call it under a timeout and drop the stream when that passes.
+///
+/// # Errors
+/// The stream's; [`io::ErrorKind::UnexpectedEof`] when it ends before the status.
+pub async fn open(mut stream: Stream, port: u16) -> io::Result<Result<Connected, DialStatus>> {
+    stream.write_all(&port.to_be_bytes()).await?;
+    answered(stream).await
+}
+
+/// As [`open`], over a new stream to `endpoint`.
+///
+/// # Errors
+/// Those of [`Endpoint::dial`] and of [`open`].
+pub async fn dial(endpoint: &Endpoint, port: u16) -> io::Result<Result<Connected, DialStatus>> {
+    let header = port.to_be_bytes();
+    answered(endpoint.dial_saying(Service::Channel, &header).await?).await
+}
+
+/// Waits for the answer to a header.
+async fn answered(mut stream: Stream) -> io::Result<Result<Connected, DialStatus>> {
+    let (status, socket) = match &mut stream {
+        Stream::Unix(unix) => handover::receive(unix).await?,
+        Stream::Vsock(vsock) => (vsock.read_u8().await?, None),
+    };
+    Ok(match (DialStatus::from(status), socket) {
+        (DialStatus::Connected, Some(socket)) => Ok(Connected::Direct(socket)),
+        (DialStatus::Connected, None) => Ok(Connected::Framed(stream)),
+        (status, _) => Err(status),
+    })
+}
+
+/// What a host got when it asked for a port.
+#[derive(Debug)]
+pub enum Connected {
+    /// The agent relays; the stream is framed from here on.
+    Framed(Stream),
+    /// The agent shares our kernel and handed over the connected socket.
+    Direct(TcpStream),
+}
+
+/// Agent side: reads the port that the host asks for. There is no deadline inside: call it
+/// under a timeout.
+///
+/// # Errors
+/// The stream's; [`io::ErrorKind::UnexpectedEof`] when it ends before the port.
+pub async fn read_header(stream: &mut Stream) -> io::Result<u16> {
+    stream.read_u16().await
+}
+
+/// Agent side: answers that it is connected and hands `socket` over, where the transport can
+/// carry one; otherwise gives it back, to be relayed.
+///
+/// # Errors
+/// The stream's.
+pub async fn hand_over(
+    stream: &mut Stream,
+    socket: std::net::TcpStream,
+) -> io::Result<Option<std::net::TcpStream>> {
+    let Stream::Unix(unix) = stream else {
+        write_status(stream, DialStatus::Connected).await?;
+        return Ok(Some(socket));
+    };
+    handover::send(unix, DialStatus::Connected as u8, socket.as_fd()).await?;
+    Ok(None)
+}
+
+/// Agent side: answers a header. One byte that fits into any socket buffer, so it does not
+/// wait for the host.
+///
+/// # Errors
+/// The stream's.
+pub async fn write_status(stream: &mut Stream, status: DialStatus) -> io::Result<()> {
+    stream.write_u8(status as u8).await
+}
+
+/// A length that no frame has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {0} bytes, more than {MAX_FRAME}")]
+pub struct FrameTooLong(pub u32);
+
+/// The next thing in a framed stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Bytes of a frame, never empty; where frames begin has no meaning.
+    Data(&'a [u8]),
+    /// This direction has ended.
+    End,
+    /// The connection was reset.
+    Reset,
+}
+
+/// Takes frames apart as their bytes arrive, however they are split.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    /// Payload bytes of the current frame that have not been seen.
+    payload: usize,
+    length: [u8; LENGTH],
+    /// How much of `length` has been seen.
+    seen: usize,
+}
+
+impl Decoder {
+    /// The next event in `input`, which is advanced past it; `None` when more bytes are
+    /// needed, and then `input` is empty.
+    ///
+    /// # Errors
+    /// [`FrameTooLong`]; the stream cannot be read any further.
+    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, FrameTooLong> {
+        while !input.is_empty() {
+            if self.payload > 0 {
+                let (data, rest) = input.split_at(self.payload.min(input.len()));
+                self.payload -= data.len();
+                *input = rest;
+                return Ok(Some(Event::Data(data)));
+            }
+            let (part, rest) = input.split_at((LENGTH - self.seen).min(input.len()));
+            self.length[self.seen..self.seen + part.len()].copy_from_slice(part);
+            self.seen += part.len();
+            *input = rest;
+            if self.seen < LENGTH {
+                break;
+            }
+            self.seen = 0;
+            match self.length {
+                END => return Ok(Some(Event::End)),
+                RESET => return Ok(Some(Event::Reset)),
+                length => {
+                    let length = u32::from_be_bytes(length);
+                    self.payload = length as usize;
+                    if self.payload > MAX_FRAME {
+                        return Err(FrameTooLong(length));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The length of a frame with `payload` bytes, as it is written before them.
+///
+/// `payload` is 1 to [`MAX_FRAME`].
+pub fn length(payload: usize) -> [u8; LENGTH] {
+    debug_assert!((1..=MAX_FRAME).contains(&payload));
+    (payload as u32).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+    use tokio::net::UnixStream;
+
+    fn frame(payload: &[u8]) -> Vec<u8> {
+        [&length(payload.len()), payload].concat()
+    }
+
+    /// Everything in `pieces`: the payload bytes, then `E` or `R` events as text.
+    fn decode<'a>(
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<(Vec<u8>, String), FrameTooLong> {
+        let (mut decoder, mut data, mut ends) = (Decoder::default(), vec![], String::new());
+        for mut piece in pieces {
+            while let Some(event) = decoder.next(&mut piece)? {
+                match event {
+                    Event::Data(bytes) => {
+                        assert!(!bytes.is_empty());
+                        data.extend_from_slice(bytes);
+                    }
+                    Event::End => ends.push('E'),
+                    Event::Reset => ends.push('R'),
+                }
+            }
+            assert!(piece.is_empty());
+        }
+        Ok((data, ends))
+    }
+
+    #[test]
+    fn split_at_every_byte() {
+        let stream = [frame(b"hello "), frame(b"world"), END.to_vec()].concat();
+        for at in 0..=stream.len() {
+            let (head, tail) = stream.split_at(at);
+            let whole = (b"hello world".to_vec(), "E".to_string());
+            assert_eq!(decode([head, tail]).unwrap(), whole);
+        }
+        assert_eq!(decode([&RESET[..]]).unwrap().1, "R");
+    }
+
+    #[test]
+    fn lengths_have_a_limit() {
+        let first = |n: u32| Decoder::default().next(&mut &n.to_be_bytes()[..]).map(drop);
+        assert_eq!(first(MAX_FRAME as u32), Ok(()));
+        for n in [MAX_FRAME as u32 + 1, 0x8000_0000, 0xffff_fffe] {
+            assert_eq!(first(n), Err(FrameTooLong(n)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..300), 0..6),
+            cuts in prop::collection::vec(1usize..50, 1..20),
+        ) {
+            let mut stream: Vec<u8> = payloads.iter().flat_map(|p| frame(p)).collect();
+            stream.extend(END);
+            let (mut pieces, mut rest) = (vec![], &stream[..]);
+            for cut in cuts.iter().cycle() {
+                let (piece, more) = rest.split_at((*cut).min(rest.len()));
+                pieces.push(piece);
+                rest = more;
+                if rest.is_empty() { break; }
+            }
+            prop_assert_eq!(decode(pieces).unwrap(), (payloads.concat(), "E".to_string()));
+        }
+
+        #[test]
+        fn no_bytes_panic(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8)) {
+            let _ = decode(pieces.iter().map(Vec::as_slice));
+        }
+
+        #[test]
+        fn every_status_byte_means_something(byte: u8) {
+            let status = DialStatus::from(byte);
+            prop_assert!(status as u8 == byte || status == DialStatus::Failed);
+        }
+    }
+
+    #[tokio::test]
+    async fn header_and_status_cross() {
+        let pair = || {
+            let (a, b) = UnixStream::pair().unwrap();
+            (Stream::Unix(a), Stream::Unix(b))
+        };
+        let ((host, mut agent), (lost, mut gone)) = (pair(), pair());
+        let agent = async {
+            assert_eq!(read_header(&mut agent).await.unwrap(), 50_000);
+            write_status(&mut agent, DialStatus::Unreachable)
+                .await
+                .unwrap();
+            assert_eq!(read_header(&mut gone).await.unwrap(), 1);
+            drop(gone);
+        };
+        let host = async {
+            let refused = open(host, 50_000).await.unwrap().unwrap_err();
+            assert_eq!(refused, DialStatus::Unreachable);
+            let error = open(lost, 1).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        };
+        tokio::join!(agent, host);
+    }
+}

@@ -1,0 +1,32 @@
+//! What the rum agent (in the guest) and the rum host both say.
+//!
+//! The crate follows the data flow of ARCHITECTURE.md:
+//!
+//! | step | module |
+//! |---|---|
+//! | 2 port set | [`range`], [`listener`]: pure sets and their differences |
+//! | 3 RPC stream | [`rpc`]: the trait and its wire types, over [`link`], [`session`], [`transport`] |
+//! | 6 bytes | [`channel`], [`handover`], [`relay`]: the forward channel and its half-close |
+//!
+//! [`text`] cleans what the other side wrote before a terminal sees it.
+//!
+//! Invariant: everything that crosses is bounded by a named constant and checked on arrival,
+//! since guest and host distrust each other.
+
+pub mod channel;
+pub mod handover;
+pub mod link;
+pub mod listener;
+pub mod range;
+pub mod relay;
+pub mod rpc;
+pub mod session;
+pub mod text;
+pub mod transport;
+
+/// Port of the RPC service, on vsock and after `CONNECT`.
+pub const RPC_PORT: u32 = 2222;
+/// Port of the forward (byte) channel.
+pub const CHANNEL_PORT: u32 = 2223;
+/// Port on the host (CID 2) where an agent without a session knocks.
+pub const KNOCK_PORT: u32 = 2224;

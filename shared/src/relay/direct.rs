@@ -1,0 +1,132 @@
+//! The relay between two TCP sockets on one kernel: no frames, since TCP itself tells an end
+//! from a reset.
+//!
+//! Each direction ends on its own: an end that is read is passed on by shutting the other
+//! socket's write side down. A reset of either socket resets the other. A socket that cannot be
+//! written any more is still read to its end, so that what was under way is delivered first.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::{TcpStream, tcp};
+use tokio_util::sync::CancellationToken;
+
+use super::{Counters, Outcome, read_some, reset_on_close};
+
+/// How one direction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The end was read and passed on.
+    Clean,
+    /// The socket that was written to is broken.
+    Broken,
+    /// The socket that was read from was reset.
+    Reset,
+}
+
+/// Relays between `client` and `guest` until both directions have ended, or until `cut`. Like
+/// [`super::relay`], every end but [`Outcome::Finished`] resets both.
+pub async fn relay_direct(
+    mut client: TcpStream,
+    mut guest: TcpStream,
+    counters: &Counters,
+    cut: &CancellationToken,
+) -> Outcome {
+    for socket in [&client, &guest] {
+        reset_on_close(socket);
+        // Cannot fail on a TCP socket; without it the relay were only slower.
+        let _ = socket.set_nodelay(true);
+    }
+    let outcome = {
+        let (mut client_in, mut client_out) = client.split();
+        let (mut guest_in, mut guest_out) = guest.split();
+        let mut up = pin!(pump(&mut client_in, &mut guest_out, &counters.from_tcp));
+        let mut down = pin!(pump(&mut guest_in, &mut client_out, &counters.to_tcp));
+        let first = tokio::select! {
+            biased;
+            () = cut.cancelled() => return Outcome::Cut,
+            end = &mut up => (Side::Client, end),
+            end = &mut down => (Side::Guest, end),
+        };
+        match first {
+            (side, End::Reset) => side.reset(),
+            (Side::Client, end) => {
+                tokio::select! {
+                    biased;
+                    () = cut.cancelled() => Outcome::Cut,
+                    last = down => outcome(end, Side::Guest, last),
+                }
+            }
+            (Side::Guest, end) => {
+                tokio::select! {
+                    biased;
+                    () = cut.cancelled() => Outcome::Cut,
+                    last = up => outcome(end, Side::Client, last),
+                }
+            }
+        }
+    };
+    if outcome == Outcome::Finished {
+        for socket in [&client, &guest] {
+            let _ = rustix::net::sockopt::set_socket_linger(socket, None);
+        }
+    }
+    outcome
+}
+
+/// Which socket a direction reads from.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Client,
+    Guest,
+}
+
+impl Side {
+    /// The outcome when this socket was reset.
+    fn reset(self) -> Outcome {
+        match self {
+            Self::Client => Outcome::TcpReset,
+            Self::Guest => Outcome::ChannelReset,
+        }
+    }
+}
+
+/// The outcome when the last direction, which reads from `side`, has ended as well.
+fn outcome(first: End, side: Side, last: End) -> Outcome {
+    match (first, last, side) {
+        (End::Clean, End::Clean, _) => Outcome::Finished,
+        (_, End::Reset, side) => side.reset(),
+        // What could not be written is the other one, or was before.
+        (_, _, Side::Client) => Outcome::ChannelReset,
+        (_, _, Side::Guest) => Outcome::TcpReset,
+    }
+}
+
+/// One direction. It watches the socket that it writes to for a reset, since the direction that
+/// would read it may be over.
+async fn pump(from: &mut tcp::ReadHalf<'_>, to: &mut tcp::WriteHalf<'_>, moved: &AtomicU64) -> End {
+    loop {
+        let read = tokio::select! {
+            biased;
+            read = read_some(from, 0) => read,
+            _ = to.ready(Interest::ERROR) => {
+                // What has arrived is delivered as far as that goes: nowhere.
+                return End::Broken;
+            }
+        };
+        let Ok(bytes) = read else {
+            return End::Reset;
+        };
+        if bytes.is_empty() {
+            return match to.shutdown().await {
+                Ok(()) => End::Clean,
+                Err(_) => End::Broken,
+            };
+        }
+        if to.write_all(&bytes).await.is_err() {
+            return End::Broken;
+        }
+        moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,285 @@
+//! Step 6 of the data flow: bytes, both ways, with half-close.
+//!
+//! Host and agent run the same relay between a TCP socket (a client's, or to the guest
+//! program) and the framed channel. Two directions, *up* from TCP into the channel and *down*
+//! from the channel to TCP, are polled concurrently in one future. Each ends on its own:
+//!
+//! | seen | said |
+//! |---|---|
+//! | end of TCP | end frame; down goes on |
+//! | end frame | TCP's write side is shut down; up goes on |
+//! | TCP was reset | reset frame |
+//! | reset frame, or the channel ends or breaks before its end frame | TCP is reset |
+//!
+//! Invariants:
+//! - TCP sees a clean end only after an end frame. The socket is armed (SO_LINGER 0) so that
+//!   every other way to close it is a reset, also when the future is dropped or the process is
+//!   killed; only [`Outcome::Finished`] disarms it;
+//! - who cannot write any more still reads to the end, so data that was under way before a
+//!   failure is delivered. What the kernel could not deliver yet when a reset follows is
+//!   lost, as with every TCP reset;
+//! - at most one buffer of 64 KiB a direction, and none while that direction waits for bytes:
+//!   thousands of idle connections cost little, and a slow reader stops its writer.
+
+mod direct;
+#[cfg(test)]
+mod tests;
+
+pub use direct::relay_direct;
+
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::{TcpStream, tcp};
+use tokio_util::sync::CancellationToken;
+
+use crate::channel::{Decoder, END, Event, LENGTH, RESET, length};
+use crate::transport::Stream;
+
+/// Size of a direction's buffer while bytes move. Larger ones gained nothing clear, and this
+/// one comes from the heap where 128 KiB may be mapped and unmapped each time (mallopt(3)).
+const BUFFER: usize = 64 * 1024;
+
+/// Bytes moved so far; read by others while the relay runs.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// From the TCP socket into the channel.
+    pub from_tcp: AtomicU64,
+    /// From the channel to the TCP socket.
+    pub to_tcp: AtomicU64,
+}
+
+/// How a relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Both directions ended cleanly.
+    Finished,
+    /// The TCP side was reset; the channel was told so.
+    TcpReset,
+    /// The channel said reset; the TCP side was reset.
+    ChannelReset,
+    /// The channel ended without its end frame or was broken; the TCP side was reset.
+    ChannelLost,
+    /// `cut` was cancelled; both sides were reset.
+    Cut,
+}
+
+/// Makes closing `tcp` a reset, however it is closed: by its drop, or by the kernel when the
+/// process is killed (SO_LINGER 0, socket(7)). [`relay`] does this first; who holds a
+/// connection before that and may have to refuse it calls it earlier.
+pub fn reset_on_close(tcp: &TcpStream) {
+    // Cannot fail on a TCP socket.
+    let _ = sockopt::set_socket_linger(tcp, Some(Duration::ZERO));
+}
+
+/// Relays between a TCP socket and the framed channel until both directions have ended.
+///
+/// Dropping the future closes both sockets without an end frame: both sides see a reset. That
+/// is meant: a relay that was not allowed to finish must not look as if it had.
+pub async fn relay(
+    mut tcp: TcpStream,
+    channel: Stream,
+    counters: &Counters,
+    cut: &CancellationToken,
+) -> Outcome {
+    reset_on_close(&tcp);
+    // Cannot fail on a TCP socket; without it the relay were only slower.
+    let _ = tcp.set_nodelay(true);
+    let (channel_in, channel_out) = tokio::io::split(channel);
+    let mut frames = FrameWriter {
+        writer: channel_out,
+        inside: false,
+    };
+    let (tcp_in, tcp_out) = tcp.split();
+    let ends = Ends::default();
+    let outcome = tokio::select! {
+        biased;
+        () = cut.cancelled() => Outcome::Cut,
+        outcome = up(tcp_in, &mut frames, &counters.from_tcp, &ends) => outcome,
+        outcome = down(channel_in, tcp_out, &counters.to_tcp, &ends) => outcome,
+    };
+    match outcome {
+        Outcome::Finished => {
+            let _ = sockopt::set_socket_linger(&tcp, None);
+        }
+        Outcome::TcpReset | Outcome::Cut => frames.try_reset().await,
+        Outcome::ChannelReset | Outcome::ChannelLost => {}
+    }
+    outcome
+}
+
+/// From TCP into the channel. Returns when the relay is over, not when this direction is.
+async fn up<W: AsyncWrite + Unpin>(
+    mut tcp: tcp::ReadHalf<'_>,
+    frames: &mut FrameWriter<W>,
+    moved: &AtomicU64,
+    ends: &Ends,
+) -> Outcome {
+    loop {
+        let Ok(mut frame) = read_some(&mut tcp, LENGTH).await else {
+            return Outcome::TcpReset;
+        };
+        let payload = frame.len() - LENGTH;
+        if payload == 0 {
+            break;
+        }
+        frame[..LENGTH].copy_from_slice(&length(payload));
+        moved.fetch_add(payload as u64, Ordering::Relaxed);
+        if frames.write(&frame).await.is_err() {
+            return ends.reach(Ends::CHANNEL_BROKEN).await;
+        }
+    }
+    // After a reset that a write was told of, reads report a clean end.
+    if ends.have(Ends::TCP_BROKEN) {
+        return Outcome::TcpReset;
+    }
+    if frames.write(&END).await.is_err() {
+        return ends.reach(Ends::CHANNEL_BROKEN).await;
+    }
+    tokio::select! {
+        biased;
+        outcome = ends.reach(Ends::UP) => outcome,
+        // Nobody reads TCP now: this is how a reset is seen while down has nothing to write.
+        _ = tcp.ready(Interest::ERROR) => Outcome::TcpReset,
+    }
+}
+
+/// From the channel to TCP. Returns when the relay is over, not when this direction is: it
+/// reads on after the end frame, to see the channel break.
+async fn down<R: AsyncRead + Unpin>(
+    mut channel: R,
+    mut tcp: tcp::WriteHalf<'_>,
+    moved: &AtomicU64,
+    ends: &Ends,
+) -> Outcome {
+    let mut decoder = Decoder::default();
+    loop {
+        let chunk = match read_some(&mut channel, 0).await {
+            Ok(chunk) if !chunk.is_empty() => chunk,
+            _ => return Outcome::ChannelLost,
+        };
+        let mut input = &chunk[..];
+        loop {
+            match decoder.next(&mut input) {
+                Ok(None) => break,
+                Ok(Some(Event::Reset)) => return Outcome::ChannelReset,
+                Ok(Some(Event::Data(data))) if !ends.have(Ends::DOWN) => {
+                    if tcp.write_all(data).await.is_err() {
+                        return ends.reach(Ends::TCP_BROKEN).await;
+                    }
+                    moved.fetch_add(data.len() as u64, Ordering::Relaxed);
+                }
+                Ok(Some(Event::End)) if !ends.have(Ends::DOWN) => {
+                    if tcp.shutdown().await.is_err() {
+                        return ends.reach(Ends::TCP_BROKEN).await;
+                    }
+                    if let Some(outcome) = ends.mark(Ends::DOWN) {
+                        return outcome;
+                    }
+                }
+                Ok(Some(Event::Data(_) | Event::End)) => {
+                    tracing::debug!("a frame after the end frame");
+                    return Outcome::ChannelLost;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a channel is broken");
+                    return Outcome::ChannelLost;
+                }
+            }
+        }
+    }
+}
+
+/// Which directions are over, and how. Atomic only so that the future can move between
+/// threads.
+#[derive(Default)]
+struct Ends(AtomicU8);
+
+impl Ends {
+    /// TCP ended and the end frame is written.
+    const UP: u8 = 1;
+    /// The end frame came and TCP's write side is shut down.
+    const DOWN: u8 = 2;
+    /// The channel cannot be written: up is over.
+    const CHANNEL_BROKEN: u8 = 4;
+    /// TCP cannot be written: down is over.
+    const TCP_BROKEN: u8 = 8;
+
+    fn have(&self, bit: u8) -> bool {
+        self.0.load(Ordering::Relaxed) & bit != 0
+    }
+
+    /// Notes `bit`; the outcome once both directions are over.
+    fn mark(&self, bit: u8) -> Option<Outcome> {
+        self.0.fetch_or(bit, Ordering::Relaxed);
+        let up_is_over = self.have(Self::UP | Self::CHANNEL_BROKEN);
+        let down_is_over = self.have(Self::DOWN | Self::TCP_BROKEN);
+        if !up_is_over || !down_is_over {
+            return None;
+        }
+        Some(if self.have(Self::TCP_BROKEN) {
+            Outcome::TcpReset
+        } else if self.have(Self::CHANNEL_BROKEN) {
+            Outcome::ChannelLost
+        } else {
+            Outcome::Finished
+        })
+    }
+
+    /// Notes `bit` and returns the outcome, or leaves it to the other direction: then this
+    /// never completes.
+    async fn reach(&self, bit: u8) -> Outcome {
+        match self.mark(bit) {
+            Some(outcome) => outcome,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The channel's write side.
+struct FrameWriter<W> {
+    writer: W,
+    /// A frame was begun and not finished, so no other may begin.
+    inside: bool,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    async fn write(&mut self, frame: &[u8]) -> io::Result<()> {
+        self.inside = true;
+        self.writer.write_all(frame).await?;
+        self.inside = false;
+        Ok(())
+    }
+
+    /// Writes a reset frame if that can be done without waiting. If not, the other side sees
+    /// the channel end without its end frame, which says the same.
+    async fn try_reset(mut self) {
+        if self.inside {
+            return;
+        }
+        let mut write = pin!(self.writer.write(&RESET));
+        std::future::poll_fn(|cx| {
+            let _ = write.as_mut().poll(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+/// Reads what there is, after `gap` zero bytes; only the gap at the end of the stream. The
+/// buffer is made when it is polled and dropped when there was nothing: while this waits, it
+/// holds no memory.
+async fn read_some(reader: &mut (impl AsyncRead + Unpin), gap: usize) -> io::Result<Vec<u8>> {
+    std::future::poll_fn(|cx| {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        buffer.resize(gap, 0);
+        let read = pin!(reader.read_buf(&mut buffer)).poll(cx);
+        read.map_ok(|_| buffer)
+    })
+    .await
+}

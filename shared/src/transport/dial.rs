@@ -1,0 +1,187 @@
+//! The host's side: from an [`Endpoint`] to a connected [`Stream`].
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio_vsock::{VsockAddr, VsockStream};
+
+use super::Stream;
+use crate::{CHANNEL_PORT, RPC_PORT};
+
+/// Time for a whole dial, `CONNECT` included. Local transports answer in microseconds; a guest
+/// that is booting or stopped may never answer.
+pub const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest answer to `CONNECT` that is read, newline included. `OK 4294967295\n` has 14 bytes.
+const MAX_CONNECT_ANSWER: usize = 64;
+/// Pause before a Unix socket whose backlog is full is tried again: unlike TCP and vsock, it
+/// says EAGAIN at once instead of waiting (connect(2)).
+const BACKLOG_PAUSE: Duration = Duration::from_millis(2);
+
+/// Which of the agent's two services to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// The RPC, port [`RPC_PORT`].
+    Rpc,
+    /// The forward channel, port [`CHANNEL_PORT`].
+    Channel,
+}
+
+impl Service {
+    /// Its port, on vsock and after `CONNECT`.
+    pub fn port(self) -> u32 {
+        match self {
+            Self::Rpc => RPC_PORT,
+            Self::Channel => CHANNEL_PORT,
+        }
+    }
+}
+
+/// Where the host finds an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Two Unix sockets of an agent on the same kernel.
+    Unix {
+        /// Socket of the RPC.
+        rpc: PathBuf,
+        /// Socket of the forward channel.
+        channel: PathBuf,
+    },
+    /// A VM by its context id.
+    Vsock {
+        /// The guest's CID.
+        cid: u32,
+    },
+    /// A Unix socket that speaks `CONNECT port` (Firecracker and its kin).
+    Connect {
+        /// The device's socket.
+        socket: PathBuf,
+    },
+}
+
+impl Endpoint {
+    /// Connects to `service`.
+    ///
+    /// # Errors
+    /// What the system says; [`io::ErrorKind::ConnectionRefused`] when nobody listens behind a
+    /// `CONNECT` device, [`io::ErrorKind::InvalidData`] when the device answers something
+    /// else, [`io::ErrorKind::TimedOut`] after [`DIAL_DEADLINE`].
+    pub async fn dial(&self, service: Service) -> io::Result<Stream> {
+        self.dial_saying(service, &[]).await
+    }
+
+    /// Connects to `service` and sends `first`, at most a few bytes. On a Unix socket that
+    /// happens before anything can wait, which saves a turn through the event loop.
+    ///
+    /// # Errors
+    /// As [`Endpoint::dial`].
+    pub async fn dial_saying(&self, service: Service, first: &[u8]) -> io::Result<Stream> {
+        let dialled = async {
+            match self {
+                Self::Unix { rpc, channel } => {
+                    let path = match service {
+                        Service::Rpc => rpc,
+                        Service::Channel => channel,
+                    };
+                    unix(path, first).await.map(Stream::Unix)
+                }
+                Self::Vsock { cid } => {
+                    let addr = VsockAddr::new(*cid, service.port());
+                    let mut stream = VsockStream::connect(addr).await?;
+                    stream.write_all(first).await?;
+                    Ok(Stream::Vsock(stream))
+                }
+                Self::Connect { socket } => {
+                    let ask_for = format!("CONNECT {}\n", service.port());
+                    let mut stream = unix(socket, ask_for.as_bytes()).await?;
+                    answer(&mut stream, service.port()).await?;
+                    stream.write_all(first).await?;
+                    Ok(Stream::Unix(stream))
+                }
+            }
+        };
+        within_deadline(dialled).await
+    }
+}
+
+/// Gives `dialled` up after [`DIAL_DEADLINE`].
+pub(super) async fn within_deadline<T>(
+    dialled: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    tokio::time::timeout(DIAL_DEADLINE, dialled)
+        .await
+        .unwrap_or_else(|_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no connection within {DIAL_DEADLINE:?}"),
+            ))
+        })
+}
+
+/// Connects to a Unix socket, waiting for room in its backlog, and sends `first`. A Unix
+/// socket connects at once or not at all, and a new one has room for a few bytes.
+pub(super) async fn unix(path: &Path, first: &[u8]) -> io::Result<UnixStream> {
+    let addr = SocketAddrUnix::new(path)?;
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        match connect(&socket, &addr) {
+            Err(Errno::AGAIN) => tokio::time::sleep(BACKLOG_PAUSE).await,
+            done => {
+                done?;
+                let sent = send(&socket, first, SendFlags::NOSIGNAL)?;
+                if sent < first.len() {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                return UnixStream::from_std(socket.into());
+            }
+        }
+    }
+}
+
+/// Reads what a `CONNECT` device answers for `port`. The number after `OK` is the device's own
+/// port and has no meaning. Read byte by byte, since what follows belongs to the stream.
+async fn answer(stream: &mut UnixStream, port: u32) -> io::Result<()> {
+    let nobody = || {
+        io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            format!("nobody listens on the guest's vsock port {port}"),
+        )
+    };
+    let gone = |e: io::Error| match e.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => nobody(),
+        _ => e,
+    };
+    let mut answer = Vec::with_capacity(MAX_CONNECT_ANSWER);
+    while answer.last() != Some(&b'\n') {
+        let mut byte = [0];
+        if answer.len() == MAX_CONNECT_ANSWER {
+            return Err(not_a_device(&answer));
+        }
+        match stream.read(&mut byte).await.map_err(gone)? {
+            0 => return Err(nobody()),
+            _ => answer.push(byte[0]),
+        }
+    }
+    if answer.starts_with(b"OK ") {
+        Ok(())
+    } else {
+        Err(not_a_device(&answer))
+    }
+}
+
+fn not_a_device(answer: &[u8]) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "the socket answered `{}` to CONNECT, not `OK`",
+            answer.trim_ascii().escape_ascii()
+        ),
+    )
+}

@@ -1,0 +1,103 @@
+//! Knocks: an agent without a session connects to port [`KNOCK_PORT`] of the host and closes.
+//!
+//! A `CONNECT` device turns that into a connection to `SOCKET_2224`, so there the host waits
+//! for a knock instead of polling a guest that is still booting. A knock carries no fact: it
+//! only wakes.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+
+use super::dial::{Endpoint, unix, within_deadline};
+use super::listen::bind_unix;
+use crate::KNOCK_PORT;
+
+/// Pause after an accept that failed (EMFILE and its kin pass).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Where an agent knocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnockTarget {
+    /// The host (CID 2), port [`KNOCK_PORT`].
+    Vsock,
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl KnockTarget {
+    /// Connects and closes, within [`super::DIAL_DEADLINE`].
+    ///
+    /// # Errors
+    /// As connect(2). Nobody need be listening, so a caller ignores them.
+    pub async fn knock(&self) -> io::Result<()> {
+        within_deadline(async {
+            match self {
+                Self::Vsock => VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, KNOCK_PORT))
+                    .await
+                    .map(drop),
+                Self::Unix(path) => unix(path, &[]).await.map(drop),
+            }
+        })
+        .await
+    }
+}
+
+/// Waits for knocks; its socket file goes when it is dropped.
+#[derive(Debug)]
+pub struct Knocks {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Endpoint {
+    /// A listener for the knocks of the agent behind this endpoint; `None` where none can
+    /// arrive (the others are polled). Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`super::ListenAddr::bind`] of a Unix socket.
+    pub fn knock_listener(&self) -> io::Result<Option<Knocks>> {
+        let Self::Connect { socket } = self else {
+            return Ok(None);
+        };
+        let mut path = OsString::from(socket);
+        path.push(format!("_{KNOCK_PORT}"));
+        let path = PathBuf::from(path);
+        let listener = bind_unix(&path)?;
+        Ok(Some(Knocks { listener, path }))
+    }
+}
+
+impl Knocks {
+    /// Completes when an agent has knocked since the last call. Knocks that piled up count
+    /// once. Cancel-safe.
+    pub async fn next(&mut self) {
+        while let Err(error) = self.listener.accept().await {
+            tracing::debug!(%error, "a knock could not be accepted");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        // Bounded, so that a guest that never stops knocking cannot hold the host here.
+        for _ in 0..super::BACKLOG {
+            let more = std::future::poll_fn(|cx| {
+                std::task::Poll::Ready(matches!(
+                    self.listener.poll_accept(cx),
+                    std::task::Poll::Ready(Ok(_))
+                ))
+            });
+            if !more.await {
+                break;
+            }
+        }
+    }
+}
+
+impl Drop for Knocks {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "knock socket not removed");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+#![allow(clippy::unwrap_used)]
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+use super::*;
+
+/// Generous: only a broken build waits this long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Dials a `CONNECT` device that reads the request, answers `answer` and closes if `close`.
+async fn connect_to(answer: &'static [u8], close: bool) -> (io::Result<Stream>, String) {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("v.sock");
+    let device = UnixListener::bind(&socket).unwrap();
+    let endpoint = Endpoint::Connect { socket };
+    let serve = async {
+        let (mut stream, _) = device.accept().await.unwrap();
+        let mut request = vec![];
+        while request.last() != Some(&b'\n') {
+            request.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(answer).await.unwrap();
+        (
+            String::from_utf8(request).unwrap(),
+            (!close).then_some(stream),
+        )
+    };
+    let (dialled, (request, _kept)) = tokio::join!(endpoint.dial(Service::Channel), serve);
+    (dialled, request)
+}
+
+#[tokio::test]
+async fn connect_asks_for_the_port_and_takes_no_byte_too_many() {
+    let (dialled, request) = connect_to(b"OK 1073741824\nafter", true).await;
+    assert_eq!(request, "CONNECT 2223\n");
+    let mut rest = String::new();
+    dialled.unwrap().read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, "after");
+}
+
+#[tokio::test]
+async fn connect_says_when_nobody_listens() {
+    for answer in [&b""[..], b"OK 12"] {
+        let error = connect_to(answer, true).await.0.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
+        assert!(error.to_string().contains("2223"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn connect_answers_are_checked_and_bounded() {
+    for answer in [&b"HTTP/1.1 400\r\n"[..], b"OKAY\n", &[b'x'; 200]] {
+        let error = connect_to(answer, false).await.0.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_has_a_deadline() {
+    let error = connect_to(b"OK", false).await.0.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
+
+#[tokio::test]
+async fn unix_endpoints_have_a_socket_a_service() {
+    let dir = TempDir::new().unwrap();
+    let [rpc, channel] = ["rpc", "channel"].map(|name| dir.path().join(name));
+    let mut acceptor = ListenAddr::Unix(channel.clone()).bind().unwrap();
+    let endpoint = Endpoint::Unix { rpc, channel };
+    let mut dialled = endpoint.dial(Service::Channel).await.unwrap();
+    let (mut accepted, cid) = acceptor.accept().await.unwrap();
+    assert_eq!(cid, None);
+    dialled.write_all(b"x").await.unwrap();
+    assert_eq!(accepted.read_u8().await.unwrap(), b'x');
+    let error = endpoint.dial(Service::Rpc).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn listen_addresses_read_as_they_are_written() {
+    for text in ["vsock:2222", "unix:/run/a b.sock", "fd:3"] {
+        assert_eq!(text.parse::<ListenAddr>().unwrap().to_string(), text);
+    }
+    for (text, hint) in [
+        ("2222", "`vsock:PORT`"),
+        ("tcp:1", "`vsock:PORT`"),
+        ("vsock:", "`vsock:2222`"),
+        ("vsock:-1", "`vsock:2222`"),
+        ("vsock:4294967295", "`vsock:2222`"),
+        ("unix:", "`unix:/run/"),
+        ("fd:2", "`fd:3`"),
+        ("fd:+3", "`fd:3`"),
+        ("fd:4000000000", "`fd:3`"),
+    ] {
+        let error = text.parse::<ListenAddr>().unwrap_err();
+        assert!(error.contains(hint), "{text}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn socket_files_are_private_and_replaced_only_when_stale() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("s");
+    let bind = || ListenAddr::Unix(path.clone()).bind();
+    let first = bind().unwrap();
+    let mode = path.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    drop(first);
+    let mut second = bind().unwrap();
+    let dial = UnixStream::connect(&path);
+    let (accepted, dialled) = tokio::join!(second.accept(), dial);
+    dialled.unwrap();
+    accepted.unwrap();
+    drop(second);
+
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "precious").unwrap();
+    assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[tokio::test]
+async fn an_inherited_listener_is_checked_and_used() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut acceptor = ListenAddr::Fd(listener.as_raw_fd()).bind().unwrap();
+    let (accepted, dialled) = tokio::join!(acceptor.accept(), UnixStream::connect(&path));
+    accepted.unwrap();
+
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let file = tempfile::tempfile().unwrap();
+    for (fd, why) in [
+        (dialled.unwrap().as_raw_fd(), "not a listening socket"),
+        (file.as_raw_fd(), "not a listening socket"),
+        (tcp.as_raw_fd(), "neither a Unix nor a vsock socket"),
+        (1_000_000_000, "cannot be used"),
+    ] {
+        let error = ListenAddr::Fd(fd).bind().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn knocks_wake_once_and_leave_no_file() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("v.sock");
+    let path = dir.path().join("v.sock_2224");
+    let endpoint = Endpoint::Connect { socket };
+    let mut knocks = endpoint.knock_listener().unwrap().unwrap();
+    let target = KnockTarget::Unix(path.clone());
+    for _ in 0..3 {
+        target.knock().await.unwrap();
+    }
+    tokio::time::timeout(PATIENCE, knocks.next()).await.unwrap();
+    // All three are taken: the next call waits for a fourth.
+    let mut next = Box::pin(knocks.next());
+    assert!(futures_poll(next.as_mut()).await.is_pending());
+    target.knock().await.unwrap();
+    tokio::time::timeout(PATIENCE, next).await.unwrap();
+    drop(knocks);
+    assert!(!path.exists());
+    target.knock().await.unwrap_err();
+    assert!(
+        Endpoint::Vsock { cid: 3 }
+            .knock_listener()
+            .unwrap()
+            .is_none()
+    );
+}
+
+/// One poll of `future`, without a waker that matters.
+async fn futures_poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+    std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+#[tokio::test]
+async fn a_vsock_listener_binds_and_can_be_inherited() {
+    // VMADDR_PORT_ANY: a free port, so that tests do not meet.
+    let bound = ListenAddr::Vsock(u32::MAX).bind();
+    let Acceptor::Vsock(first) = bound.expect("this test needs AF_VSOCK: modprobe vsock") else {
+        panic!("not a vsock listener");
+    };
+    let address = first.local_addr().unwrap();
+    let again = ListenAddr::Vsock(address.port()).bind().unwrap_err();
+    assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+    match ListenAddr::Fd(first.as_raw_fd()).bind().unwrap() {
+        Acceptor::Vsock(second) => assert_eq!(second.local_addr().unwrap(), address),
+        Acceptor::Unix(_) => panic!("a vsock listener was taken for a Unix one"),
+    }
+}
