@@ -1,0 +1,258 @@
+//! The agent's command line. `rum` re-executes itself as the agent and uses it too.
+
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+use rum_shared::transport::{KnockTarget, ListenAddr};
+use rum_shared::{CHANNEL_PORT, RPC_PORT};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Level, debug, info};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::hints::HintKind;
+use crate::server::{AgentError, Config};
+use crate::source::SourceKind;
+
+/// Threads for reading /proc, beside the one that does everything else: names and, without
+/// SOCK_DIAG, the sockets.
+const BLOCKING_THREADS: usize = 2;
+/// A thread that has nothing to do ends after this time, and its memory goes.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// Tells the host what listens in this guest, and connects it
+#[derive(Debug, Clone, Parser)]
+#[command(name = "rum-agent", version, max_term_width = 100)]
+pub struct Args {
+    /// Where the host calls: `vsock:PORT`, `unix:PATH` or `fd:N`
+    #[arg(long, value_name = "WHERE", default_value_t = ListenAddr::Vsock(RPC_PORT))]
+    pub rpc: ListenAddr,
+
+    /// Where the host opens connections: `vsock:PORT`, `unix:PATH` or `fd:N`
+    #[arg(long, value_name = "WHERE", default_value_t = ListenAddr::Vsock(CHANNEL_PORT))]
+    pub channel: ListenAddr,
+
+    /// Read the listening sockets from `netlink` or `proc` only [default: the best there is]
+    #[arg(long)]
+    pub source: Option<SourceKind>,
+
+    /// Be woken by the `tracepoint` or by a `poll` only [default: the best there is]
+    #[arg(long)]
+    pub hint: Option<HintKind>,
+
+    /// Where to say that the agent is ready: `auto` (the host, over vsock), `off` or `unix:PATH`
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    pub knock: Knock,
+
+    /// Serve vsock connections from this machine as well as from the host
+    #[arg(long)]
+    pub allow_local: bool,
+
+    /// Hand connected sockets to the host, which must share this kernel and be trusted with them
+    #[arg(long)]
+    pub hand_over: bool,
+
+    /// Log problems only
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Say more, twice for everything
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The value of `--knock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Knock {
+    /// At the host if the RPC is on vsock, else nowhere.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// At a Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Knock {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "off" => Ok(Self::Off),
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => Err("write `auto`, `off` or `unix:PATH`".into()),
+        }
+    }
+}
+
+impl From<Args> for Config {
+    fn from(args: Args) -> Self {
+        let knock = match args.knock {
+            Knock::Auto if matches!(args.rpc, ListenAddr::Vsock(_)) => Some(KnockTarget::Vsock),
+            Knock::Auto | Knock::Off => None,
+            Knock::Unix(path) => Some(KnockTarget::Unix(path)),
+        };
+        Self {
+            rpc: args.rpc,
+            channel: args.channel,
+            source: args.source,
+            hint: args.hint,
+            knock,
+            allow_local: args.allow_local,
+            hand_over: args.hand_over,
+        }
+    }
+}
+
+/// Runs the agent as this process until SIGTERM or SIGINT. Logs to stderr.
+pub fn main_with(args: Args) -> ExitCode {
+    start_log(args.quiet, args.verbose);
+    raise_descriptor_limit();
+    match run_process(args.into()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let hint = hint(&*error);
+            eprintln!("error: {}", crate::chain(&*error));
+            if let Some(hint) = hint {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_process(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(THREAD_KEEP_ALIVE)
+        .build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = CancellationToken::new();
+        // A task, since waking this root future costs a system call each time.
+        let mut agent = JoinSet::new();
+        agent.spawn(crate::run(config, shutdown.clone()));
+        tokio::select! {
+            Some(result) = agent.join_next() => return Ok(result??),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("stopping");
+        shutdown.cancel();
+        while let Some(result) = agent.join_next().await {
+            result??;
+        }
+        Ok(())
+    })
+}
+
+fn start_log(quiet: bool, verbose: u8) {
+    let level = match verbose {
+        0 if quiet => Level::WARN,
+        0 => Level::INFO,
+        1 => Level::DEBUG,
+        _ => Level::TRACE,
+    };
+    let ours = Targets::new()
+        .with_target("rum_agent", level)
+        .with_target("rum_shared", level);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal())
+        .with_target(verbose > 0);
+    // Fails where the process has a log already, which then gets our lines.
+    let _ = tracing_subscriber::registry()
+        .with(lines)
+        .with(ours)
+        .try_init();
+}
+
+/// Takes as many descriptors as this process may have: a channel needs two.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        debug!(
+            "the limit of open files stays at {:?}: {error}",
+            limit.current
+        );
+    }
+}
+
+/// What can be done about `error`.
+fn hint(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    match error.downcast_ref::<AgentError>()? {
+        AgentError::Listen {
+            addr: ListenAddr::Vsock(_),
+            ..
+        } => Some(
+            "vsock needs the kernel module `vmw_vsock_virtio_transport`; outside a VM use `--rpc unix:PATH --channel unix:PATH`",
+        ),
+        AgentError::Hint(error) => error.hint().or(Some("leave out `--hint`")),
+        AgentError::Source(_) => Some("leave out `--source`"),
+        AgentError::Listen { .. } | AgentError::Part(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use clap::CommandFactory;
+
+    fn config(args: &[&str]) -> Config {
+        let args = std::iter::once(&"rum-agent").chain(args);
+        Args::try_parse_from(args).unwrap().into()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_a_vm() {
+        let config = config(&[]);
+        assert_eq!(config.rpc, ListenAddr::Vsock(2222));
+        assert_eq!(config.channel, ListenAddr::Vsock(2223));
+        assert_eq!(config.knock, Some(KnockTarget::Vsock));
+        assert_eq!((config.source, config.hint), (None, None));
+        assert!(!config.allow_local);
+    }
+
+    #[test]
+    fn knocking_follows_the_transport_unless_told() {
+        let unix = ["--rpc", "unix:/a", "--channel", "unix:/b"];
+        assert_eq!(config(&unix).knock, None);
+        let told = config(&["--rpc", "unix:/a", "--knock", "unix:/k"]);
+        assert_eq!(told.knock, Some(KnockTarget::Unix("/k".into())));
+        assert_eq!(config(&["--knock", "off"]).knock, None);
+    }
+
+    #[test]
+    fn wrong_words_are_answered_with_the_right_ones() {
+        for (flag, says) in [
+            ("--source", "`netlink` or `proc`"),
+            ("--hint", "`tracepoint` or `poll`"),
+            ("--knock", "`auto`, `off` or `unix:PATH`"),
+        ] {
+            let error = Args::try_parse_from(["rum-agent", flag, "x"]).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+}

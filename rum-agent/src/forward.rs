@@ -1,0 +1,223 @@
+//! Step 5 of the data flow, the guest's end: from a channel to the listener that it asks for.
+//!
+//! The host names a port; the agent dials the listener where it can be reached and answers one
+//! status byte; from then on [`rum_shared::relay`] moves the bytes (step 6), or the
+//! host does it alone with the socket that it is handed. Loopback comes
+//! first where the listener takes it, else the address that it is bound to. A port that is not
+//! in the set is tried on loopback all the same: it may have opened a moment ago.
+//!
+//! Invariants: the agent dials this machine only. A bound address that has left the machine in
+//! the meantime is not dialled: the socket is first bound to that very address, which fails
+//! then. Every wait has a deadline, and the number of channels is bounded by [`MAX_CHANNELS`].
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rum_shared::channel::{self, DialStatus};
+use rum_shared::handover;
+use rum_shared::listener::Listener;
+use rum_shared::relay::{Counters, relay};
+use rum_shared::transport::Stream;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, trace};
+
+use crate::hub::Hub;
+
+/// Channels that relay at once; each costs two descriptors and the relay's buffers.
+pub const MAX_CHANNELS: usize = 4096;
+/// Channels beyond those, which only wait to be told [`DialStatus::Exhausted`].
+pub const MAX_REFUSED: usize = 64;
+/// Time for the host to name the port: it does so at once.
+const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// Time for a listener of this machine to accept. Only one with a full backlog needs any.
+const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Serves channels.
+#[derive(Debug, Clone)]
+pub struct Forwarder {
+    hub: Arc<Hub>,
+    hand_over: bool,
+    places: Arc<Semaphore>,
+    cut: CancellationToken,
+}
+
+impl Forwarder {
+    /// A forwarder that looks ports up in `hub`; cancelling `cut` resets all its connections.
+    /// With `hand_over` it hands connected sockets to a host on the same kernel, instead of
+    /// relaying.
+    pub fn new(hub: Arc<Hub>, hand_over: bool, cut: CancellationToken) -> Self {
+        Self {
+            hub,
+            hand_over,
+            places: Arc::new(Semaphore::new(MAX_CHANNELS)),
+            cut,
+        }
+    }
+
+    /// Serves one channel to its end.
+    pub async fn serve(self, mut stream: Stream) {
+        let opened = tokio::select! {
+            () = self.cut.cancelled() => return,
+            opened = self.open(&mut stream) => opened,
+        };
+        let (tcp, _place) = match opened {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return,
+            Err(error) => return debug!("the host left before its channel was open: {error}"),
+        };
+        let counters = Counters::default();
+        let outcome = relay(tcp, stream, &counters, &self.cut).await;
+        trace!(?outcome, "a channel ended");
+    }
+
+    /// Reads the header, dials and answers. `None` when nothing is left to relay: the answer
+    /// was no, or the socket was handed over.
+    async fn open(
+        &self,
+        stream: &mut Stream,
+    ) -> io::Result<Option<(TcpStream, SemaphorePermit<'_>)>> {
+        let port = timeout(HEADER_DEADLINE, channel::read_header(stream)).await??;
+        if let Stream::Unix(unix) = &*stream
+            && port == handover::REQUEST
+            && self.hand_over
+        {
+            handover::offer(unix).await?;
+            return Ok(None);
+        }
+        let opened = match self.places.try_acquire() {
+            Ok(place) => self.dial(port).await.map(|tcp| (tcp, place)),
+            Err(_) => Err(DialStatus::Exhausted),
+        };
+        trace!(port, refused = ?opened.as_ref().err(), "a channel");
+        match opened {
+            Ok((tcp, place)) if self.hand_over => {
+                let kept = channel::hand_over(stream, tcp).await?;
+                let kept = kept.map(TcpStream::from_std).transpose()?;
+                Ok(kept.map(|tcp| (tcp, place)))
+            }
+            Ok((tcp, place)) => {
+                channel::write_status(stream, DialStatus::Connected).await?;
+                Ok(Some((TcpStream::from_std(tcp)?, place)))
+            }
+            Err(status) => {
+                channel::write_status(stream, status).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Connects to what listens on `port`.
+    async fn dial(&self, port: u16) -> Result<std::net::TcpStream, DialStatus> {
+        if port == 0 {
+            return Err(DialStatus::Denied);
+        }
+        let addresses = candidates(self.hub.current().get(port));
+        let mut first = None;
+        for ip in addresses {
+            let address = SocketAddr::new(ip, port);
+            let status = match timeout(DIAL_DEADLINE, connect(address)).await {
+                Ok(Ok(tcp)) => return Ok(tcp),
+                Ok(Err(error)) => status(&error),
+                Err(_) => DialStatus::TimedOut,
+            };
+            if status == DialStatus::Exhausted {
+                return Err(status);
+            }
+            // The best address failed first; what the others say is less of a reason.
+            first.get_or_insert(status);
+        }
+        Err(first.unwrap_or(DialStatus::Unreachable))
+    }
+}
+
+/// Where `listener` can be reached, best first. Empty when nowhere.
+fn candidates(listener: Option<&Listener>) -> Vec<IpAddr> {
+    const LOOPBACK: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
+    let Some(listener) = listener else {
+        return LOOPBACK.to_vec();
+    };
+    let takes = |wanted: IpAddr| {
+        listener.addresses.iter().any(|bound| {
+            let same_family = bound.ip.is_ipv4() == wanted.is_ipv4();
+            bound.ip.to_canonical() == wanted
+                || bound.ip.is_unspecified() && (same_family || bound.dual_stack)
+        })
+    };
+    let mut all: Vec<IpAddr> = LOOPBACK.into_iter().filter(|ip| takes(*ip)).collect();
+    for bound in &listener.addresses {
+        let ip = bound.ip.to_canonical();
+        // A link-local address means nothing without its interface.
+        let scoped = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !ip.is_unspecified() && !scoped && !all.contains(&ip) {
+            all.push(ip);
+        }
+    }
+    all
+}
+
+/// Connects to `address`. The socket is non-blocking and not registered with the event loop:
+/// most are handed over, and over loopback a connection is made before connect(2) returns, so
+/// that there is nothing to wait for.
+async fn connect(address: SocketAddr) -> io::Result<std::net::TcpStream> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    if !address.ip().is_loopback() {
+        rustix::net::bind(&socket, &SocketAddr::new(address.ip(), 0))?;
+    }
+    let mut tcp = match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => std::net::TcpStream::from(socket),
+        Err(error) => return Err(error.into()),
+    };
+    let mut writable = [PollFd::new(&tcp, PollFlags::OUT)];
+    if poll(&mut writable, Some(&Timespec::default()))? == 0 {
+        let waiting = TcpStream::from_std(tcp)?;
+        waiting.writable().await?;
+        tcp = waiting.into_std()?;
+    }
+    if let Some(error) = tcp.take_error()? {
+        return Err(error);
+    }
+    // Without a listener a port of the ephemeral range can meet itself: TCP's simultaneous
+    // open (RFC 9293, 3.5) connects the socket to its own port.
+    if tcp.local_addr()? == tcp.peer_addr()? {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    // The relay forwards what a client wrote as it comes; holding back helps nobody.
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+fn status(error: &io::Error) -> DialStatus {
+    match Errno::from_io_error(error) {
+        Some(Errno::CONNREFUSED | Errno::CONNRESET) => DialStatus::Refused,
+        Some(Errno::TIMEDOUT) => DialStatus::TimedOut,
+        Some(
+            Errno::HOSTUNREACH
+            | Errno::NETUNREACH
+            | Errno::NETDOWN
+            | Errno::ADDRNOTAVAIL
+            | Errno::AFNOSUPPORT,
+        ) => DialStatus::Unreachable,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => DialStatus::Exhausted,
+        None if error.kind() == io::ErrorKind::ConnectionRefused => DialStatus::Refused,
+        _ => DialStatus::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

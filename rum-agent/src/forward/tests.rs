@@ -1,0 +1,184 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use rum_shared::channel::Connected;
+use rum_shared::listener::{BoundAddr, Change};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, UnixStream};
+
+fn bound(ip: &str, dual_stack: bool) -> BoundAddr {
+    BoundAddr {
+        ip: ip.parse().unwrap(),
+        dual_stack,
+    }
+}
+
+fn listener(port: u16, addresses: &[BoundAddr]) -> Listener {
+    Listener {
+        addresses: addresses.to_vec(),
+        ..Listener::bare(port)
+    }
+}
+
+/// A forwarder whose set holds `listeners`.
+fn forwarder(listeners: Vec<Listener>) -> Forwarder {
+    let hub = Arc::new(Hub::default());
+    hub.publish(Change {
+        generation: 1,
+        opened: listeners,
+        ..Change::default()
+    });
+    Forwarder::new(hub, false, CancellationToken::new())
+}
+
+/// A port that nothing listens on and that nobody else gets as long as the socket is held.
+fn silent_port() -> (TcpSocket, u16) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
+#[test]
+fn loopback_comes_first_where_the_listener_takes_it() {
+    for (addresses, expected) in [
+        (vec![bound("0.0.0.0", false)], vec!["127.0.0.1"]),
+        (vec![bound("::", false)], vec!["::1"]),
+        (vec![bound("::", true)], vec!["127.0.0.1", "::1"]),
+        (vec![bound("::1", false)], vec!["::1"]),
+        (vec![bound("::ffff:127.0.0.1", false)], vec!["127.0.0.1"]),
+        (vec![bound("127.0.0.2", false)], vec!["127.0.0.2"]),
+        (
+            vec![bound("172.17.0.1", false), bound("::1", false)],
+            vec!["::1", "172.17.0.1"],
+        ),
+        (vec![bound("fe80::1", false)], vec![]),
+        (vec![], vec![]),
+    ] {
+        let expected: Vec<IpAddr> = expected.iter().map(|ip| ip.parse().unwrap()).collect();
+        let found = candidates(Some(&listener(80, &addresses)));
+        assert_eq!(found, expected, "{addresses:?}");
+    }
+    assert_eq!(candidates(None).len(), 2);
+}
+
+#[tokio::test]
+async fn listeners_are_dialled_where_they_are() {
+    for (ip, known) in [
+        ("127.0.0.1", true),
+        ("127.0.0.1", false),
+        ("::1", true),
+        ("::1", false),
+        ("127.0.0.2", true),
+    ] {
+        let server = TcpListener::bind((ip, 0)).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let known = if known {
+            vec![listener(address.port(), &[bound(ip, false)])]
+        } else {
+            vec![]
+        };
+        let tcp = forwarder(known).dial(address.port()).await.unwrap();
+        assert_eq!(tcp.peer_addr().unwrap(), address);
+        server.accept().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_dialled_has_a_reason() {
+    let (_held, port) = silent_port();
+    let dial = async |listeners, port| forwarder(listeners).dial(port).await.unwrap_err();
+    assert_eq!(dial(vec![], port).await, DialStatus::Refused);
+    assert_eq!(dial(vec![], 0).await, DialStatus::Denied);
+    // An address that is not of this machine (TEST-NET-1, RFC 5737) is not dialled.
+    let foreign = listener(port, &[bound("192.0.2.1", false)]);
+    assert_eq!(dial(vec![foreign], port).await, DialStatus::Unreachable);
+    let scoped = listener(port, &[bound("fe80::1", false)]);
+    assert_eq!(dial(vec![scoped], port).await, DialStatus::Unreachable);
+}
+
+#[tokio::test]
+async fn a_channel_carries_bytes_both_ways_and_ends() {
+    let server = TcpListener::bind("[::1]:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let (host, guest) = UnixStream::pair().unwrap();
+    let forwarder = forwarder(vec![listener(port, &[bound("::1", false)])]);
+    let host = Stream::Unix(host);
+    // The host's end is a relay too, with a client behind it.
+    let entry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(entry.local_addr().unwrap());
+    let (client, accepted) = tokio::join!(client, entry.accept());
+    let (mut client, accepted) = (client.unwrap(), accepted.unwrap().0);
+    let host = async {
+        let Connected::Framed(host) = channel::open(host, port).await.unwrap().unwrap() else {
+            panic!("a socket that nobody asked for");
+        };
+        relay(
+            accepted,
+            host,
+            &Counters::default(),
+            &CancellationToken::new(),
+        )
+        .await
+    };
+    let program = async {
+        let mut tcp = server.accept().await.unwrap().0;
+        let mut request = String::new();
+        tcp.read_to_string(&mut request).await.unwrap();
+        // The request has ended, the reply is still to come.
+        tcp.write_all(format!("re: {request}").as_bytes())
+            .await
+            .unwrap();
+    };
+    let user = async {
+        client.write_all(b"hello").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).await.unwrap();
+        assert_eq!(reply, "re: hello");
+    };
+    let guest = forwarder.serve(Stream::Unix(guest));
+    let ((), outcome, (), ()) = tokio::join!(guest, host, program, user);
+    assert_eq!(outcome, rum_shared::relay::Outcome::Finished);
+}
+
+#[tokio::test]
+async fn too_many_channels_are_told_so() {
+    let forwarder = forwarder(vec![]);
+    let (host, guest) = UnixStream::pair().unwrap();
+    let places = forwarder.places.clone();
+    let _all = places.acquire_many(MAX_CHANNELS as u32).await.unwrap();
+    let (refused, ()) = tokio::join!(
+        channel::open(Stream::Unix(host), 80),
+        forwarder.serve(Stream::Unix(guest))
+    );
+    assert_eq!(refused.unwrap().unwrap_err(), DialStatus::Exhausted);
+}
+
+#[tokio::test]
+async fn a_socket_is_handed_over_where_that_is_wanted() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut forwarder = forwarder(vec![]);
+    forwarder.hand_over = true;
+    let (host, guest) = UnixStream::pair().unwrap();
+    let (connected, (), accepted) = tokio::join!(
+        channel::open(Stream::Unix(host), port),
+        forwarder.serve(Stream::Unix(guest)),
+        server.accept()
+    );
+    let Connected::Direct(mut tcp) = connected.unwrap().unwrap() else {
+        panic!("no socket");
+    };
+    tcp.write_all(b"one hop").await.unwrap();
+    drop(tcp);
+    let mut text = String::new();
+    accepted.unwrap().0.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "one hop");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_says_nothing_is_left() {
+    let (_host, guest) = UnixStream::pair().unwrap();
+    forwarder(vec![]).serve(Stream::Unix(guest)).await;
+}

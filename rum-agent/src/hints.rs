@@ -1,0 +1,349 @@
+//! Step 1 of the data flow: waits until something may have changed.
+//!
+//! The ladder, from the best rung down:
+//!
+//! 1. the tracepoint `sock:inet_sock_set_state`, where the kernel lets us (CAP_PERFMON): an
+//!    event for every `listen()` and its end;
+//! 2. instead of it, a poll of the cheap socket counters in `/proc/self/net/sockstat`, with a
+//!    full dump now and then, since two opposite changes cancel out in a counter;
+//! 3. beside either, the netlink destroy groups, which need no privilege: a closed listener.
+//!
+//! A further rung (hints from another process, say a seccomp notifier) is a channel: see
+//! [`Hints::also_from`].
+//!
+//! Invariant: a [`Wake`] carries no fact. It says where to look first; the dump that follows
+//! decides.
+
+use std::io;
+use std::time::Duration;
+
+use rum_shared::range::PortRange;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tracing::{info, warn};
+
+use crate::chain;
+use crate::kernel::{
+    destroy::DestroyEvents,
+    sockstat::{Fingerprint, Sockstat},
+    tracepoint::{Hint, Tracepoint, TracepointError},
+};
+
+/// Time between two looks at the socket counters, without the tracepoint. One costs about 3 us.
+pub const POLL: Duration = Duration::from_millis(4);
+/// Without the tracepoint there is a full dump at least this often.
+pub const FULL_DUMP: Duration = Duration::from_millis(100);
+/// Most hints that one [`Wake`] gathers; the rest are in the next one.
+pub const MAX_DRAIN: usize = 1024;
+
+/// What wakes the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HintKind {
+    /// Kernel events for `listen()`.
+    Tracepoint,
+    /// A look at counters every few milliseconds.
+    Poll,
+    /// Nothing: only the host's polls find anything. To see how far the safety net carries.
+    None,
+}
+
+impl HintKind {
+    /// The word for `hello` and for the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tracepoint => "tracepoint",
+            Self::Poll => "poll",
+            Self::None => "none",
+        }
+    }
+}
+
+impl std::str::FromStr for HintKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "tracepoint" => Ok(Self::Tracepoint),
+            "poll" => Ok(Self::Poll),
+            "none" => Ok(Self::None),
+            _ => Err("write `tracepoint` or `poll`".into()),
+        }
+    }
+}
+
+/// Something may have changed.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Wake {
+    /// Ports that something began to listen on (0: unknown which) and the process that did.
+    pub listening: Vec<(u16, u32)>,
+    /// Whether to look at once: not for a process that our PID namespace does not show.
+    pub urgent: bool,
+}
+
+/// All sources of hints.
+#[derive(Default)]
+pub struct Hints {
+    tracepoint: Option<Tracepoint>,
+    destroy: Option<DestroyEvents>,
+    poll: Option<Poll>,
+    other: Option<mpsc::Receiver<Hint>>,
+}
+
+impl Hints {
+    /// Opens the best rung of the ladder that can be had, or the one that is `forced`. Why a
+    /// better one was not to be had is logged.
+    ///
+    /// # Errors
+    /// Why the tracepoint cannot be used, only where it is forced.
+    pub fn open(forced: Option<HintKind>) -> Result<Self, TracepointError> {
+        let mut hints = Self::default();
+        if forced == Some(HintKind::None) {
+            return Ok(hints);
+        }
+        if forced != Some(HintKind::Poll) {
+            match Tracepoint::open() {
+                Ok(tracepoint) => hints.tracepoint = Some(tracepoint),
+                Err(error) if forced.is_some() => return Err(error),
+                Err(error) => {
+                    let reason = chain(&error);
+                    info!("no tracepoint, polling socket counters instead: {reason}");
+                }
+            }
+        }
+        if hints.tracepoint.is_none() {
+            hints.poll = Some(Poll::open());
+        }
+        match DestroyEvents::open() {
+            Ok(destroy) => hints.destroy = Some(destroy),
+            Err(error) => info!("no destroy events, closed listeners are found later: {error}"),
+        }
+        Ok(hints)
+    }
+
+    /// Listens to `other` as well: a rung that lives elsewhere.
+    pub fn also_from(mut self, other: mpsc::Receiver<Hint>) -> Self {
+        self.other = Some(other);
+        self
+    }
+
+    /// The best rung in use.
+    pub fn kind(&self) -> HintKind {
+        match (&self.tracepoint, &self.poll) {
+            (Some(_), _) => HintKind::Tracepoint,
+            (None, Some(_)) => HintKind::Poll,
+            (None, None) => HintKind::None,
+        }
+    }
+
+    /// Lets the kernel drop what does not concern `range`, where it can. A source that refuses
+    /// keeps its old filter, which is logged.
+    pub fn set_range(&mut self, range: PortRange) {
+        let (min, max) = (range.min(), range.max());
+        let tracepoint = self.tracepoint.as_mut().map(|t| t.set_range(min, max));
+        let destroy = self.destroy.as_mut().map(|d| d.set_range(min, max));
+        for result in [tracepoint, destroy].into_iter().flatten() {
+            if let Err(error) = result {
+                warn!("kernel events could not be limited to {range}: {error}");
+            }
+        }
+    }
+
+    /// Waits for a hint and gathers all that are pending, up to [`MAX_DRAIN`]. Cancel-safe.
+    pub async fn next(&mut self) -> Wake {
+        let mut wake = Wake::default();
+        tokio::select! {
+            hint = some(self.tracepoint.as_mut().map(Tracepoint::next)) => wake.add(hint),
+            _ = some(self.destroy.as_mut().map(DestroyEvents::next)) => wake.urgent = true,
+            () = some(self.poll.as_mut().map(Poll::next)) => wake.urgent = true,
+            hint = other(&mut self.other) => wake.add(hint),
+        }
+        self.drain(&mut wake);
+        wake
+    }
+
+    /// Adds what is pending, without waiting. Whether there was anything.
+    pub fn drain(&mut self, wake: &mut Wake) -> bool {
+        let mut any = false;
+        for _ in 0..MAX_DRAIN {
+            let hint = self.tracepoint.as_mut().and_then(Tracepoint::try_next);
+            let event = self.destroy.as_mut().and_then(DestroyEvents::try_next);
+            let foreign = self.other.as_mut().and_then(|o| o.try_recv().ok());
+            if hint.is_none() && event.is_none() && foreign.is_none() {
+                break;
+            }
+            any = true;
+            wake.urgent |= event.is_some();
+            hint.into_iter().chain(foreign).for_each(|h| wake.add(h));
+        }
+        any
+    }
+}
+
+impl Wake {
+    fn add(&mut self, hint: Hint) {
+        match hint {
+            Hint::Listen { pid: 0, .. } => {}
+            Hint::Listen { port, pid } => {
+                self.listening.push((port, pid));
+                self.urgent = true;
+            }
+            // The dump that follows every wake answers both.
+            Hint::Unlisten { .. } | Hint::Lost => self.urgent = true,
+        }
+    }
+}
+
+/// Awaits what is there; waits for ever for what is not.
+async fn some<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next foreign hint; a channel whose other end is gone is forgotten.
+async fn other(source: &mut Option<mpsc::Receiver<Hint>>) -> Hint {
+    if let Some(receiver) = source {
+        if let Some(hint) = receiver.recv().await {
+            return hint;
+        }
+        *source = None;
+    }
+    std::future::pending().await
+}
+
+/// The rung without events.
+struct Poll {
+    counters: Option<Sockstat>,
+    last: Option<Fingerprint>,
+    ticks: Interval,
+    woken: Instant,
+}
+
+impl Poll {
+    fn open() -> Self {
+        let counters = Sockstat::open()
+            .inspect_err(|e| info!("no socket counters, dumping every {FULL_DUMP:?}: {e}"))
+            .ok();
+        let every = if counters.is_some() { POLL } else { FULL_DUMP };
+        let now = Instant::now();
+        let mut ticks = interval_at(now + every, every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            counters,
+            last: None,
+            ticks,
+            woken: now,
+        }
+    }
+
+    /// Completes when the counters differ or a full dump is due.
+    async fn next(&mut self) {
+        loop {
+            let now = self.ticks.tick().await;
+            let due = now >= self.woken + FULL_DUMP;
+            if self.differs() || due {
+                self.woken = now;
+                return;
+            }
+        }
+    }
+
+    /// Whether the counters differ from the last look. They are read before the dump, so what
+    /// changes during the dump is seen by the next look. Unreadable ones tell nothing: the
+    /// regular full dump goes on.
+    fn differs(&mut self) -> bool {
+        let Some(counters) = &mut self.counters else {
+            return false;
+        };
+        let read: io::Result<Fingerprint> = counters.read();
+        match read {
+            Ok(now) if self.last.as_ref() == Some(&now) => false,
+            Ok(now) => {
+                self.last = Some(now);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn foreign() -> (mpsc::Sender<Hint>, Hints) {
+        let (tx, rx) = mpsc::channel(MAX_DRAIN * 2);
+        (tx, Hints::default().also_from(rx))
+    }
+
+    #[tokio::test]
+    async fn pending_hints_make_one_wake() {
+        let (tx, mut hints) = foreign();
+        for port in [80, 0, 81] {
+            tx.try_send(Hint::Listen { port, pid: 7 }).unwrap();
+        }
+        tx.try_send(Hint::Unlisten { port: 80 }).unwrap();
+        assert_eq!(hints.next().await.listening, [(80, 7), (0, 7), (81, 7)]);
+        assert!(hints.other.as_mut().unwrap().try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_storm_is_gathered_in_bounded_pieces() {
+        let (tx, mut hints) = foreign();
+        for _ in 0..MAX_DRAIN * 2 {
+            tx.try_send(Hint::Listen { port: 1, pid: 7 }).unwrap();
+        }
+        assert_eq!(hints.next().await.listening.len(), MAX_DRAIN + 1);
+        assert_eq!(hints.next().await.listening.len(), MAX_DRAIN - 1);
+    }
+
+    #[tokio::test]
+    async fn a_loss_wakes_without_a_fact() {
+        let (tx, mut hints) = foreign();
+        tx.try_send(Hint::Lost).unwrap();
+        let wake = hints.next().await;
+        assert!(wake.urgent && wake.listening.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_our_pid_namespace_does_not_show_is_not_urgent() {
+        let (tx, mut hints) = foreign();
+        tx.try_send(Hint::Listen { port: 80, pid: 0 }).unwrap();
+        assert_eq!(hints.next().await, Wake::default());
+        tx.try_send(Hint::Listen { port: 80, pid: 0 }).unwrap();
+        tx.try_send(Hint::Listen { port: 81, pid: 7 }).unwrap();
+        let wake = hints.next().await;
+        assert!(wake.urgent);
+        assert_eq!(wake.listening, [(81, 7)]);
+    }
+
+    #[tokio::test]
+    async fn a_rung_that_ends_is_forgotten() {
+        let (tx, mut hints) = foreign();
+        drop(tx);
+        tokio::select! {
+            biased;
+            wake = hints.next() => panic!("{wake:?} out of nothing"),
+            () = tokio::task::yield_now() => {}
+        }
+        assert!(hints.other.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_counters_a_full_dump_comes_regularly() {
+        let now = Instant::now();
+        let mut poll = Poll {
+            counters: None,
+            last: None,
+            ticks: interval_at(now + POLL, POLL),
+            woken: now,
+        };
+        poll.next().await;
+        assert_eq!(now.elapsed(), FULL_DUMP);
+        poll.next().await;
+        assert_eq!(now.elapsed(), FULL_DUMP * 2);
+    }
+}

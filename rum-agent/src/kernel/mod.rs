@@ -1,0 +1,84 @@
+//! Steps 1 and 2 of the data flow: what the kernel says.
+//!
+//! Two kinds of sources, kept apart by their types:
+//!
+//! | what | module | says |
+//! |---|---|---|
+//! | hints (step 1) | [`tracepoint`] | a socket entered or left LISTEN, within microseconds; privileged |
+//! | | [`destroy`] | a bound TCP socket is gone; no privilege |
+//! | | [`sockstat`] | the number of TCP sockets differs; no privilege, must be polled |
+//! | facts (step 2) | [`sock_diag`] | every listening socket, from NETLINK_SOCK_DIAG |
+//! | | [`proc_net`] | the same from `/proc/net/tcp` and `tcp6`, where netlink is refused |
+//! | details | [`process`] | who holds a socket |
+//!
+//! Invariants: a hint carries no fact, it only says when to look; a dump is complete or an
+//! error, never a part; nothing here spawns a task or keeps a clock.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+pub mod answer;
+pub mod destroy;
+pub mod perf_ring;
+pub mod proc_net;
+pub mod process;
+pub mod sock_diag;
+pub mod sockstat;
+pub mod tracefs;
+pub mod tracepoint;
+
+/// The state LISTEN of a TCP socket (include/net/tcp_states.h).
+pub const TCP_LISTEN: u8 = 10;
+
+/// At most this many listening sockets are read: four for every port that exists. A guest with
+/// more gets an error instead of an agent without bounds.
+pub const MAX_SOCKETS: usize = 4 * 65_536;
+
+/// A listening TCP socket, as one dump shows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Socket {
+    /// Local port, 1 to 65535.
+    pub port: u16,
+    /// Local address; unspecified for all. An IPv4 address that is mapped into IPv6 is shown
+    /// as the IPv4 address that it is.
+    pub ip: IpAddr,
+    /// An IPv6 socket that takes IPv4 as well: only ever true with the address `::`.
+    pub dual_stack: bool,
+    /// Owner.
+    pub uid: u32,
+    /// Inode of the socket's file.
+    pub inode: u64,
+    /// The kernel's cookie, where the source gives one (not /proc).
+    pub cookie: Option<u64>,
+}
+
+/// Why there is no dump. The set that was known before stays valid.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// A system call failed or the kernel refused the request.
+    #[error("cannot {what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel said each time that its tables changed while it read them.
+    #[error("the kernel's tables changed during every dump")]
+    Interrupted,
+    /// The answer is not what the protocol says.
+    #[error("the kernel's answer cannot be read: {0}")]
+    Malformed(String),
+    /// A line of /proc cannot be read.
+    #[error("{} cannot be read", file.display())]
+    Line {
+        /// The file.
+        file: PathBuf,
+        /// Where and why.
+        source: proc_net::ParseError,
+    },
+    /// More than [`MAX_SOCKETS`].
+    #[error("more than {MAX_SOCKETS} listening sockets")]
+    TooMany,
+}

@@ -1,0 +1,194 @@
+//! Details for step 2: which process holds a listening socket.
+//!
+//! `/proc/PID/fd` has a link `socket:[INODE]` for each descriptor that is a socket. There is no
+//! index from inode to process, so the descriptors are walked until every inode is found: first
+//! those of the process that the hint named, which nearly always is the one.
+//!
+//! Invariants: the walk is bounded by [`MAX_DESCRIPTORS`]; a process that may not be read or
+//! that ends meanwhile is passed over. The answer is for people to read, nothing depends on it.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use rum_shared::listener::{MAX_NAME, Process};
+use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
+
+/// At most this many descriptors are looked at in one call, at one or two microseconds each: a
+/// bound on the time that the agent is busy with what is only a name.
+pub const MAX_DESCRIPTORS: usize = 20_000;
+/// At most this many processes are looked at in one call, for the same reason.
+pub const MAX_PROCESSES: usize = 10_000;
+
+/// The processes that hold the sockets with these inodes; `first_pid` is looked at first. Of
+/// several holders of one socket the first found is named. An inode without a readable holder
+/// is missing from the answer.
+///
+/// Takes some milliseconds on a busy machine: not for the path between a hint and its report.
+pub fn find(inodes: &[u64], first_pid: Option<u32>) -> HashMap<u64, Process> {
+    find_in(Path::new("/proc"), inodes, first_pid)
+}
+
+fn find_in(proc: &Path, inodes: &[u64], first_pid: Option<u32>) -> HashMap<u64, Process> {
+    let mut search = Search {
+        wanted: inodes.iter().copied().filter(|i| *i != 0).collect(),
+        found: HashMap::new(),
+        descriptors: MAX_DESCRIPTORS,
+        link: Vec::new(),
+    };
+    if let Some(pid) = first_pid.filter(|pid| *pid != 0) {
+        search.process(proc, pid);
+    }
+    if search.is_over() {
+        return search.found;
+    }
+    let others = fs::read_dir(proc)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| Some(*pid) != first_pid)
+        .take(MAX_PROCESSES);
+    for pid in others {
+        search.process(proc, pid);
+        if search.is_over() {
+            break;
+        }
+    }
+    search.found
+}
+
+struct Search {
+    wanted: HashSet<u64>,
+    found: HashMap<u64, Process>,
+    /// How many descriptors may still be looked at.
+    descriptors: usize,
+    /// Reused for each link.
+    link: Vec<u8>,
+}
+
+impl Search {
+    fn is_over(&self) -> bool {
+        self.wanted.is_empty() || self.descriptors == 0
+    }
+
+    /// Looks at one process. It may end or be out of reach: then there is nothing to find.
+    fn process(&mut self, proc: &Path, pid: u32) {
+        if let Ok(held) = self.descriptors(proc, pid)
+            && !held.is_empty()
+        {
+            let process = Process {
+                pid,
+                name: name(proc, pid),
+            };
+            for inode in held {
+                self.found.insert(inode, process.clone());
+            }
+        }
+    }
+
+    /// The wanted inodes among the descriptors of a process; they are wanted no more.
+    fn descriptors(&mut self, proc: &Path, pid: u32) -> io::Result<Vec<u64>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(
+            rustix::fs::CWD,
+            proc.join(format!("{pid}/fd")),
+            flags,
+            Mode::empty(),
+        )?;
+        let mut held = Vec::new();
+        for entry in Dir::read_from(&dir)? {
+            if self.is_over() {
+                break;
+            }
+            let entry = entry?;
+            self.descriptors -= 1;
+            // `.` and `..` are no links; a descriptor may be closed meanwhile.
+            let Ok(link) = readlinkat(&dir, entry.file_name(), std::mem::take(&mut self.link))
+            else {
+                continue;
+            };
+            if let Some(inode) = socket_inode(link.as_bytes())
+                && self.wanted.remove(&inode)
+            {
+                held.push(inode);
+            }
+            self.link = link.into_bytes();
+        }
+        Ok(held)
+    }
+}
+
+/// The inode in `socket:[INODE]`.
+fn socket_inode(link: &[u8]) -> Option<u64> {
+    let inode = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(inode).ok()?.parse().ok()
+}
+
+/// The kernel's short name of a process, empty when it cannot be read; at most [`MAX_NAME`]
+/// bytes. Any bytes may be in it: what is not UTF-8 is replaced.
+fn name(proc: &Path, pid: u32) -> String {
+    let bytes = fs::read(proc.join(format!("{pid}/comm"))).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let mut end = text.len().min(MAX_NAME);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn our_own_listener_is_found_with_and_without_the_hint() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+        let inode = socket_inode(link.to_str().unwrap().as_bytes()).unwrap();
+        let own = std::process::id();
+        let name = fs::read_to_string("/proc/self/comm").unwrap();
+        for first in [None, Some(own), Some(1), Some(0), Some(u32::MAX)] {
+            let found = find(&[inode, 0, u64::MAX], first);
+            assert_eq!(found.len(), 1);
+            assert_eq!(found[&inode].pid, own);
+            assert_eq!(found[&inode].name, name.trim_end());
+        }
+    }
+
+    #[test]
+    fn names_are_bounded_and_odd_entries_passed_over() {
+        let proc = tempfile::tempdir().unwrap();
+        let make = |pid: &str, comm: &[u8], links: &[&str]| {
+            let dir = proc.path().join(pid);
+            fs::create_dir_all(dir.join("fd")).unwrap();
+            fs::write(dir.join("comm"), comm).unwrap();
+            for (fd, link) in links.iter().enumerate() {
+                symlink(link, dir.join("fd").join(fd.to_string())).unwrap();
+            }
+        };
+        make("7", &[0xff; 200], &["pipe:[5]", "socket:[x]", "socket:[5]"]);
+        make(
+            "8",
+            "né\n".as_bytes(),
+            &["/dev/null", "socket:[6", "socket:[6]"],
+        );
+        make("self", b"no pid", &["socket:[9]"]);
+        fs::create_dir(proc.path().join("9")).unwrap();
+
+        let found = find_in(proc.path(), &[5, 6, 9], Some(9));
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[&6].name, "né");
+        assert_eq!(found[&6].pid, 8);
+        assert!(found[&5].name.len() <= MAX_NAME);
+        assert!(found[&5].name.starts_with('\u{fffd}'));
+    }
+}

@@ -1,0 +1,250 @@
+//! Step 2: the port set from NETLINK_SOCK_DIAG (man 7 sock_diag).
+//!
+//! [`SockDiag::dump`] asks for the sockets in LISTEN only, once for each address family: the
+//! kernel then walks the small table of listeners and never the connections, so the cost does
+//! not grow with them. The kernel fills the first datagram while it takes the request, and each
+//! further one while the last is read, so nothing here ever waits.
+//!
+//! MPTCP listeners are in the plain TCP dump (with the inode of the descriptor that the program
+//! holds); asking for protocol 262 would list them twice.
+//!
+//! A dump is not atomic. Between two datagrams the kernel keeps only a position in a hash
+//! bucket; sockets that close before that position make it skip as many that stay. So a socket
+//! that a dump lacks may still listen. [`SockDiag::exists`] is the question for one address: it
+//! looks it up as the kernel does for a connection that comes in, which no churn elsewhere in the
+//! table disturbs. Only among SO_REUSEPORT twins it may choose one that is closing; it asks again
+//! then.
+//!
+//! Invariants: an answer is complete or an error; only the kernel (port id 0) is believed; after
+//! an error the netlink socket is replaced, so that no remains of a broken answer are read
+//! later.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::{IPPROTO_TCP, SockDiagMessage};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket as Netlink, SocketAddr};
+
+use super::answer::{Answer, family};
+use super::{DumpError, MAX_SOCKETS, Socket};
+
+/// Room for one datagram. The kernel never makes a larger one for a dump (32 KiB, less its own
+/// bookkeeping: netlink_dump in net/netlink/af_netlink.c).
+const DATAGRAM: usize = 32 * 1024;
+/// An answer has at most this many datagrams: [`MAX_SOCKETS`] with at least one socket each,
+/// and what strangers may have sent in between.
+const MAX_DATAGRAMS: usize = MAX_SOCKETS + 1024;
+/// An interrupted dump (NLM_F_DUMP_INTR) is asked for again this often.
+const ATTEMPTS: usize = 5;
+/// "No such listener" is believed when it is said this often in a row: the kernel also says it
+/// when the twin that it chose is freed that very moment (refcount_inc_not_zero in inet_lookup,
+/// include/net/inet_hashtables.h), though another stays.
+const ABSENCES: usize = 3;
+/// At most this many lookups for one question.
+const LOOKUPS: usize = 100;
+/// "Whatever its cookie" (INET_DIAG_NOCOOKIE).
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+
+/// A source of facts: which TCP sockets listen in this network namespace.
+#[derive(Debug)]
+pub struct SockDiag {
+    socket: Netlink,
+    sequence: u32,
+    buffer: Vec<u8>,
+    /// The interface of each socket that is bound to one, by cookie; needed to look it up.
+    scoped: HashMap<u64, u32>,
+    /// The same from the dump before: a socket that the last dump missed is still known.
+    scoped_before: HashMap<u64, u32>,
+}
+
+impl SockDiag {
+    /// Opens the source and tries it once, in both address families.
+    ///
+    /// # Errors
+    /// [`DumpError`] when the socket cannot be opened or the kernel refuses (EACCES and EPERM
+    /// under a security policy, ENOENT without CONFIG_INET_DIAG).
+    pub fn open() -> Result<Self, DumpError> {
+        let mut this = Self {
+            socket: open_socket()?,
+            sequence: 0,
+            buffer: Vec::with_capacity(DATAGRAM),
+            scoped: HashMap::new(),
+            scoped_before: HashMap::new(),
+        };
+        this.dump()?;
+        Ok(this)
+    }
+
+    /// All listening TCP sockets, IPv4 and IPv6, in the kernel's order. Does not wait.
+    ///
+    /// A socket that opens or closes meanwhile may or may not be among them; one that stays is
+    /// nearly always (see the module for the exception).
+    ///
+    /// # Errors
+    /// [`DumpError`]; then nothing is known, least of all that a port is closed.
+    pub fn dump(&mut self) -> Result<Vec<Socket>, DumpError> {
+        for _ in 0..ATTEMPTS {
+            let v4 = self.dump_family(Ipv4Addr::UNSPECIFIED.into())?;
+            let v6 = self.dump_family(Ipv6Addr::UNSPECIFIED.into())?;
+            if v4.is_interrupted() || v6.is_interrupted() {
+                continue;
+            }
+            let scoped = v4.scoped().iter().chain(v6.scoped()).copied().collect();
+            self.scoped_before = std::mem::replace(&mut self.scoped, scoped);
+            let mut sockets = v4.into_sockets();
+            sockets.extend(v6.into_sockets());
+            if sockets.len() > MAX_SOCKETS {
+                return Err(DumpError::TooMany);
+            }
+            return Ok(sockets);
+        }
+        Err(DumpError::Interrupted)
+    }
+
+    /// Whether any listening socket serves the address and port of `socket`: itself, a twin, or
+    /// one that listens on all addresses. Reliable, unlike a dump; does not wait.
+    ///
+    /// A socket that is bound to a network interface is found if one of the last two dumps or a
+    /// call of this function since showed it.
+    ///
+    /// # Errors
+    /// [`DumpError`]; then nothing is known.
+    pub fn exists(&mut self, socket: &Socket) -> Result<bool, DumpError> {
+        let scope = socket.cookie.and_then(|cookie| {
+            let scope = self.scoped.get(&cookie).or(self.scoped_before.get(&cookie));
+            scope.map(|index| (cookie, *index))
+        });
+        let request = InetRequest {
+            family: family(socket.ip),
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN,
+            socket_id: SocketId {
+                source_port: socket.port,
+                source_address: socket.ip,
+                interface_id: scope.map_or(0, |(_, index)| index),
+                cookie: NO_COOKIE,
+                ..unspecified(socket.ip)
+            },
+        };
+        let mut absences = 0;
+        for _ in 0..LOOKUPS {
+            match self.ask(request.clone(), NLM_F_REQUEST) {
+                // The kernel chose a twin that was closed before its state was read. That says
+                // nothing about the others: one lookup in some hundred, under churn.
+                Ok(answer) if answer.sockets().is_empty() => absences = 0,
+                Ok(_) => {
+                    self.scoped.extend(scope);
+                    return Ok(true);
+                }
+                Err(error) if is_not_found(&error) => absences += 1,
+                Err(error) => return Err(error),
+            }
+            if absences == ABSENCES {
+                return Ok(false);
+            }
+        }
+        // Twins come and go there all the time; a port is never closed on a guess.
+        Ok(true)
+    }
+
+    fn dump_family(&mut self, any: IpAddr) -> Result<Answer, DumpError> {
+        let request = InetRequest {
+            family: family(any),
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN,
+            socket_id: unspecified(any),
+        };
+        self.ask(request, NLM_F_REQUEST | NLM_F_DUMP)
+    }
+
+    /// One request and its whole answer.
+    fn ask(&mut self, request: InetRequest, flags: u16) -> Result<Answer, DumpError> {
+        let result = self.exchange(request, flags);
+        if let Err(error) = &result {
+            // "Not found" is a whole answer; after any other error an answer may be half read
+            // and the kernel's dump still running.
+            if !is_not_found(error) {
+                self.socket = open_socket()?;
+            }
+        }
+        result
+    }
+
+    fn exchange(&mut self, request: InetRequest, flags: u16) -> Result<Answer, DumpError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        self.buffer.clear();
+        self.buffer.resize(message.buffer_len(), 0);
+        message.serialize(&mut self.buffer);
+        self.socket
+            .send_to(&self.buffer, &SocketAddr::new(0, 0), 0)
+            .map_err(io_error("send a request to NETLINK_SOCK_DIAG"))?;
+
+        let dump = flags & NLM_F_DUMP != 0;
+        let mut answer = Answer::new(self.sequence);
+        for _ in 0..MAX_DATAGRAMS {
+            if self.receive()? {
+                answer.feed(&self.buffer)?;
+                // A lookup is answered by one message without an end mark.
+                if answer.is_done() || !dump {
+                    return Ok(answer);
+                }
+            }
+        }
+        Err(DumpError::Malformed("the answer does not end".into()))
+    }
+
+    /// Reads the next datagram into the buffer; false when it is not from the kernel.
+    fn receive(&mut self) -> Result<bool, DumpError> {
+        loop {
+            self.buffer.clear();
+            self.buffer.reserve(DATAGRAM);
+            // MSG_TRUNC makes it return the real length, so a cut datagram is noticed.
+            match self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC) {
+                Ok((length, _)) if length > self.buffer.len() => {
+                    return Err(DumpError::Malformed(format!(
+                        "a datagram of {length} bytes, {} expected at most",
+                        self.buffer.len()
+                    )));
+                }
+                Ok((_, sender)) => return Ok(sender.port_number() == 0),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_error("read the answer of NETLINK_SOCK_DIAG")(error)),
+            }
+        }
+    }
+}
+
+fn is_not_found(error: &DumpError) -> bool {
+    matches!(error, DumpError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// A socket id with nothing in it, of the family of `ip`.
+fn unspecified(ip: IpAddr) -> SocketId {
+    match ip {
+        IpAddr::V4(_) => SocketId::new_v4(),
+        IpAddr::V6(_) => SocketId::new_v6(),
+    }
+}
+
+/// A netlink socket that never waits: an answer that is not there at once is an error.
+fn open_socket() -> Result<Netlink, DumpError> {
+    let socket = Netlink::new(NETLINK_SOCK_DIAG).map_err(io_error("open NETLINK_SOCK_DIAG"))?;
+    socket
+        .set_non_blocking(true)
+        .map_err(io_error("make a netlink socket non-blocking"))?;
+    Ok(socket)
+}
+
+fn io_error(what: &'static str) -> impl Fn(io::Error) -> DumpError {
+    move |source| DumpError::Io { what, source }
+}

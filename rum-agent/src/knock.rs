@@ -1,0 +1,97 @@
+//! Tells a host that waits for the agent that it is there (see `rum_shared::transport`).
+//!
+//! Invariant: silent as long as a session exists; a knock carries no fact.
+
+use std::time::Duration;
+
+use rum_shared::transport::KnockTarget;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::trace;
+
+/// Mean time between two knocks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A knock comes up to this much earlier or later, so that many guests do not knock as one.
+const JITTER: Duration = Duration::from_millis(200);
+
+/// Knocks at `target` while there are no `sessions`, until `stop` is cancelled.
+pub async fn run(
+    target: KnockTarget,
+    mut sessions: watch::Receiver<usize>,
+    stop: CancellationToken,
+) {
+    let knocking = async {
+        while sessions.wait_for(|count| *count == 0).await.is_ok() {
+            // Nobody need be listening: the next knock comes anyway.
+            if let Err(error) = target.knock().await {
+                trace!("nobody heard a knock: {error}");
+            }
+            tokio::time::sleep(pause(random_byte())).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = knocking => {}
+    }
+}
+
+/// The pause that belongs to a random byte.
+fn pause(random: u8) -> Duration {
+    INTERVAL - JITTER + JITTER * 2 * u32::from(random) / 255
+}
+
+/// A random byte, or the middle without a source of them.
+fn random_byte() -> u8 {
+    let mut byte = [128];
+    // Cannot fail with these flags once the kernel has booted; jitter is not worth an error.
+    let _ = rustix::rand::getrandom(&mut byte, rustix::rand::GetRandomFlags::empty());
+    byte[0]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use tokio::net::UnixListener;
+
+    #[test]
+    fn pauses_stay_within_the_jitter() {
+        assert_eq!(pause(0), Duration::from_millis(800));
+        assert_eq!(pause(255), Duration::from_millis(1200));
+    }
+
+    #[tokio::test]
+    async fn knocks_only_without_a_session() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("knock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (count, sessions) = watch::channel(1);
+        let stop = CancellationToken::new();
+        let knocking = run(KnockTarget::Unix(path), sessions, stop.clone());
+        let test = async {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            let early = std::pin::pin!(listener.accept());
+            assert!(
+                futures_poll(early).await.is_none(),
+                "a knock during a session"
+            );
+            count.send_replace(0);
+            for _ in 0..2 {
+                listener.accept().await.unwrap();
+            }
+            stop.cancel();
+        };
+        tokio::join!(knocking, test);
+    }
+
+    async fn futures_poll<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
+        std::future::poll_fn(|cx| match std::pin::Pin::new(&mut future).poll(cx) {
+            std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+            std::task::Poll::Pending => std::task::Poll::Ready(None),
+        })
+        .await
+    }
+}

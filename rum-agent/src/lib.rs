@@ -1,0 +1,39 @@
+//! The agent: runs in the guest and tells the host what listens there.
+//!
+//! It follows steps 1 to 3 of the data flow and ends step 5's channels:
+//!
+//! | step | module |
+//! |---|---|
+//! | 1 kernel hint | [`hints`] over [`kernel`]'s events; [`pace`] says when to dump |
+//! | 2 port set | [`source`] dumps, [`truth`] folds, [`watcher`] is the loop around them |
+//! | 3 RPC stream | [`hub`] hands changes out, [`rpc`] serves them |
+//! | 5, 6 channel | [`forward`] dials the listener and relays |
+//!
+//! [`server`] accepts sessions and channels and holds everything together, [`knock`] tells a
+//! host that waits, [`cli`] is the command line.
+//!
+//! Invariants: one loop owns the set; the agent connects to nothing but listeners of its own
+//! machine, and only when the host asks; its own sockets are vsock or Unix sockets, so it never
+//! reports itself.
+
+pub mod cli;
+pub mod forward;
+pub mod hints;
+pub mod hub;
+pub mod kernel;
+pub mod knock;
+pub mod pace;
+pub mod rpc;
+pub mod server;
+pub mod source;
+pub mod truth;
+pub mod watcher;
+
+pub use server::{AgentError, Config, run};
+
+/// `error` and everything that caused it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let texts: Vec<String> = causes.map(ToString::to_string).collect();
+    texts.join(": ")
+}

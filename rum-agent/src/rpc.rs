@@ -1,0 +1,110 @@
+//! Step 3 of the data flow: the service that the host calls.
+//!
+//! Invariants: what the host sends is checked before use; a stream runs inside its handler, so
+//! it ends with its session; nothing is streamed or answered before the first dump has
+//! succeeded, since an empty answer would say that nothing listens.
+
+use std::sync::Arc;
+
+use roam::{Rx, Tx};
+use rum_shared::range::PortRange;
+use rum_shared::rpc::{
+    AgentInfo, HEARTBEAT, ListeningPortsResponse, ReadyResponse, RumAgent, WatchEvent,
+};
+
+use crate::hub::{Hub, MAX_SUBSCRIBERS, Subscription, Update};
+use crate::watcher::Refresh;
+
+/// The agent as its sessions see it.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Who we are, answered to `hello`.
+    pub info: Arc<AgentInfo>,
+    /// The set and its changes.
+    pub hub: Arc<Hub>,
+    /// For fresh dumps.
+    pub refresh: Refresh,
+}
+
+impl RumAgent for Service {
+    async fn hello(&self, protocol: u32) -> AgentInfo {
+        tracing::debug!(protocol, "hello");
+        (*self.info).clone()
+    }
+
+    async fn ping(&self) -> Result<ReadyResponse, String> {
+        Ok(ReadyResponse {
+            ready: self.hub.current().generation > 0,
+        })
+    }
+
+    async fn listening_ports(&self, min: u16, max: u16) -> Result<ListeningPortsResponse, String> {
+        let range = range(min, max)?;
+        let ports = self.refresh.fresh().await?;
+        Ok(ListeningPortsResponse {
+            ports: ports.range(range.min()..=range.max()).copied().collect(),
+        })
+    }
+
+    async fn watch_ports(
+        &self,
+        min: u16,
+        max: u16,
+        events: Tx<WatchEvent>,
+        mut stop: Rx<()>,
+    ) -> Result<(), String> {
+        let range = range(min, max)?;
+        let subscription = self.hub.subscribe(range).ok_or_else(|| {
+            format!("{MAX_SUBSCRIBERS} streams are open already; close one, then call again")
+        })?;
+        tokio::select! {
+            // Whatever comes, an item or the end: the host wants no more.
+            _ = stop.recv() => Ok(()),
+            result = self.stream(subscription, events) => result,
+        }
+    }
+}
+
+impl Service {
+    /// Sends updates until the host takes no more. `send` waits for the host's credit; what
+    /// happens meanwhile stays in the hub.
+    async fn stream(
+        &self,
+        mut subscription: Subscription,
+        events: Tx<WatchEvent>,
+    ) -> Result<(), String> {
+        loop {
+            let event = match tokio::time::timeout(HEARTBEAT, subscription.next()).await {
+                Ok(update) => self.event(update),
+                Err(_) => WatchEvent::Heartbeat {
+                    generation: subscription.generation(),
+                },
+            };
+            if let Err(error) = events.send(event).await {
+                return Err(format!("the stream broke: {error}"));
+            }
+        }
+    }
+
+    fn event(&self, update: Update) -> WatchEvent {
+        match update {
+            Update::Snapshot {
+                generation,
+                listeners,
+            } => WatchEvent::Snapshot {
+                generation,
+                source: self.info.hint.clone(),
+                listeners,
+            },
+            Update::Delta(change) => change.into(),
+        }
+    }
+}
+
+/// The range that a caller means.
+fn range(min: u16, max: u16) -> Result<PortRange, String> {
+    PortRange::new(min, max).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+//! Accepts sessions and channels and holds the agent together.
+//!
+//! One task each for the watcher, the RPC's acceptor, the channel's acceptor and the knocker;
+//! an acceptor owns the tasks of what it accepted. Cancelling the shutdown token ends them from
+//! the outside in: nothing more is accepted, sessions end, connections are reset.
+//!
+//! Invariants: no task outlives [`run`]; a failed accept (EMFILE and its kin) pauses and goes
+//! on; a vsock peer other than the host is turned away before a byte is read.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rum_shared::rpc::{AgentInfo, CAP_WATCH, PROTOCOL, RumAgentDispatcher};
+use rum_shared::session::{self, Limits};
+use rum_shared::transport::{Acceptor, KnockTarget, ListenAddr, Stream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_vsock::{VMADDR_CID_HOST, VMADDR_CID_LOCAL};
+use tracing::{debug, info, warn};
+
+use crate::forward::{Forwarder, MAX_CHANNELS, MAX_REFUSED};
+use crate::hints::{HintKind, Hints};
+use crate::hub::Hub;
+use crate::kernel::DumpError;
+use crate::kernel::tracepoint::TracepointError;
+use crate::rpc::Service;
+use crate::source::{Source, SourceKind};
+use crate::watcher::Watcher;
+
+/// Sessions at once. A host needs two, four while it renews them; the rest is for tools.
+pub const MAX_SESSIONS: usize = 64;
+/// Pause after an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time between two log lines about accepts that keep failing or peers that are turned away.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// Time for tasks to end by themselves at shutdown; they only have to notice.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+/// Longest text that is told, in characters: as long as a host name may be (HOST_NAME_MAX,
+/// limits.h). A boot id has 36.
+const MAX_TEXT: usize = 64;
+
+/// How an agent is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where sessions are accepted.
+    pub rpc: ListenAddr,
+    /// Where forward channels are accepted.
+    pub channel: ListenAddr,
+    /// The source to use; `None` for the best that can be had.
+    pub source: Option<SourceKind>,
+    /// The hints to use; `None` for the best that can be had.
+    pub hint: Option<HintKind>,
+    /// Where to knock while there is no session.
+    pub knock: Option<KnockTarget>,
+    /// Serve vsock peers on this machine (CID 1) as well as the host (CID 2).
+    pub allow_local: bool,
+    /// Hand connected sockets to a host on the same kernel.
+    pub hand_over: bool,
+}
+
+/// Why an agent could not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A listening socket could not be had.
+    #[error("cannot listen on {addr}")]
+    Listen {
+        /// Where.
+        addr: ListenAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The forced source cannot be used.
+    #[error("the source `netlink` cannot be used")]
+    Source(#[source] DumpError),
+    /// The forced hint cannot be used.
+    #[error("the hint `tracepoint` cannot be used")]
+    Hint(#[source] TracepointError),
+    /// A part of the agent ended by itself, which is a defect.
+    #[error("a part of the agent stopped")]
+    Part(#[source] Option<tokio::task::JoinError>),
+}
+
+/// Runs an agent until `shutdown` is cancelled. Call it inside a tokio runtime with time and
+/// I/O enabled.
+///
+/// # Errors
+/// [`AgentError`]; the agent has stopped then.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AgentError> {
+    let bind = |addr: &ListenAddr| {
+        addr.bind().map_err(|source| AgentError::Listen {
+            addr: addr.clone(),
+            source,
+        })
+    };
+    let rpc = bind(&config.rpc)?;
+    let channel = bind(&config.channel)?;
+    let source = Source::open(config.source).map_err(AgentError::Source)?;
+    let hints = Hints::open(config.hint).map_err(AgentError::Hint)?;
+    let info = Arc::new(agent_info(&source, &hints));
+    info!(source = info.source, hint = info.hint, "watching");
+
+    let hub = Arc::new(Hub::default());
+    let (watcher, refresh) = Watcher::new(source, hints, hub.clone());
+    let stop = shutdown.child_token();
+    let _stop_all = stop.clone().drop_guard();
+    let forwarder = Forwarder::new(hub.clone(), config.hand_over, stop.clone());
+    let service = Service { info, hub, refresh };
+
+    let (session_count, sessions) = watch::channel(0);
+    let rpc = Gate {
+        acceptor: rpc,
+        what: "session",
+        places: MAX_SESSIONS,
+        full: Full::Refuse,
+        allow_local: config.allow_local,
+    };
+    let channel = Gate {
+        acceptor: channel,
+        what: "channel",
+        places: MAX_CHANNELS + MAX_REFUSED,
+        full: Full::Wait,
+        allow_local: config.allow_local,
+    };
+    let mut parts = JoinSet::new();
+    parts.spawn(watcher.run(stop.clone()));
+    let end_sessions = stop.clone();
+    parts.spawn(rpc.run(stop.clone(), move |stream| {
+        let count = Counted::new(&session_count);
+        let (service, stop) = (service.clone(), end_sessions.clone());
+        async move {
+            let _count = count;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = serve_session(stream, service) => {}
+            }
+        }
+    }));
+    parts.spawn(channel.run(stop.clone(), move |stream| forwarder.clone().serve(stream)));
+    if let Some(target) = config.knock {
+        parts.spawn(crate::knock::run(target, sessions, stop.clone()));
+    }
+
+    let result = tokio::select! {
+        biased; // a shutdown ends the parts as well
+        () = shutdown.cancelled() => Ok(()),
+        ended = parts.join_next() => Err(AgentError::Part(ended.and_then(Result::err))),
+    };
+    stop.cancel();
+    let all_ended = async { while parts.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_GRACE * 2, all_ended)
+        .await
+        .is_err()
+    {
+        warn!("parts of the agent did not end in time and were aborted");
+        parts.shutdown().await;
+    }
+    result
+}
+
+async fn serve_session(stream: Stream, service: Service) {
+    let dispatcher = RumAgentDispatcher::new(service);
+    match session::serve(stream, Limits::AGENT, dispatcher).await {
+        Ok(()) => debug!("a session ended"),
+        Err(error) => debug!("a session ended: {}", crate::chain(&error)),
+    }
+}
+
+/// A session that counts as long as it lives.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|n| *n += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
+}
+
+/// What to do with a connection for which there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Full {
+    /// Close it and say so in the log.
+    Refuse,
+    /// Leave it in the backlog until there is one.
+    Wait,
+}
+
+/// Accepts on one socket, with a bounded number of tasks.
+struct Gate {
+    acceptor: Acceptor,
+    what: &'static str,
+    places: usize,
+    full: Full,
+    allow_local: bool,
+}
+
+impl Gate {
+    /// Runs `serve` for each connection until `stop` is cancelled; then gives the tasks
+    /// [`STOP_GRACE`] and aborts the rest.
+    async fn run<F>(mut self, stop: CancellationToken, serve: impl Fn(Stream) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut tasks = JoinSet::new();
+        let mut log = LogGate::default();
+        loop {
+            let wait = self.full == Full::Wait && tasks.len() >= self.places;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(ended) = tasks.join_next() => self.ended(ended),
+                accepted = self.acceptor.accept(), if !wait => match accepted {
+                    Ok((stream, peer)) if self.admits(peer, tasks.len(), &mut log) => {
+                        tasks.spawn(serve(stream));
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        if log.open() {
+                            warn!("a {} could not be accepted: {error}", self.what);
+                        }
+                        tokio::select! {
+                            () = stop.cancelled() => break,
+                            () = sleep(ACCEPT_PAUSE) => {}
+                        }
+                    }
+                }
+            }
+        }
+        drop(self.acceptor);
+        let all_ended = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_GRACE, all_ended).await.is_err() {
+            debug!("aborting {} {} tasks", tasks.len(), self.what);
+            tasks.shutdown().await;
+        }
+    }
+
+    /// Whether a connection from `peer` is served while `present` others are.
+    fn admits(&self, peer: Option<u32>, present: usize, log: &mut LogGate) -> bool {
+        let known = match peer {
+            None | Some(VMADDR_CID_HOST) => true,
+            Some(VMADDR_CID_LOCAL) => self.allow_local,
+            Some(_) => false,
+        };
+        if !known && log.open() {
+            let cid = peer.unwrap_or_default();
+            warn!(
+                "a {} from CID {cid}, which is not the host, was refused",
+                self.what
+            );
+        }
+        if known && present >= self.places && log.open() {
+            let (what, places) = (self.what, self.places);
+            warn!("a {what} was refused, since {places} are open already");
+        }
+        known && present < self.places
+    }
+
+    fn ended(&self, result: Result<(), tokio::task::JoinError>) {
+        if let Err(error) = result {
+            warn!("a {} ended by a defect: {error}", self.what);
+        }
+    }
+}
+
+/// Lets a log line through every [`LOG_EVERY`].
+#[derive(Debug, Default)]
+struct LogGate(Option<Instant>);
+
+impl LogGate {
+    fn open(&mut self) -> bool {
+        let now = Instant::now();
+        let open = self.0.is_none_or(|last| now - last >= LOG_EVERY);
+        if open {
+            self.0 = Some(now);
+        }
+        open
+    }
+}
+
+/// What `hello` answers.
+fn agent_info(source: &Source, hints: &Hints) -> AgentInfo {
+    AgentInfo {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").into(),
+        hostname: kernel_text("hostname"),
+        boot_id: kernel_text("random/boot_id"),
+        instance: random_u64(),
+        source: source.kind().word().into(),
+        hint: hints.kind().word().into(),
+        capabilities: vec![CAP_WATCH.into()],
+    }
+}
+
+/// A text from /proc/sys/kernel, empty where that cannot be read.
+fn kernel_text(name: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}"))
+        .inspect_err(|error| debug!("no {name}: {error}"))
+        .unwrap_or_default();
+    text.trim_end().chars().take(MAX_TEXT).collect()
+}
+
+/// A number that no other agent process has.
+fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(_) => u64::from_ne_bytes(bytes),
+        // Before the kernel has entropy: still another number for another process.
+        Err(_) => u64::from(std::process::id()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

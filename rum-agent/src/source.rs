@@ -1,0 +1,201 @@
+//! Step 2 of the data flow: where dumps come from, SOCK_DIAG or the /proc fallback.
+//!
+//! SOCK_DIAG is asked on the spot: a dump takes some 50 us. Reading /proc takes milliseconds
+//! and grows with the number of connections, so it happens on a blocking thread.
+
+use tracing::warn;
+
+use crate::chain;
+use crate::kernel::proc_net::ProcNet;
+use crate::kernel::sock_diag::SockDiag;
+use crate::kernel::{DumpError, Socket};
+
+/// Confirmations after which other tasks get a turn; each takes a few microseconds.
+const CONFIRM_SLICE: usize = 64;
+
+/// The kinds of source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    /// NETLINK_SOCK_DIAG.
+    Netlink,
+    /// `/proc/net/tcp` and `/proc/net/tcp6`.
+    Proc,
+}
+
+impl SourceKind {
+    /// The word for `hello` and for the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Netlink => "netlink",
+            Self::Proc => "proc",
+        }
+    }
+}
+
+impl std::str::FromStr for SourceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "netlink" => Ok(Self::Netlink),
+            "proc" => Ok(Self::Proc),
+            _ => Err("write `netlink` or `proc`".into()),
+        }
+    }
+}
+
+/// An open source of dumps.
+pub enum Source {
+    /// NETLINK_SOCK_DIAG.
+    Netlink(SockDiag),
+    /// `/proc/net/tcp` and `/proc/net/tcp6`.
+    Proc,
+    /// What a test says.
+    #[cfg(test)]
+    Fake(fake::FakeKernel),
+}
+
+impl Source {
+    /// Opens the `forced` source, else netlink, else /proc; the reason for /proc is logged.
+    ///
+    /// # Errors
+    /// Why netlink cannot be used, only where it is forced.
+    pub fn open(forced: Option<SourceKind>) -> Result<Self, DumpError> {
+        if forced == Some(SourceKind::Proc) {
+            return Ok(Self::Proc);
+        }
+        // Only an answered dump proves that the kernel knows the family.
+        let netlink = SockDiag::open().and_then(|mut diag| diag.dump().map(|_| diag));
+        match netlink {
+            Ok(diag) => Ok(Self::Netlink(diag)),
+            Err(error) if forced.is_some() => Err(error),
+            Err(error) => {
+                let reason = chain(&error);
+                warn!("reading /proc/net/tcp, since SOCK_DIAG cannot be used: {reason}");
+                Ok(Self::Proc)
+            }
+        }
+    }
+
+    /// Which it is.
+    pub fn kind(&self) -> SourceKind {
+        match self {
+            Self::Netlink(_) => SourceKind::Netlink,
+            Self::Proc => SourceKind::Proc,
+            #[cfg(test)]
+            Self::Fake(_) => SourceKind::Netlink,
+        }
+    }
+
+    /// All listening sockets of the namespace.
+    ///
+    /// # Errors
+    /// [`DumpError`]: nothing is known then, least of all that nothing listens.
+    pub async fn dump(&mut self) -> Result<Vec<Socket>, DumpError> {
+        match self {
+            Self::Netlink(diag) => diag.dump(),
+            Self::Proc => read_proc().await,
+            #[cfg(test)]
+            Self::Fake(fake) => fake.dump(),
+        }
+    }
+
+    /// Those of `missing`, which a dump did not show, that listen all the same. SOCK_DIAG is
+    /// asked about each; /proc is read a second time.
+    ///
+    /// # Errors
+    /// [`DumpError`]: it is not known which.
+    pub async fn confirm(&mut self, missing: Vec<Socket>) -> Result<Vec<Socket>, DumpError> {
+        if missing.is_empty() {
+            return Ok(missing);
+        }
+        let mut alive = Vec::new();
+        let second = match self {
+            Self::Proc => read_proc().await?,
+            _ => Vec::new(),
+        };
+        for (i, socket) in missing.into_iter().enumerate() {
+            if i % CONFIRM_SLICE == CONFIRM_SLICE - 1 {
+                tokio::task::yield_now().await;
+            }
+            let exists = match self {
+                Self::Netlink(diag) => diag.exists(&socket)?,
+                Self::Proc => second
+                    .iter()
+                    .any(|s| (s.port, s.ip) == (socket.port, socket.ip)),
+                #[cfg(test)]
+                Self::Fake(fake) => fake.exists(&socket)?,
+            };
+            if exists {
+                alive.push(socket);
+            }
+        }
+        Ok(alive)
+    }
+}
+
+async fn read_proc() -> Result<Vec<Socket>, DumpError> {
+    match tokio::task::spawn_blocking(|| ProcNet::new().dump()).await {
+        Ok(dump) => dump,
+        Err(stopped) => Err(DumpError::Io {
+            what: "read /proc/net/tcp",
+            source: std::io::Error::other(stopped),
+        }),
+    }
+}
+
+#[cfg(test)]
+#[allow(missing_docs)]
+pub mod fake {
+    //! A kernel that does what a test says.
+
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    pub struct State {
+        /// What truly listens.
+        pub sockets: Vec<Socket>,
+        /// How many of the next dumps show nothing of `hidden`.
+        pub hide: u32,
+        /// Ports that those dumps do not show.
+        pub hidden: Vec<u16>,
+        /// How many of the next dumps fail.
+        pub fail: u32,
+        /// Dumps so far.
+        pub dumps: u32,
+    }
+
+    #[derive(Debug, Default, Clone)]
+    pub struct FakeKernel(Arc<Mutex<State>>);
+
+    impl FakeKernel {
+        pub fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+            f(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()))
+        }
+
+        pub fn dump(&self) -> Result<Vec<Socket>, DumpError> {
+            self.with(|state| {
+                state.dumps += 1;
+                if let Some(left) = state.fail.checked_sub(1) {
+                    state.fail = left;
+                    return Err(DumpError::Interrupted);
+                }
+                let mut dump = state.sockets.clone();
+                if let Some(left) = state.hide.checked_sub(1) {
+                    state.hide = left;
+                    dump.retain(|s| !state.hidden.contains(&s.port));
+                }
+                Ok(dump)
+            })
+        }
+
+        pub fn exists(&self, socket: &Socket) -> Result<bool, DumpError> {
+            self.with(|state| {
+                let same = |s: &Socket| (s.port, s.ip) == (socket.port, socket.ip);
+                Ok(state.sockets.iter().any(same))
+            })
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Step 2 of the data flow: folds complete dumps into the one [`ListenerSet`]. Pure.
+//!
+//! A dump of the kernel's listening sockets is complete but not atomic: while neighbours in a
+//! hash bucket come and go it can skip a socket that listens all the time. So an address that a
+//! dump no longer shows is only *missing*. [`Truth::missing`] names those sockets, the caller
+//! asks the kernel about each one, and [`Truth::fold`] takes the dump together with the ones
+//! that were found alive. A dump and its confirmation therefore always make the whole truth:
+//! `fold` drops what neither names.
+//!
+//! A destroy event does not stand in for the question: it tells that one socket ended, and the
+//! dump may have skipped the one that took over. The question costs a few microseconds.
+//!
+//! Known limit: the kernel answers for an address with a socket that listens on all addresses,
+//! so an address that shared its port with such a one is shown until that one closes.
+//!
+//! Invariants: a port is in the set as long as the dump or a confirmation shows any socket of
+//! it; the sockets of a port (twins, IPv4 and IPv6) are one [`Listener`]; a listener keeps its
+//! inode, owner, process and `seen_ns` while the socket with that inode lives, and a socket
+//! that takes over at once is a `changed`, never a close and an open.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use rum_shared::listener::{BoundAddr, Change, Listener, ListenerSet, MAX_ADDRESSES, Process};
+
+use crate::kernel::Socket;
+
+/// The sockets that are known to listen, and the set that they make.
+#[derive(Debug, Default)]
+pub struct Truth {
+    /// Sorted; so the sockets of one port are neighbours.
+    sockets: Vec<Socket>,
+    set: ListenerSet,
+}
+
+impl Truth {
+    /// The set that the last fold made. Its generation is 0 before the first fold.
+    pub fn set(&self) -> &ListenerSet {
+        &self.set
+    }
+
+    /// The known sockets that `dump` lacks and that the kernel has to be asked about, one for
+    /// each address.
+    pub fn missing(&self, dump: &[Socket]) -> Vec<Socket> {
+        let shown: HashSet<_> = dump.iter().map(address).collect();
+        let hidden = self.sockets.iter().filter(|s| !shown.contains(&address(s)));
+        let by_address: BTreeMap<_, _> = hidden.map(|s| (address(s), s)).collect();
+        by_address.into_values().cloned().collect()
+    }
+
+    /// Makes `dump` and `alive`, the missing sockets that the kernel still knows, the new
+    /// truth. `now_ns` is CLOCK_MONOTONIC in nanoseconds.
+    ///
+    /// Returns what changed. The first fold always returns a change, even an empty one: it
+    /// takes the set from "nothing known" (generation 0) to "nothing listens".
+    pub fn fold(
+        &mut self,
+        dump: Vec<Socket>,
+        alive: impl IntoIterator<Item = Socket>,
+        now_ns: u64,
+    ) -> Option<Change> {
+        let first = self.set.generation == 0;
+        let mut sockets = dump;
+        sockets.extend(alive);
+        sockets.retain(|socket| socket.port != 0);
+        sockets.sort_unstable();
+        sockets.dedup();
+        if sockets == self.sockets && !first {
+            return None;
+        }
+        let mut change = Change {
+            generation: self.set.generation + 1,
+            ..Change::default()
+        };
+        for twins in sockets.chunk_by(|a, b| a.port == b.port) {
+            match self.set.get(twins[0].port) {
+                None => change.opened.push(listener(twins, None, now_ns)),
+                Some(old) => {
+                    let new = listener(twins, Some(old), now_ns);
+                    if new != *old {
+                        change.changed.push(new);
+                    }
+                }
+            }
+        }
+        let gone = |port: &u16| sockets.binary_search_by_key(port, |s| s.port).is_err();
+        change.closed = self.set.iter().map(|l| l.port).filter(gone).collect();
+        self.sockets = sockets;
+        if change.is_empty() && !first {
+            return None;
+        }
+        self.set.apply(&change);
+        Some(change)
+    }
+
+    /// Adds the processes that were found for inodes. Returns what changed.
+    pub fn name(&mut self, processes: &HashMap<u64, Process>) -> Option<Change> {
+        let named: Vec<Listener> = self
+            .set
+            .iter()
+            .filter_map(|listener| {
+                let process = processes.get(&listener.inode)?;
+                let mut named = listener.clone();
+                named.process = Some(process.clone());
+                (named != *listener).then_some(named)
+            })
+            .collect();
+        if named.is_empty() {
+            return None;
+        }
+        let change = Change {
+            generation: self.set.generation + 1,
+            changed: named,
+            ..Change::default()
+        };
+        self.set.apply(&change);
+        Some(change)
+    }
+}
+
+/// What a host can tell apart: twins share it.
+fn address(socket: &Socket) -> (u16, BoundAddr) {
+    let bound = BoundAddr {
+        ip: socket.ip,
+        dual_stack: socket.dual_stack,
+    };
+    (socket.port, bound)
+}
+
+/// The listener that `twins`, all sockets of one port and at least one, make.
+fn listener(twins: &[Socket], old: Option<&Listener>, now_ns: u64) -> Listener {
+    let kept = old.and_then(|old| Some((old, twins.iter().find(|s| s.inode == old.inode)?)));
+    let lead = kept.map_or(&twins[0], |(_, socket)| socket);
+    Listener {
+        port: lead.port,
+        addresses: addresses(twins),
+        uid: lead.uid,
+        inode: lead.inode,
+        process: kept.and_then(|(old, _)| old.process.clone()),
+        seen_ns: kept.map_or(now_ns, |(old, _)| old.seen_ns),
+    }
+}
+
+/// The addresses of `twins`; of more than [`MAX_ADDRESSES`] the ones that are easiest to reach.
+fn addresses(twins: &[Socket]) -> Vec<BoundAddr> {
+    let mut all: Vec<BoundAddr> = twins.iter().map(|socket| address(socket).1).collect();
+    all.sort_unstable();
+    all.dedup();
+    if all.len() > MAX_ADDRESSES {
+        all.sort_by_key(|a| (!a.ip.is_unspecified(), !a.ip.is_loopback()));
+        all.truncate(MAX_ADDRESSES);
+        all.sort_unstable();
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

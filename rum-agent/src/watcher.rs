@@ -1,0 +1,383 @@
+//! Steps 1 and 2 of the data flow: the one loop that owns the agent's state.
+//!
+//! Wait for a reason to look (a hint, a request, a retry, a changed filter), gather all that
+//! are pending, take one dump, confirm what it misses, fold, publish. [`crate::pace`] decides
+//! when a dump may start: the first of a burst at once, a storm's at a bounded rate.
+//!
+//! Invariants:
+//! - after every hint a dump starts; so nothing is lost however many hints share it;
+//! - a failed dump keeps the set, and those who asked for a fresh one get an error;
+//! - a dump that was merely asked for is answered, not folded: the host's poll must be a second
+//!   opinion, so that what no hint told is repaired and counted there. What it found is folded
+//!   here [`SELF_REPAIR`] later;
+//! - a port that was hinted to listen but is not shown yet is not closed before the looks for
+//!   it are used up: a quick rebind is no close;
+//! - names of processes are looked up on a blocking thread, after the ports are published.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rum_shared::listener::{Change, Process};
+use rum_shared::range::PortRange;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::chain;
+use crate::hints::{Hints, Wake};
+use crate::hub::Hub;
+use crate::kernel::{DumpError, process};
+use crate::pace::{LookAgain, Pace};
+use crate::source::Source;
+use crate::truth::Truth;
+
+/// Requests for a fresh dump that may wait; a further one waits for its place in the queue.
+const MAX_REQUESTS: usize = 64;
+/// Pause after the first dump that failed; doubled for each that follows.
+const RETRY_FIRST: Duration = Duration::from_millis(10);
+/// Longest pause between two dumps that fail.
+const RETRY_MAX: Duration = Duration::from_millis(500);
+/// Names are looked up this long after a change: the walk through /proc would compete with the
+/// report of the port and with the first connection to it.
+const NAMES_AFTER: Duration = Duration::from_millis(3);
+/// When to look after a hint from outside our PID namespace. What listens there is nearly
+/// always in another network namespace as well: the host's own forwards, for one.
+const FOREIGN_AFTER: Duration = Duration::from_millis(10);
+/// When what only a request has found is folded: late enough for the host to have confirmed it
+/// by two polls.
+const SELF_REPAIR: Duration = Duration::from_millis(1500);
+/// Time between two log lines about dumps that keep failing.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+type Fresh = Result<Arc<BTreeSet<u16>>, String>;
+
+/// Asks the watcher for fresh dumps.
+#[derive(Debug, Clone)]
+pub struct Refresh(mpsc::Sender<oneshot::Sender<Fresh>>);
+
+impl Refresh {
+    /// The ports that a dump shows which began after this call. Requests that wait at the same
+    /// time share one dump.
+    ///
+    /// # Errors
+    /// Why there is no fresh dump, for a log.
+    pub async fn fresh(&self) -> Fresh {
+        let (reply, answer) = oneshot::channel();
+        let gone = |_| "the agent is stopping".to_string();
+        self.0.send(reply).await.map_err(|_| gone(()))?;
+        answer.await.map_err(|_| gone(()))?
+    }
+}
+
+/// The state and everything that feeds it.
+pub struct Watcher {
+    source: Source,
+    hints: Hints,
+    hub: Arc<Hub>,
+    requests: mpsc::Receiver<oneshot::Sender<Fresh>>,
+    truth: Truth,
+    pace: Pace,
+    again: LookAgain,
+    names: Names,
+    failures: Failures,
+    /// What the next dump is for.
+    due: Due,
+    /// When to look although nothing is urgent: for what only a request has found, or for a
+    /// hint that is hardly ours.
+    look_at: Option<Instant>,
+}
+
+/// Reasons for the next dump, gathered since the last.
+#[derive(Debug, Default)]
+struct Due {
+    /// Something may have changed: what the dump shows is folded.
+    dump: bool,
+    waiting: Vec<oneshot::Sender<Fresh>>,
+}
+
+/// What a dump has shown, and what it changed.
+type Looked = (BTreeSet<u16>, Option<Change>);
+
+impl Watcher {
+    /// A watcher that publishes to `hub`, and the handle to ask it for fresh dumps. It does
+    /// nothing before [`Watcher::run`].
+    pub fn new(source: Source, hints: Hints, hub: Arc<Hub>) -> (Self, Refresh) {
+        let (tx, requests) = mpsc::channel(MAX_REQUESTS);
+        let now = Instant::now();
+        let watcher = Self {
+            source,
+            hints,
+            hub,
+            requests,
+            truth: Truth::default(),
+            pace: Pace::new(now),
+            again: LookAgain::default(),
+            names: Names::new(now),
+            failures: Failures::default(),
+            due: Due {
+                dump: true,
+                ..Due::default()
+            },
+            look_at: None,
+        };
+        (watcher, Refresh(tx))
+    }
+
+    /// Watches until `stop` is cancelled. The first dump comes at once.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut hull = self.hub.hull();
+        // Whoever subscribed before counts too.
+        hull.mark_changed();
+        loop {
+            let at_once = self.due.dump || !self.due.waiting.is_empty();
+            let dump_at = match (at_once, self.again.due()) {
+                (true, _) => Some(self.pace.earliest()),
+                (false, Some(again)) => Some(again.max(self.pace.earliest())),
+                (false, None) => None,
+            };
+            if dump_at.is_some_and(|at| at <= Instant::now()) {
+                // All that is pending shares the dump, which starts after the last of it.
+                let mut wake = Wake::default();
+                if self.hints.drain(&mut wake) {
+                    self.absorb(wake);
+                }
+                while let Ok(request) = self.requests.try_recv() {
+                    self.due.waiting.push(request);
+                }
+                self.look().await;
+                // A storm must not starve the other tasks of this thread.
+                tokio::task::yield_now().await;
+                if stop.is_cancelled() {
+                    return;
+                }
+                continue;
+            }
+            let names_at = self.names.due();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                wake = self.hints.next() => self.absorb(wake),
+                Some(request) = self.requests.recv() => {
+                    self.due.waiting.push(request);
+                }
+                () = until(self.look_at) => {
+                    self.look_at = None;
+                    self.due.dump = true;
+                }
+                () = until(dump_at) => {}
+                Some(found) = self.names.found() => {
+                    if let Some(change) = self.truth.name(&found) {
+                        self.hub.publish(change);
+                    }
+                }
+                () = until(names_at) => self.names.look_up(),
+                range = next_hull(&mut hull) => {
+                    self.hints.set_range(range);
+                    // What happened outside the old filter was not hinted.
+                    self.due.dump = true;
+                }
+            }
+        }
+    }
+
+    /// Takes note of a wake; it always leads to a dump.
+    fn absorb(&mut self, wake: Wake) {
+        match wake.urgent {
+            true => self.due.dump = true,
+            false => self.look_after(FOREIGN_AFTER),
+        }
+        for (port, pid) in wake.listening {
+            self.again.expect(port);
+            self.names.first = Some(pid);
+        }
+    }
+
+    fn look_after(&mut self, pause: Duration) {
+        let at = Instant::now() + pause;
+        self.look_at = Some(self.look_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// One dump and all that follows from it.
+    async fn look(&mut self) {
+        let began = Instant::now();
+        let due = std::mem::take(&mut self.due);
+        let fold = due.dump || self.again.due().is_some_and(|at| at <= began);
+        let result = match fold {
+            true => self.dump_and_fold(began).await,
+            false => self.dump_only().await,
+        };
+        let ended = Instant::now();
+        self.pace.count(began, ended - began);
+        let answer = match result {
+            Ok((ports, change)) => {
+                self.failures = Failures::default();
+                if let Some(change) = change {
+                    self.names.want(&change);
+                    self.hub.publish(change);
+                }
+                Ok(Arc::new(ports))
+            }
+            Err(error) => {
+                let pause = self.failures.count(ended, &error);
+                self.pace.hold_until(ended + pause);
+                self.due.dump = fold;
+                Err(chain(&error))
+            }
+        };
+        for request in due.waiting {
+            // Whoever asked may be gone by now.
+            let _ = request.send(answer.clone());
+        }
+    }
+
+    /// What listens now, without a word to the subscribers.
+    async fn dump_only(&mut self) -> Result<Looked, DumpError> {
+        let dump = self.source.dump().await?;
+        let alive = self.source.confirm(self.truth.missing(&dump)).await?;
+        let ports: BTreeSet<u16> = dump.iter().chain(&alive).map(|s| s.port).collect();
+        let differs = !self
+            .truth
+            .set()
+            .iter()
+            .map(|l| l.port)
+            .eq(ports.iter().copied());
+        if differs {
+            self.look_after(SELF_REPAIR);
+        }
+        Ok((ports, None))
+    }
+
+    async fn dump_and_fold(&mut self, began: Instant) -> Result<Looked, DumpError> {
+        let dump = self.source.dump().await?;
+        let missing = self.truth.missing(&dump);
+        let last = self.again.is_last(began);
+        let (mut alive, doubtful): (Vec<_>, Vec<_>) = missing
+            .into_iter()
+            .partition(|socket| !last && self.again.contains(socket.port));
+        alive.extend(self.source.confirm(doubtful).await?);
+        // Only the dump counts as seen: a port that is merely kept is still looked for.
+        let shown: HashSet<u16> = dump.iter().map(|socket| socket.port).collect();
+        self.again.looked(began, |port| shown.contains(&port));
+        let change = self.truth.fold(dump, alive, monotonic_ns());
+        self.look_at = None;
+        let ports = self.truth.set().iter().map(|l| l.port).collect();
+        Ok((ports, change))
+    }
+}
+
+/// Completes at `moment`, never without one.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next hull of the subscribed ranges. Without subscribers the filters stay as they are.
+async fn next_hull(hull: &mut watch::Receiver<Option<PortRange>>) -> PortRange {
+    loop {
+        if hull.changed().await.is_err() {
+            // The hub outlives the watcher that holds it.
+            std::future::pending::<()>().await;
+        }
+        if let Some(range) = *hull.borrow_and_update() {
+            return range;
+        }
+    }
+}
+
+/// Nanoseconds on CLOCK_MONOTONIC, the clock of `Listener::seen_ns`.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let nanos = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+    u64::try_from(nanos).unwrap_or(0)
+}
+
+/// The look-up of process names: one at a time, at a bounded rate.
+struct Names {
+    wanted: BTreeSet<u64>,
+    /// When the first of them was wanted.
+    since: Instant,
+    /// Where to look first: the process of the last hint.
+    first: Option<u32>,
+    pace: Pace,
+    began: Instant,
+    running: JoinSet<HashMap<u64, Process>>,
+}
+
+impl Names {
+    fn new(now: Instant) -> Self {
+        Self {
+            wanted: BTreeSet::new(),
+            since: now,
+            first: None,
+            pace: Pace::new(now),
+            began: now,
+            running: JoinSet::new(),
+        }
+    }
+
+    /// Takes note of the listeners in `change` that have no name yet.
+    fn want(&mut self, change: &Change) {
+        if self.wanted.is_empty() {
+            self.since = Instant::now();
+        }
+        let listeners = change.opened.iter().chain(&change.changed);
+        let nameless = listeners.filter(|l| l.process.is_none() && l.inode != 0);
+        self.wanted.extend(nameless.map(|l| l.inode));
+    }
+
+    /// When the next look-up should start.
+    fn due(&self) -> Option<Instant> {
+        (self.running.is_empty() && !self.wanted.is_empty())
+            .then(|| self.pace.earliest().max(self.since + NAMES_AFTER))
+    }
+
+    /// Looks for all that is wanted. What is not found is not looked for again, unless its
+    /// port changes: the process may not be ours to see.
+    fn look_up(&mut self) {
+        self.began = Instant::now();
+        let inodes: Vec<u64> = std::mem::take(&mut self.wanted).into_iter().collect();
+        let first = self.first.take();
+        self.running
+            .spawn_blocking(move || process::find(&inodes, first));
+    }
+
+    /// What a look-up has found; `None` while none is running.
+    async fn found(&mut self) -> Option<HashMap<u64, Process>> {
+        let result = self.running.join_next().await?;
+        let cost = Instant::now() - self.began;
+        self.pace.count(self.began, cost);
+        result
+            .inspect_err(|error| warn!("looking up process names failed: {error}"))
+            .ok()
+    }
+}
+
+/// Dumps that failed in a row.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u32,
+    logged: Option<Instant>,
+}
+
+impl Failures {
+    /// Counts and logs a failure; returns the pause before the next try.
+    fn count(&mut self, now: Instant, error: &DumpError) -> Duration {
+        let pause = RETRY_FIRST.saturating_mul(1 << self.count.min(16));
+        self.count += 1;
+        if self.logged.is_none_or(|last| now - last >= LOG_EVERY) {
+            self.logged = Some(now);
+            let (reason, times) = (chain(error), self.count);
+            warn!("the set of listeners is kept, since reading it failed ({times}x): {reason}");
+        } else {
+            debug!("reading the listeners failed again");
+        }
+        pause.min(RETRY_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests;
