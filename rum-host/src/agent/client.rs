@@ -1,0 +1,323 @@
+//! Step 3 of the data flow, the host's end: the connections to one agent.
+//!
+//! Two connections, so that neither delays the other: the *stream* subscribes to
+//! `watch_ports`, the *poll* asks `listening_ports` each second as the safety net. Both
+//! reconnect by themselves with jittered backoff; both only report ([`AgentEvent`]), the
+//! supervisor decides. An agent without `watch_ports` is polled on the first connection, and
+//! its answers are the truth.
+//!
+//! Invariants: the agent is hostile until proven otherwise. Every call has a deadline, every
+//! listener is validated, generations rise; what breaks a rule ends that connection, is
+//! reported, and a new one starts with a fresh snapshot. Strings are cleaned here, once.
+
+use std::time::{Duration, Instant};
+
+use rum_shared::range::PortRange;
+use rum_shared::rpc::{
+    AgentInfo, CAP_WATCH, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
+};
+use rum_shared::session::{CALLS_PER_SESSION, Limits, Session, SessionError};
+use rum_shared::transport::{Endpoint, Service};
+use tokio::sync::{mpsc, watch};
+
+use super::validate::{StreamValidator, clean_error, clean_info, clean_ports};
+use crate::backoff::Backoff;
+
+/// Distance of two reconciliation polls.
+pub const POLL_PERIOD: Duration = Duration::from_secs(1);
+/// Time for a call to be answered.
+const CALL_DEADLINE: Duration = Duration::from_secs(3);
+/// Events that may wait for the supervisor; more hold the stream back.
+pub const EVENT_QUEUE: usize = 64;
+
+/// What happened on the connections to the agent.
+#[derive(Debug)]
+pub enum AgentEvent {
+    /// The first connection stands. A snapshot will follow, or polls when `streaming` is
+    /// false.
+    Connected {
+        /// Who answered, cleaned.
+        info: AgentInfo,
+        /// Whether it streams.
+        streaming: bool,
+    },
+    /// An item of the stream, validated and cleaned.
+    Watch(WatchEvent),
+    /// The answer to a poll.
+    Polled {
+        /// When it was asked.
+        sent: Instant,
+        /// Sorted, without duplicates, within the range.
+        ports: Vec<u16>,
+        /// Whether polls are the only source of truth (no stream).
+        authoritative: bool,
+    },
+    /// The first connection is gone.
+    Lost {
+        /// Why, in words.
+        reason: String,
+        /// When the next attempt is made.
+        retry: Duration,
+    },
+}
+
+/// How the first connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// No agent.
+    Down,
+    /// Up, without a stream.
+    Polling,
+    /// Up, with a stream.
+    Streaming,
+}
+
+/// The connections to one agent.
+#[derive(Debug, Clone)]
+pub struct AgentClient {
+    /// Where the agent is.
+    pub endpoint: Endpoint,
+    /// What to ask for.
+    pub range: PortRange,
+    /// False: behave as if the agent could not stream (measurements).
+    pub stream: bool,
+}
+
+/// The supervisor is gone: nothing is left to do.
+struct Gone;
+
+/// How a connection ended, or why it was lost.
+type Ended = Result<Over, String>;
+
+/// An end that is no loss.
+enum Over {
+    /// The supervisor is gone.
+    Gone,
+    /// The session has received about as much as one may: make a new one, then drop it.
+    Worn,
+}
+
+type Agent = Session<RumAgentClient>;
+
+impl AgentClient {
+    /// Runs both connections until the receiver of `events` is dropped. `link` tells others
+    /// how the first one stands; a value sent on `poll_now` makes the poll ask at once.
+    pub async fn run(
+        self,
+        events: mpsc::Sender<AgentEvent>,
+        link: watch::Sender<LinkState>,
+        poll_now: watch::Receiver<()>,
+    ) {
+        let state = link.subscribe();
+        tokio::select! {
+            () = events.closed() => {}
+            Gone = self.run_stream(&events, &link) => {}
+            Gone = self.run_poll(&events, state, poll_now) => {}
+        }
+        link.send_replace(LinkState::Down);
+    }
+
+    async fn connect(&self) -> Result<(Agent, AgentInfo), SessionError> {
+        let stream = self
+            .endpoint
+            .dial(Service::Rpc)
+            .await
+            .map_err(|error| SessionError::Handshake(error.to_string()))?;
+        let session = Agent::connect(stream, Limits::HOST).await?;
+        let client = session.client().clone();
+        let info = session.call(CALL_DEADLINE, client.hello(PROTOCOL)).await?;
+        Ok((session, clean_info(info)))
+    }
+
+    async fn run_stream(
+        &self,
+        events: &mpsc::Sender<AgentEvent>,
+        link: &watch::Sender<LinkState>,
+    ) -> Gone {
+        let mut backoff = Backoff::default();
+        let mut knocks = self.endpoint.knock_listener().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
+            None
+        });
+        loop {
+            if let Some(knocks) = &mut knocks {
+                // A `CONNECT` while the guest boots breaks some devices for good.
+                knocks.next().await;
+            }
+            let ended = self.stream_once(events, link, &mut backoff).await;
+            link.send_replace(LinkState::Down);
+            let Err(reason) = ended else { return Gone };
+            let retry = backoff.next_delay();
+            let lost = AgentEvent::Lost { reason, retry };
+            if events.send(lost).await.is_err() {
+                return Gone;
+            }
+            tokio::time::sleep(retry).await;
+        }
+    }
+
+    /// One first connection, from dial to loss. `Ok` when the supervisor is gone.
+    async fn stream_once(
+        &self,
+        events: &mpsc::Sender<AgentEvent>,
+        link: &watch::Sender<LinkState>,
+        backoff: &mut Backoff,
+    ) -> Result<(), String> {
+        let (mut session, info) = self.connect().await.map_err(clean_error)?;
+        let streaming = self.stream && info.capabilities.iter().any(|c| c == CAP_WATCH);
+        let connected = AgentEvent::Connected { info, streaming };
+        if events.send(connected).await.is_err() {
+            return Ok(());
+        }
+        link.send_replace(match streaming {
+            true => LinkState::Streaming,
+            false => LinkState::Polling,
+        });
+        loop {
+            let over = match streaming {
+                true => self.watch(&session, events, backoff).await?,
+                false => self.poll_as_truth(&session, events, backoff).await?,
+            };
+            match over {
+                Over::Gone => return Ok(()),
+                Over::Worn => session = self.connect().await.map_err(clean_error)?.0,
+            }
+        }
+    }
+
+    async fn watch(
+        &self,
+        session: &Agent,
+        events: &mpsc::Sender<AgentEvent>,
+        backoff: &mut Backoff,
+    ) -> Ended {
+        let (tx, mut rx) = roam::channel();
+        // Dropping an `Rx` or a call tells the agent nothing; dropping this does.
+        let (_stop, stop_rx) = roam::channel();
+        let client = session.client().clone();
+        let call = client.watch_ports(self.range.min(), self.range.max(), tx, stop_rx);
+        tokio::pin!(call);
+        let mut validator = StreamValidator::new(self.range);
+        loop {
+            let item = tokio::select! {
+                // In this order: `recv` needs the channel that the call's first poll binds.
+                biased;
+                ended = &mut call => return Err(match ended {
+                    Ok(()) => "the agent ended the stream".to_owned(),
+                    Err(roam::RoamError::User(text)) => clean_error(text),
+                    Err(error) => clean_error(SessionError::from(error)),
+                }),
+                () = session.closed() => return Err("the connection was closed".to_owned()),
+                item = tokio::time::timeout(HEARTBEAT_DEADLINE, rx.recv()) => item,
+            };
+            let item = item
+                .map_err(|_| format!("no heartbeat for {} s", HEARTBEAT_DEADLINE.as_secs()))?
+                .map_err(|error| clean_error(format!("unreadable stream: {error:?}")))?
+                .ok_or("the agent ended the stream")?;
+            let event = validator.check(&item)?;
+            backoff.reset();
+            if events.send(AgentEvent::Watch(event)).await.is_err() {
+                return Ok(Over::Gone);
+            }
+            if session.is_worn() {
+                return Ok(Over::Worn);
+            }
+        }
+    }
+
+    /// For agents without `watch_ports`: the polls are the truth.
+    async fn poll_as_truth(
+        &self,
+        session: &Agent,
+        events: &mpsc::Sender<AgentEvent>,
+        backoff: &mut Backoff,
+    ) -> Ended {
+        for _ in 0..CALLS_PER_SESSION {
+            let (sent, ports) = self.poll(session).await.map_err(clean_error)?;
+            backoff.reset();
+            let polled = AgentEvent::Polled {
+                sent,
+                ports,
+                authoritative: true,
+            };
+            if events.send(polled).await.is_err() {
+                return Ok(Over::Gone);
+            }
+            tokio::select! {
+                () = session.closed() => return Err("the connection was closed".to_owned()),
+                () = tokio::time::sleep(POLL_PERIOD) => {}
+            }
+        }
+        Ok(Over::Worn)
+    }
+
+    async fn poll(&self, session: &Agent) -> Result<(Instant, Vec<u16>), SessionError> {
+        let sent = Instant::now();
+        let client = session.client().clone();
+        let call = client.listening_ports(self.range.min(), self.range.max());
+        let answer = session.call(CALL_DEADLINE, call).await?;
+        Ok((sent, clean_ports(answer.ports, self.range)))
+    }
+
+    /// The safety net: polls while the stream is up, on a connection of its own.
+    async fn run_poll(
+        &self,
+        events: &mpsc::Sender<AgentEvent>,
+        mut link: watch::Receiver<LinkState>,
+        mut poll_now: watch::Receiver<()>,
+    ) -> Gone {
+        let mut session: Option<Agent> = None;
+        let mut calls = 0u32;
+        loop {
+            if *link.borrow() != LinkState::Streaming {
+                // An agent that counts a session of ours does not knock.
+                session = None;
+            }
+            // The senders live as long as `run`, and this future is dropped with it.
+            let _ = link.wait_for(|s| *s == LinkState::Streaming).await;
+            let closed = async {
+                match &session {
+                    Some(session) => session.closed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(POLL_PERIOD) => {}
+                Ok(()) = poll_now.changed() => {}
+                // The stream will notice, too: until then nothing is dialled.
+                () = closed => {
+                    session = None;
+                    continue;
+                }
+            }
+            if *link.borrow() != LinkState::Streaming {
+                continue;
+            }
+            if session.is_none() || calls >= CALLS_PER_SESSION {
+                // The old session is dropped only once the new one stands.
+                match self.connect().await {
+                    Ok((new, _)) => (session, calls) = (Some(new), 0),
+                    Err(error) => tracing::debug!(%error, "the poll cannot connect"),
+                }
+            }
+            let Some(current) = &session else { continue };
+            calls += 1;
+            match self.poll(current).await {
+                Ok((sent, ports)) => {
+                    let polled = AgentEvent::Polled {
+                        sent,
+                        ports,
+                        authoritative: false,
+                    };
+                    if events.send(polled).await.is_err() {
+                        return Gone;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a poll failed");
+                    session = None;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The command line: definitions and help texts. What a command does is elsewhere.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use rum_shared::range::PortRanges;
+
+use crate::config::{Overrides, values};
+
+/// Widest help text; longer lines are hard to read.
+const MAX_WIDTH: usize = 100;
+
+/// What listens inside a Linux guest is reachable on this machine at once.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "rum",
+    version,
+    max_term_width = MAX_WIDTH,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  rum up --range 5000-6000 -- python3 -m http.server 5000
+  rum up                      forward as rum.toml says, until Ctrl+C
+  rum exec -- psql            run a program in the guest"
+)]
+pub struct Cli {
+    /// What holds for all commands.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Print errors and problems only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Log more to stderr; twice for everything (RUST_LOG=FILTER is finer)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Colour: auto, always or never; NO_COLOR=1 means never
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    pub color: Color,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Start the guest and forward what listens in it
+    #[command(
+        after_help = "What to forward is read from rum.toml in the current directory.
+With --range no file is needed. Ends with Ctrl+C, or when CMD ends.
+
+Examples:
+  rum up --range 5000-6000 -- python3 -m http.server 5000
+  rum up -c dev.toml
+
+Exit codes:
+  0      stopped as asked, or CMD ended with 0
+  N      CMD ended with N
+  1      the start failed, or the guest did
+  2      the command line or rum.toml is wrong
+  128+N  ended by signal N, after cleaning up"
+    )]
+    Up(UpArgs),
+    /// Run a program in the guest of a running `rum up`
+    #[command(after_help = "Examples:
+  rum exec -- ss -ltn
+  rum exec --name dev -- sh -c 'echo $HOSTNAME'
+
+Exit codes:
+  N      CMD ended with N (128+N: by signal N)
+  2      the command line is wrong
+  125    rum failed, CMD was not run
+  126    CMD cannot be executed
+  127    CMD was not found")]
+    Exec(ExecArgs),
+    /// Open a shell in the guest of a running `rum up`
+    #[command(after_help = "Starts $SHELL, or /bin/sh. Exit codes are those of `rum exec`.")]
+    Shell(ShellArgs),
+}
+
+/// Arguments of `rum up`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpArgs {
+    /// Read FILE instead of rum.toml
+    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Forward these ports when something listens, such as 3000-3999,8080
+    #[arg(long, value_name = "R")]
+    pub range: Option<PortRanges>,
+    /// Name of the guest, for `rum exec` [default: the name in rum.toml]
+    #[arg(long, value_parser = values::name)]
+    pub name: Option<String>,
+    /// Host address of automatic forwards [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDR", value_parser = values::address)]
+    pub bind: Option<IpAddr>,
+    /// One more argument for the agent
+    #[arg(long, hide = true, value_name = "ARG", allow_hyphen_values = true)]
+    pub agent_arg: Vec<String>,
+    /// Ask the agent once a second instead of following its events
+    #[arg(long, hide = true)]
+    pub no_stream: bool,
+    /// Program to run in the guest, with its arguments
+    #[arg(last = true, value_name = "CMD", value_hint = clap::ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+}
+
+impl UpArgs {
+    /// What the command line puts over the file.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            ranges: self.range.clone(),
+            bind: self.bind,
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// Arguments of `rum exec`.
+#[derive(Debug, Clone, Args)]
+pub struct ExecArgs {
+    /// Name of the guest [default: the one in rum.toml, or the only one]
+    #[arg(long, value_parser = values::name)]
+    pub name: Option<String>,
+    /// Program to run, with its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        value_name = "CMD",
+        value_hint = clap::ValueHint::CommandWithArguments
+    )]
+    pub command: Vec<OsString>,
+}
+
+/// Arguments of `rum shell`.
+#[derive(Debug, Clone, Args)]
+pub struct ShellArgs {
+    /// Name of the guest [default: the one in rum.toml, or the only one]
+    #[arg(long, value_parser = values::name)]
+    pub name: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// What `rum ARGS` prints when it does not run a command, without colour, 80 columns wide.
+    fn printed(args: &[&str]) -> (String, i32) {
+        let command = Cli::command().term_width(80);
+        let args = std::iter::once("rum").chain(args.iter().copied());
+        let error = command.try_get_matches_from(args).unwrap_err();
+        (error.to_string(), error.exit_code())
+    }
+
+    fn up(args: &[&str]) -> UpArgs {
+        let args = ["rum", "up"].into_iter().chain(args.iter().copied());
+        match Cli::try_parse_from(args).unwrap().command {
+            Command::Up(up) => up,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn helps() {
+        for (name, args) in [
+            ("help", &["--help"][..]),
+            ("help-up", &["help", "up"]),
+            ("help-exec", &["help", "exec"]),
+            ("help-shell", &["shell", "-h"]),
+        ] {
+            let (text, code) = printed(args);
+            assert_eq!(code, 0);
+            insta::assert_snapshot!(name, text);
+            assert!(text.lines().all(|line| line.chars().count() <= 80));
+        }
+        let version = printed(&["--version"]);
+        assert_eq!(
+            version,
+            (concat!("rum ", env!("CARGO_PKG_VERSION"), "\n").into(), 0)
+        );
+    }
+
+    #[test]
+    fn usage_errors_exit_with_2() {
+        for (name, args) in [
+            ("usage-range", &["up", "--range", "6000-5000"][..]),
+            ("usage-bind", &["up", "--bind", "localhost"]),
+            ("usage-name", &["exec", "--name", "../x", "ls"]),
+            ("usage-no-dashes", &["up", "psql"]),
+            ("usage-exec-nothing", &["exec"]),
+            ("usage-misspelt", &["upp"]),
+            ("usage-quiet-verbose", &["-q", "-v", "up"]),
+        ] {
+            let (text, code) = printed(args);
+            assert_eq!(code, i32::from(crate::exit::USAGE), "{args:?}");
+            insta::assert_snapshot!(name, text);
+        }
+    }
+
+    #[test]
+    fn what_follows_belongs_to_the_program() {
+        let args = up(&[
+            "--range",
+            "1-2,5",
+            "--agent-arg=--hint=poll",
+            "--",
+            "a",
+            "-q",
+            "--",
+            "b",
+        ]);
+        assert_eq!(args.command, ["a", "-q", "--", "b"]);
+        assert_eq!(args.agent_arg, ["--hint=poll"]);
+        assert_eq!(args.overrides().ranges.unwrap().to_string(), "1-2,5");
+        for with in [&["--"][..], &[]] {
+            let args = ["rum", "exec", "--name", "dev"];
+            let args = args.iter().chain(with).chain(&["ls", "-l", "--name"]);
+            let Command::Exec(exec) = Cli::try_parse_from(args).unwrap().command else {
+                panic!("not exec");
+            };
+            assert_eq!(exec.command, ["ls", "-l", "--name"]);
+            assert_eq!(exec.name.as_deref(), Some("dev"));
+        }
+        let cli = Cli::try_parse_from(["rum", "up", "-vv", "--color", "never"]).unwrap();
+        assert_eq!((cli.global.verbose, cli.global.color), (2, Color::Never));
+    }
+}

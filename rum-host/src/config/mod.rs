@@ -1,0 +1,215 @@
+//! The configuration: `rum.toml` and what the command line puts over it, as [`Settings`].
+//!
+//! A file is read in three passes, since facet-toml alone accepts too much (a port 70000 becomes
+//! 4464, a misspelt key is ignored, the second of two equal keys wins):
+//!
+//! 1. the `toml` crate parses it strictly: [`syntax`], duplicate keys, and where everything is;
+//! 2. [`shape`] compares that with the reflection of the raw structs: unknown keys, missing keys
+//!    and wrong types; then facet-toml fills the structs of [`raw`];
+//! 3. [`check`] looks at the values: ranges, addresses, and what collides with what.
+//!
+//! Invariants: a [`ConfigError`] names line, column and what to write instead, and the problems
+//! of one pass are told together; no text, however strange, makes this panic or take long.
+
+mod check;
+mod error;
+mod overlap;
+mod raw;
+mod shape;
+mod syntax;
+pub mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rum_shared::range::PortRanges;
+use toml::de::DeTable;
+
+pub use check::MAX_FORWARDS;
+pub use error::{ConfigError, Located, MAX_PROBLEMS, Problem};
+pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig};
+
+use crate::error::RumError;
+use crate::guest::GuestKind;
+use crate::plan::Policy;
+
+/// The file that is read when none is named.
+pub const FILE_NAME: &str = "rum.toml";
+/// Largest file that is read, in bytes; a hand-written one has a few hundred.
+pub const MAX_FILE: u64 = 1 << 20;
+/// The guest's name when none is given.
+pub const DEFAULT_NAME: &str = "default";
+/// The host address of forwards when none is given.
+pub const DEFAULT_BIND: &str = "127.0.0.1";
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Tells guests apart: 1 to 64 of `[A-Za-z0-9._-]`, not starting with a dot.
+    pub name: String,
+    /// What to forward from.
+    pub guest: GuestKind,
+    /// What to forward. No two static forwards collide; the range of the automatic ones holds
+    /// no host port of a static one.
+    pub policy: Policy,
+    /// The file this was read from; `None` if there was none.
+    pub origin: Option<PathBuf>,
+}
+
+/// What the command line puts over the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--range`: takes the place of `[auto_ports] range`.
+    pub ranges: Option<PortRanges>,
+    /// `--bind`: takes the place of `[auto_ports] bind`.
+    pub bind: Option<IpAddr>,
+    /// `--name`: takes the place of `name`.
+    pub name: Option<String>,
+}
+
+/// Reads the configuration: the file at `path`, else `rum.toml` in the current directory, else
+/// the overrides alone.
+///
+/// # Errors
+/// The file cannot be read or is wrong; there is neither file nor range; nothing is forwarded.
+pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, RumError> {
+    let file = path.unwrap_or(Path::new(FILE_NAME));
+    let shown = file.display().to_string();
+    let settings = match read(file) {
+        Ok(text) => Settings {
+            origin: Some(file.to_owned()),
+            ..parse_with(&text, &shown, overrides)?
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match (path, &overrides.ranges) {
+                (None, Some(_)) => {}
+                (Some(_), Some(_)) => {
+                    return Err(RumError::usage(format!("there is no {shown}"))
+                        .hint("leave out `-c`: with `--range` no file is needed"));
+                }
+                (_, None) => return Err(missing(&shown)),
+            }
+            parse_with("", &shown, overrides)?
+        }
+        Err(error) => return Err(unreadable(&shown, &error)),
+    };
+    if settings.policy.hull().is_none() {
+        return Err(nothing(&shown));
+    }
+    if settings.policy.auto.is_none() && overrides.bind.is_some() {
+        return Err(
+            RumError::usage("`--bind` is for automatic forwards, and there are none")
+                .hint("add `--range 5000-6000`, or write `bind` in [[ports]]"),
+        );
+    }
+    Ok(settings)
+}
+
+/// The name of the guest that the current directory means: the one of its `rum.toml`; `None`
+/// without such a file.
+///
+/// # Errors
+/// There is a `rum.toml` which cannot be read or is wrong.
+pub fn current_name() -> Result<Option<String>, RumError> {
+    name_in(Path::new(FILE_NAME))
+}
+
+fn name_in(file: &Path) -> Result<Option<String>, RumError> {
+    let shown = file.display().to_string();
+    match read(file) {
+        Ok(text) => Ok(Some(parse(&text, &shown)?.name)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unreadable(&shown, &error)),
+    }
+}
+
+/// Reads `text`, which errors call `name`. A text that forwards nothing is accepted here.
+///
+/// # Errors
+/// Everything that is wrong with it, as far as one pass sees.
+pub fn parse(text: &str, name: &str) -> Result<Settings, ConfigError> {
+    parse_with(text, name, &Overrides::default())
+}
+
+/// Like [`parse`], with `overrides` over what the text says.
+///
+/// # Errors
+/// As [`parse`]; also when the two do not go together.
+pub fn parse_with(text: &str, name: &str, overrides: &Overrides) -> Result<Settings, ConfigError> {
+    // Windows editors write a byte order mark; positions are counted from after it.
+    let body = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let failed = |problems| ConfigError::new(name, body, problems);
+    let document =
+        DeTable::parse(body).map_err(|error| failed(vec![syntax::problem(body, &error)]))?;
+    let problems = shape::problems::<Config>(document.get_ref());
+    if !problems.is_empty() {
+        return Err(failed(problems));
+    }
+    let raw = facet_toml::from_str::<Config>(body).map_err(|error| {
+        let span = error
+            .span
+            .map_or(0..0, |s| s.offset as usize..(s.offset + s.len) as usize);
+        failed(vec![Problem::new(
+            span,
+            "near here",
+            format!("this cannot be read: {}", error.kind),
+            "write it in a simpler way, each key on a line of its own",
+        )])
+    })?;
+    check::settings(body, document.get_ref(), &raw, overrides).map_err(failed)
+}
+
+/// Reads a file of at most [`MAX_FILE`] bytes of UTF-8. Not a directory, not a FIFO that never
+/// ends or begins.
+fn read(path: &Path) -> io::Result<String> {
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let kind = std::fs::metadata(path)?.file_type();
+    if !kind.is_file() {
+        let what = if kind.is_dir() {
+            "a directory"
+        } else {
+            "not a regular file"
+        };
+        return Err(invalid(format!("it is {what}")));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(invalid("it is larger than 1 MiB".into()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..good]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1;
+        invalid(format!("line {line} is not UTF-8 text"))
+    })
+}
+
+const EXAMPLE: &str = "[auto_ports]\nrange = \"5000-6000\"";
+
+fn missing(file: &str) -> RumError {
+    RumError::usage(format!("there is no {file}"))
+        .hint("run `rum up --range 5000-6000`, or write one with these two lines:")
+        .example(EXAMPLE)
+}
+
+fn nothing(file: &str) -> RumError {
+    RumError::usage(format!("{file} forwards nothing"))
+        .hint("add `--range 5000-6000`, or write these two lines into it:")
+        .example(EXAMPLE)
+}
+
+fn unreadable(file: &str, error: &io::Error) -> RumError {
+    RumError::usage(format!("cannot read {file}: {error}"))
+        .hint("it should be a UTF-8 text file; name another with `-c FILE`")
+}

@@ -1,0 +1,67 @@
+//! `rum.toml` as it is written: the structs that facet-toml fills.
+//!
+//! Numbers are wide (`i64`) and texts unparsed on purpose. facet-toml narrows silently, so the
+//! ranges are checked afterwards, in [`super::check`], where line and column are known.
+//!
+//! Invariant: these structs are the only description of the file. [`super::shape`] reads their
+//! reflection to find unknown keys and wrong types, and the doc comment of a field is the hint
+//! that a user sees; so the comment is one sentence without a full stop, with an example.
+
+use facet::Facet;
+
+use super::DEFAULT_BIND;
+use crate::plan::OnConflict;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Facet)]
+pub struct Config {
+    /// `name` tells guests apart, such as `name = "dev"`
+    pub name: Option<String>,
+    /// `drain` is how long open connections may go on when their port closes, such as `drain = "10s"`
+    pub drain: Option<String>,
+    /// `[guest]` says what to forward from, such as `kind = "namespace"` in it
+    pub guest: Option<GuestConfig>,
+    /// `[[ports]]` is one static forward, with `host = 8080` and `guest = 80` in it
+    #[facet(default)]
+    pub ports: Vec<PortConfig>,
+    /// `[auto_ports]` forwards what the guest listens on, with `range = "5000-6000"` in it
+    pub auto_ports: Option<AutoPortsConfig>,
+}
+
+/// `[guest]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Facet)]
+pub struct GuestConfig {
+    /// `kind` is the kind of guest, such as `kind = "namespace"`
+    pub kind: Option<String>,
+    /// `cid` is the context id of a running VM, such as `cid = 3`
+    pub cid: Option<i64>,
+    /// `socket` is the path of the VM's vsock device, such as `socket = "/run/vm/vsock.sock"`
+    pub socket: Option<String>,
+}
+
+/// One `[[ports]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Facet)]
+pub struct PortConfig {
+    /// `host` is the port on this machine, from 1 to 65535, such as `host = 8080`
+    pub host: i64,
+    /// `guest` is the port in the guest, from 1 to 65535, such as `guest = 80`
+    pub guest: i64,
+    /// `bind` is an IP address of this machine, such as `bind = "127.0.0.1"`
+    #[facet(default = DEFAULT_BIND.to_string())]
+    pub bind: String,
+}
+
+/// `[auto_ports]`.
+#[derive(Debug, Clone, PartialEq, Eq, Facet)]
+pub struct AutoPortsConfig {
+    /// `range` is the ports to forward, such as `range = "5000-6000"`
+    pub range: String,
+    /// `bind` is an IP address of this machine, such as `bind = "127.0.0.1"`
+    #[facet(default = DEFAULT_BIND.to_string())]
+    pub bind: String,
+    /// `on_conflict` is what to do when a host port is taken: `on_conflict = "wait"` or `"next"`
+    #[facet(default = OnConflict::default().as_str().to_owned())]
+    pub on_conflict: String,
+    /// `drain` is how long open connections may go on when their port closes, such as `drain = "10s"`
+    pub drain: Option<String>,
+}

@@ -1,0 +1,200 @@
+//! The small texts of a configuration: names, addresses, durations. Used for `rum.toml` and for
+//! the command line alike, so that both accept the same and say the same.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// Longest name; it becomes a part of socket paths, which end at 108 bytes (unix(7)).
+pub const MAX_NAME: usize = 64;
+/// Longest `drain`: longer would look like a hang.
+pub const MAX_DRAIN: Duration = Duration::from_secs(60 * 60);
+
+/// A text that does not say what it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead.
+    pub hint: String,
+}
+
+impl Invalid {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.message, self.hint)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// A guest's name: 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`, not starting with a dot.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn name(text: &str) -> Result<String, Invalid> {
+    let hint = "use 1 to 64 letters, digits, `.`, `_` or `-`, the first not a `.`";
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let message = if text.is_empty() {
+        "the name is empty".to_owned()
+    } else if text.len() > MAX_NAME {
+        format!("the name is {} bytes long", text.len())
+    } else if let Some(c) = text.chars().find(|c| !allowed(*c)) {
+        format!("a name cannot contain `{}`", c.escape_debug())
+    } else if text.starts_with('.') {
+        "a name cannot start with a dot".to_owned()
+    } else {
+        return Ok(text.to_owned());
+    };
+    Err(Invalid::new(message, hint))
+}
+
+/// An IP address of this machine, without a port.
+///
+/// # Errors
+/// What is wrong with it, with the address that was probably meant.
+pub fn address(text: &str) -> Result<IpAddr, Invalid> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(ip.to_canonical());
+    }
+    let write = |ip: &str| format!("write an IP address, such as \"{ip}\"");
+    Err(match text {
+        "" => Invalid::new("the address is empty", write("127.0.0.1")),
+        "localhost" => Invalid::new("`localhost` is a host name", write("127.0.0.1")),
+        "*" => Invalid::new(
+            "`*` is not an IP address",
+            "write \"0.0.0.0\" for all addresses of this machine",
+        ),
+        _ => {
+            let bare = text.trim_start_matches('[').trim_end_matches(']');
+            if let Ok(socket) = text.parse::<SocketAddr>() {
+                Invalid::new(
+                    format!("`{text}` has a port"),
+                    format!("write the address alone: \"{}\"", socket.ip()),
+                )
+            } else if let Ok(ip) = bare.parse::<IpAddr>() {
+                Invalid::new(
+                    format!("`{text}` has brackets"),
+                    format!("write the address alone: \"{ip}\""),
+                )
+            } else if text.starts_with(|c: char| c.is_ascii_alphabetic()) && !text.contains(':') {
+                Invalid::new(format!("`{text}` is a host name"), write("127.0.0.1"))
+            } else {
+                Invalid::new(
+                    format!("`{text}` is not an IP address"),
+                    "write an address of this machine, such as \"127.0.0.1\" or \"::1\"",
+                )
+            }
+        }
+    })
+}
+
+/// A duration with its unit, `500ms`, `10s`, `2m` or `1h`, at most [`MAX_DRAIN`]; `0` needs none.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, Invalid> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let example = "write a number and a unit: \"500ms\", \"10s\" or \"2m\"; \"0\" cuts at once";
+    if number.is_empty() {
+        return Err(Invalid::new(format!("`{text}` is not a duration"), example));
+    }
+    // A number too large for u64 is above any limit, whatever its unit.
+    let number: u64 = number.parse().unwrap_or(u64::MAX);
+    let millis = match unit.trim() {
+        "" if number == 0 => 0,
+        "" => {
+            return Err(Invalid::new(
+                format!("`{text}` has no unit"),
+                format!("write \"{text}s\" for seconds, or \"{text}ms\", \"{text}m\""),
+            ));
+        }
+        "ms" => number,
+        "s" => number.saturating_mul(1000),
+        "m" => number.saturating_mul(60 * 1000),
+        "h" => number.saturating_mul(60 * 60 * 1000),
+        other => {
+            return Err(Invalid::new(
+                format!("`{other}` is not a unit of time"),
+                example,
+            ));
+        }
+    };
+    let duration = Duration::from_millis(millis);
+    if duration > MAX_DRAIN {
+        return Err(Invalid::new(
+            format!("`{text}` is longer than an hour"),
+            "write at most \"1h\"",
+        ));
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let ms = |text| duration(text).unwrap().as_millis();
+        assert_eq!(ms("0"), 0);
+        assert_eq!(ms("500ms"), 500);
+        assert_eq!(ms("10s"), 10_000);
+        assert_eq!(ms("10 s"), 10_000);
+        assert_eq!(ms("2m"), 120_000);
+        assert_eq!(ms("1h"), 3_600_000);
+        for (text, part) in [
+            ("10", "\"10s\""),
+            ("", "not a duration"),
+            ("-1s", "not a duration"),
+            ("1.5s", "not a unit"),
+            ("10sec", "`sec`"),
+            ("3601s", "an hour"),
+            ("99999999999999999999h", "an hour"),
+        ] {
+            let said = duration(text).unwrap_err().to_string();
+            assert!(said.contains(part), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(address("127.0.0.1").unwrap().to_string(), "127.0.0.1");
+        assert_eq!(address("::1").unwrap().to_string(), "::1");
+        assert_eq!(address("::ffff:10.0.0.1").unwrap().to_string(), "10.0.0.1");
+        for (text, part) in [
+            ("localhost", "\"127.0.0.1\""),
+            ("dev.example.org", "is a host name"),
+            ("127.0.0.1:80", "alone: \"127.0.0.1\""),
+            ("[::1]:80", "alone: \"::1\""),
+            ("[::1]", "brackets"),
+            ("*", "0.0.0.0"),
+            ("", "empty"),
+            ("127.0.1", "not an IP address"),
+            ("fe80::1%eth0", "not an IP address"),
+        ] {
+            let said = address(text).unwrap_err().to_string();
+            assert!(said.contains(part), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(name("dev-1.a_B").unwrap(), "dev-1.a_B");
+        assert!(name(&"x".repeat(MAX_NAME)).is_ok());
+        for text in ["", ".", "..", ".dev", "a/b", "a b", "ä", "a\u{1b}", "a\0"] {
+            name(text).unwrap_err();
+        }
+        name(&"x".repeat(MAX_NAME + 1)).unwrap_err();
+    }
+}

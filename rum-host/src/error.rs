@@ -1,0 +1,258 @@
+//! [`RumError`]: the one error that `main` prints, and its one printer.
+//!
+//! Modules have error types of their own where a caller tells cases apart, and make a
+//! [`RumError`] of them where a user is to read it: a message without a full stop, causes, a
+//! hint where something can be done, and an exit code.
+//!
+//! What is printed is readable without colour; whether there is colour is decided by anstream
+//! (`--color`, `NO_COLOR`, a terminal or not), which strips it on the way out.
+
+use std::error::Error as StdError;
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, SourceCode};
+
+use crate::config::{ConfigError, Located};
+use crate::exit;
+use crate::guest::GuestError;
+use crate::runtime_dir::RuntimeDirError;
+
+/// Something went wrong that a user has to know.
+#[derive(Debug)]
+pub struct RumError(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    message: String,
+    hint: Option<String>,
+    example: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+    config: Option<ConfigError>,
+    exit: u8,
+}
+
+impl RumError {
+    /// An error with exit code [`exit::FAILED`].
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            message: message.into(),
+            hint: None,
+            example: None,
+            source: None,
+            config: None,
+            exit: exit::FAILED,
+        }))
+    }
+
+    /// An error with exit code [`exit::USAGE`].
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(message).exit(exit::USAGE)
+    }
+
+    /// What the user can do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Lines that are printed below the hint as they are.
+    #[must_use]
+    pub fn example(mut self, lines: impl Into<String>) -> Self {
+        self.0.example = Some(lines.into());
+        self
+    }
+
+    /// Why it happened; printed below the message.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// Another exit code.
+    #[must_use]
+    pub fn exit(mut self, code: u8) -> Self {
+        self.0.exit = code;
+        self
+    }
+
+    /// The code that the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        self.0.exit
+    }
+}
+
+impl From<ConfigError> for RumError {
+    fn from(error: ConfigError) -> Self {
+        let mut this = Self::usage(error.to_string());
+        this.0.config = Some(error);
+        this
+    }
+}
+
+impl From<GuestError> for RumError {
+    fn from(error: GuestError) -> Self {
+        let mut this = Self::new(error.to_string());
+        this.0.hint = error.hint();
+        let source = error.source().map(ToString::to_string);
+        this.0.source = source.map(Into::into);
+        this
+    }
+}
+
+impl From<RuntimeDirError> for RumError {
+    fn from(error: RuntimeDirError) -> Self {
+        GuestError::from(error).into()
+    }
+}
+
+impl fmt::Display for RumError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl StdError for RumError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl Diagnostic for RumError {
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        let hint = self.0.hint.as_ref()?;
+        Some(match &self.0.example {
+            None => Box::new(hint),
+            Some(lines) => Box::new(format!("{hint}\n{lines}")),
+        })
+    }
+
+    fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
+        self.0.config.as_ref()?.related()
+    }
+}
+
+/// Prints `error` to stderr. That stderr is closed is not a reason to fail once more.
+pub fn report(error: &RumError) {
+    let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr())
+        .ok()
+        .map(|size| usize::from(size.ws_col))
+        .filter(|columns| *columns > 0);
+    let text = render(error, width.unwrap_or(DEFAULT_WIDTH));
+    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Width of a snippet where there is no terminal, in columns.
+const DEFAULT_WIDTH: usize = 80;
+const RED: &str = "\u{1b}[1;31m";
+const BLUE: &str = "\u{1b}[1;36m";
+const PLAIN: &str = "\u{1b}[0m";
+
+/// What [`report`] prints, with colours.
+pub fn render(error: &RumError, width: usize) -> String {
+    let mut out = String::new();
+    match &error.0.config {
+        Some(config) => render_config(&mut out, config, width),
+        None => render_plain(&mut out, error),
+    }
+    .expect("writing to a String cannot fail");
+    out
+}
+
+fn render_plain(out: &mut String, error: &RumError) -> fmt::Result {
+    writeln!(out, "{RED}error:{PLAIN} {error}")?;
+    let mut source = error.source();
+    while let Some(cause) = source {
+        writeln!(out, "  caused by: {cause}")?;
+        source = cause.source();
+    }
+    if let Some(hint) = &error.0.hint {
+        writeln!(out, "{BLUE}hint:{PLAIN} {hint}")?;
+    }
+    for line in error.0.example.iter().flat_map(|lines| lines.lines()) {
+        writeln!(out, "    {line}")?;
+    }
+    Ok(())
+}
+
+fn render_config(out: &mut String, error: &ConfigError, width: usize) -> fmt::Result {
+    for (i, problem) in error.problems().iter().enumerate() {
+        if i > 0 {
+            writeln!(out)?;
+        }
+        writeln!(out, "{RED}error:{PLAIN} {problem}")?;
+        if problem.has_snippet() {
+            out.push_str(&snippet(problem, width)?);
+        } else {
+            writeln!(out, "  in {}", problem.place())?;
+        }
+        if let Some(hint) = problem.help() {
+            writeln!(out, "{BLUE}hint:{PLAIN} {hint}")?;
+        }
+    }
+    if error.omitted() > 0 {
+        writeln!(out, "\n{} more errors are not shown", error.omitted())?;
+    }
+    Ok(())
+}
+
+/// The part of a file that a problem is about, underlined.
+fn snippet(problem: &Located, width: usize) -> Result<String, fmt::Error> {
+    let mut theme = GraphicalTheme::unicode();
+    // Two labels keep one meaning each: red is the error, cyan the other place.
+    theme.styles.highlights = vec![theme.styles.error, theme.styles.help];
+    let mut out = String::new();
+    GraphicalReportHandler::new_themed(theme)
+        .with_width(width)
+        .with_context_lines(1)
+        .with_links(false)
+        .render_report(&mut out, &Bare(problem))?;
+    // miette starts with a line for the message, which is printed in our form instead.
+    let rest = out.split_once('\n').map_or("", |(_, rest)| rest);
+    Ok(rest.to_owned())
+}
+
+/// A problem without message and hint: miette draws only the snippet.
+#[derive(Debug)]
+struct Bare<'a>(&'a Located);
+
+impl fmt::Display for Bare<'_> {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+impl StdError for Bare<'_> {}
+
+impl Diagnostic for Bare<'_> {
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.0.source_code()
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        self.0.labels()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_causes_hint_and_example_are_lines_of_their_own() {
+        let error = RumError::new("cannot bind 127.0.0.1:80")
+            .caused_by(std::io::Error::from_raw_os_error(13))
+            .hint("write this:")
+            .example("a = 1\nb = 2");
+        let text = anstream::adapter::strip_str(&render(&error, 80)).to_string();
+        assert_eq!(
+            text,
+            "error: cannot bind 127.0.0.1:80\n  caused by: Permission denied (os error 13)\n\
+             hint: write this:\n    a = 1\n    b = 2\n"
+        );
+        assert_eq!(error.exit_code(), exit::FAILED);
+        assert_eq!(RumError::usage("no").exit_code(), exit::USAGE);
+    }
+}

@@ -1,0 +1,337 @@
+//! Step 5 of the data flow: binds a host port, accepts, opens a channel to the agent for each
+//! connection and hands both to the relay.
+//!
+//! A [`Forwarder`] owns one listening socket and one task, which owns the tasks of its
+//! connections: nothing is detached. [`Forwarder::stop`] takes the socket out of the LISTEN
+//! state before it returns, so that the next connect is refused and the next bind succeeds;
+//! connections then have the drain time to finish and are reset after it.
+//!
+//! Invariants: the guest's program is dialled only because a client connected; a client whose
+//! connection cannot be made is reset, never closed as if all were well; running out of
+//! descriptors delays accepting and ends nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use rum_shared::channel::{self, Connected};
+use rum_shared::relay::{self, Counters};
+use rum_shared::transport::Endpoint;
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::client::LinkState;
+use crate::plan::{GuestPort, HostAddr};
+use crate::pool::Pool;
+
+/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
+const BACKLOG: u32 = 1024;
+/// Time for the channel and the agent's dial together. The agent's own deadline is shorter,
+/// so that its reason usually arrives first.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause after an accept that failed for want of descriptors or memory: long enough not to
+/// spin, short enough not to be noticed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a host port could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody else listens there.
+    #[error("the host port is taken")]
+    InUse,
+    /// Ports below `net.ipv4.ip_unprivileged_port_start` need CAP_NET_BIND_SERVICE.
+    #[error("not allowed to bind a privileged host port")]
+    Privileged,
+    /// The address does not belong to this machine.
+    #[error("the address is not one of this machine")]
+    NoSuchAddress,
+    /// No descriptors left, or another failure.
+    #[error("cannot bind: {0}")]
+    Other(io::Error),
+}
+
+impl From<io::Error> for BindError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse,
+            io::ErrorKind::PermissionDenied => Self::Privileged,
+            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress,
+            _ => Self::Other(error),
+        }
+    }
+}
+
+/// Opens channels to the agent, once there is one.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    endpoint: Endpoint,
+    pool: Pool,
+    link: watch::Receiver<LinkState>,
+}
+
+impl Dialer {
+    /// Dials `endpoint` whenever `link` says that an agent is there.
+    pub fn new(endpoint: Endpoint, link: watch::Receiver<LinkState>) -> Self {
+        Self {
+            endpoint,
+            pool: Pool::default(),
+            link,
+        }
+    }
+
+    /// A channel that leads to `guest`. While the agent is lost this waits: it may be back
+    /// soon, and some transports must not be dialled while the guest boots.
+    async fn open(&mut self, guest: GuestPort) -> Result<Connected, String> {
+        if let Some(direct) = self.pool.connect(guest) {
+            return Ok(Connected::Direct(direct));
+        }
+        let up = self.link.wait_for(|state| *state != LinkState::Down).await;
+        up.map_err(|_| "rum is stopping")?;
+        match channel::dial(&self.endpoint, guest.0).await {
+            Ok(Ok(connected)) => Ok(connected),
+            Ok(Err(status)) => Err(format!("the agent answered {status:?}")),
+            Err(error) => Err(format!("cannot reach the agent: {error}")),
+        }
+    }
+}
+
+/// What a forward has done so far. Read at any time.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Connections that live.
+    pub active: AtomicU32,
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Connections that could not be carried to the guest's program, and were reset.
+    pub refused: AtomicU64,
+    /// Bytes relayed.
+    pub bytes: Counters,
+}
+
+/// A bound host port.
+#[derive(Debug)]
+pub struct Forwarder {
+    guest: GuestPort,
+    addr: HostAddr,
+    inode: u64,
+    listener: Arc<TcpListener>,
+    stop: CancellationToken,
+    cut: CancellationToken,
+    stats: Arc<Stats>,
+}
+
+/// The running half of a [`Forwarder`]: its accept loop and its connections.
+#[derive(Debug)]
+pub struct ForwardTask {
+    listener: Arc<TcpListener>,
+    guest: GuestPort,
+    dialer: Dialer,
+    stop: CancellationToken,
+    cut: CancellationToken,
+    drain: Duration,
+    stats: Arc<Stats>,
+}
+
+impl Forwarder {
+    /// Binds `host` and listens; returns the handle and the task to run. Cancelling `cut`
+    /// resets all its connections.
+    ///
+    /// # Errors
+    /// [`BindError`]. Must be called within a tokio runtime.
+    pub fn bind(
+        host: HostAddr,
+        guest: GuestPort,
+        dialer: &Dialer,
+        drain: Duration,
+        cut: CancellationToken,
+    ) -> Result<(Self, ForwardTask), BindError> {
+        let socket = match host.0 {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // Connections that still drain must not keep the port from being bound again.
+        socket.set_reuseaddr(true)?;
+        socket.bind(host.0)?;
+        let listener = Arc::new(socket.listen(BACKLOG)?);
+        let addr = HostAddr(listener.local_addr()?);
+        let inode = rustix::fs::fstat(&*listener)
+            .map_err(io::Error::from)?
+            .st_ino;
+        let stop = CancellationToken::new();
+        let stats = Arc::new(Stats::default());
+        let task = ForwardTask {
+            listener: listener.clone(),
+            guest,
+            dialer: dialer.clone(),
+            stop: stop.clone(),
+            cut: cut.clone(),
+            drain,
+            stats: stats.clone(),
+        };
+        let forwarder = Self {
+            guest,
+            addr,
+            inode,
+            listener,
+            stop,
+            cut,
+            stats,
+        };
+        Ok((forwarder, task))
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> HostAddr {
+        self.addr
+    }
+
+    /// Where it leads.
+    pub fn guest(&self) -> GuestPort {
+        self.guest
+    }
+
+    /// The inode of its listening socket.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Resets its connections once cancelled.
+    pub fn cut(&self) -> &CancellationToken {
+        &self.cut
+    }
+
+    /// Stops accepting, at once; connections that wait to be accepted are reset by the kernel.
+    pub fn stop(self) {
+        // Closing alone would wait for the task to be scheduled.
+        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
+        self.stop.cancel();
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl ForwardTask {
+    /// Runs until the forwarder was stopped and its last connection has ended. Returns how
+    /// many connections had to be cut when the drain time was over.
+    pub async fn run(self) -> usize {
+        let mut connections = JoinSet::new();
+        self.accept(&mut connections).await;
+        // Frees the port; the handle has dropped its own reference by now.
+        drop(self.listener);
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.drain, drained).await.is_ok() {
+            return 0;
+        }
+        let left = connections.len();
+        self.cut.cancel();
+        while connections.join_next().await.is_some() {}
+        left
+    }
+
+    async fn accept(&self, connections: &mut JoinSet<()>) {
+        let mut exhausted = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                Some(_) = connections.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((client, _)) => {
+                    exhausted = false;
+                    self.stats.accepted.fetch_add(1, Relaxed);
+                    connections.spawn(connection(
+                        client,
+                        self.guest,
+                        self.dialer.clone(),
+                        self.stats.clone(),
+                        self.cut.clone(),
+                    ));
+                }
+                // The listener was shut down by `stop`.
+                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return,
+                Err(error) if is_exhaustion(&error) => {
+                    if !std::mem::replace(&mut exhausted, true) {
+                        tracing::warn!(
+                            guest_port = self.guest.0,
+                            %error,
+                            "cannot accept; connections wait until there is room"
+                        );
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                // A connection that failed before it was accepted (accept(2)): not ours.
+                Err(error) => tracing::debug!(guest_port = self.guest.0, %error, "accept"),
+            }
+        }
+    }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno))
+}
+
+/// Counts a connection for as long as it lives.
+struct Active(Arc<Stats>);
+
+impl Active {
+    fn new(stats: Arc<Stats>) -> Self {
+        stats.active.fetch_add(1, Relaxed);
+        Self(stats)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+async fn connection(
+    client: TcpStream,
+    guest: GuestPort,
+    mut dialer: Dialer,
+    stats: Arc<Stats>,
+    cut: CancellationToken,
+) {
+    let _active = Active::new(stats.clone());
+    // From here on whatever ends this task resets the client, but a clean end of the relay.
+    relay::reset_on_close(&client);
+    let opened = tokio::select! {
+        () = cut.cancelled() => Err("cut".to_owned()),
+        opened = tokio::time::timeout(OPEN_DEADLINE, dialer.open(guest)) => match opened {
+            Ok(opened) => opened,
+            Err(_) => Err(format!("no answer from the agent within {OPEN_DEADLINE:?}")),
+        },
+    };
+    let outcome = match opened {
+        Ok(Connected::Framed(channel)) => relay::relay(client, channel, &stats.bytes, &cut).await,
+        Ok(Connected::Direct(guest)) => {
+            let relay = relay::relay_direct(client, guest, &stats.bytes, &cut);
+            tokio::join!(relay, dialer.pool.refill(&dialer.endpoint)).0
+        }
+        Err(reason) => {
+            stats.refused.fetch_add(1, Relaxed);
+            tracing::debug!(guest_port = guest.0, reason, "connection refused");
+            return;
+        }
+    };
+    tracing::trace!(guest_port = guest.0, ?outcome, "connection ended");
+}

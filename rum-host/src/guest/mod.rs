@@ -1,0 +1,245 @@
+//! Guests: where the programs run whose ports are forwarded. One file a kind.
+//!
+//! A kind says where its agent is to be dialled ([`Guest::endpoint`]) and, if rum started the
+//! guest, how it ends. Beyond that the rest of rum knows no difference: new kinds are a file here
+//! and an arm in [`Guest`]'s functions.
+//!
+//! Invariant: a guest that rum started is gone when its [`Guest`] is dropped (at once, without
+//! asking) or stopped ([`Guest::stop`]).
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rum_shared::transport::Endpoint;
+use tokio::process::Child;
+
+use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::sandbox::Failure;
+
+pub(crate) mod namespace;
+#[cfg(test)]
+mod tests;
+mod unix;
+mod vsock;
+
+/// What kind of guest, with what the kind needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestKind {
+    /// Namespaces on this machine, made by rum.
+    Namespace,
+    /// A running VM with an agent in it, by its context id.
+    Vsock {
+        /// The VM's CID.
+        cid: u32,
+    },
+    /// A running VM whose vsock is a Unix socket on the host.
+    Unix {
+        /// The device's socket.
+        socket: PathBuf,
+    },
+}
+
+impl GuestKind {
+    /// Its name in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Namespace => NAMESPACE,
+            Self::Vsock { .. } => "vsock",
+            Self::Unix { .. } => "unix",
+        }
+    }
+}
+
+/// [`GuestKind::name`] of the kind in which rum can run commands.
+pub(crate) const NAMESPACE: &str = "namespace";
+
+/// The guest that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestSpec {
+    /// Its name, that of its runtime directory too.
+    pub name: String,
+    /// Its kind.
+    pub kind: GuestKind,
+}
+
+/// Why there is no guest, or no command in it.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// Its runtime directory.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// A helper process could not set the guest up.
+    #[error("cannot start the guest: {}", .0.message)]
+    Setup(Failure),
+    /// A system call failed.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// rum cannot run commands in this kind of guest.
+    #[error("rum cannot run a command in a guest of kind `{kind}`")]
+    NoCommands {
+        /// The kind.
+        kind: String,
+    },
+    /// An empty command line.
+    #[error("there is no command to run")]
+    NoCommand,
+    /// No running guest has that name.
+    #[error("no guest `{name}` is running{}", names(.running))]
+    NotRunning {
+        /// The name asked for.
+        name: String,
+        /// Those that are.
+        running: Vec<String>,
+    },
+    /// No guest runs.
+    #[error("no guest is running")]
+    NoneRunning,
+    /// More than one runs, and none was named.
+    #[error("more than one guest is running: {}", .running.join(", "))]
+    Ambiguous {
+        /// Their names.
+        running: Vec<String>,
+    },
+    /// The guest is being started or is just ending.
+    #[error("the guest `{name}` cannot be entered yet, or no longer")]
+    NotReady {
+        /// The guest.
+        name: String,
+    },
+}
+
+fn names(running: &[String]) -> String {
+    match running {
+        [] => String::new(),
+        names => format!(" (running: {})", names.join(", ")),
+    }
+}
+
+impl GuestError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::RuntimeDir(error) => error.hint(),
+            Self::Setup(failure) => failure.hint.clone(),
+            Self::NoCommands { .. } => Some(
+                "commands are for guests of kind `namespace`; log in to a VM in its own way, \
+                 for instance with ssh"
+                    .to_owned(),
+            ),
+            Self::NotRunning { running, .. } if !running.is_empty() => {
+                Some(format!("name one of them, as in `--name {}`", running[0]))
+            }
+            Self::NotRunning { .. } | Self::NoneRunning => {
+                Some("start one with `rum up`".to_owned())
+            }
+            Self::Ambiguous { running } => {
+                let first = running.first()?;
+                Some(format!("name the one you mean, as in `--name {first}`"))
+            }
+            Self::NoCommand => Some("put it behind `--`".to_owned()),
+            Self::NotReady { .. } => Some("wait for its `rum up` to say that it is up".to_owned()),
+            Self::Io { .. } => None,
+        }
+    }
+}
+
+/// How a guest came to its end, in words that continue "the guest …".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestEnd {
+    /// For instance "ended: its init was killed by signal 9".
+    pub reason: String,
+}
+
+/// How [`Guest::stop`] went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// Nothing was to be stopped, or everything ended when asked.
+    Clean,
+    /// What was left at the deadline was killed.
+    Killed,
+    /// Something did not even end when killed, which only the kernel can help.
+    Stuck,
+}
+
+/// A guest that is there.
+#[derive(Debug)]
+pub struct Guest {
+    endpoint: Endpoint,
+    kind: GuestKind,
+    namespace: Option<namespace::Namespace>,
+}
+
+impl Guest {
+    /// Starts the guest, or finds it; its agent can be dialled when this returns, though a guest
+    /// that is not rum's own may keep the dialler waiting. `agent_args` go to an agent that rum
+    /// starts itself. Publishes in `dir` what `rum exec` needs.
+    pub async fn start(
+        spec: &GuestSpec,
+        dir: &RuntimeDir,
+        agent_args: &[String],
+    ) -> Result<Self, GuestError> {
+        let kind = spec.kind.clone();
+        let (endpoint, namespace) = match &kind {
+            GuestKind::Namespace => {
+                let (endpoint, guest) = namespace::Namespace::start(dir, agent_args).await?;
+                (endpoint, Some(guest))
+            }
+            GuestKind::Vsock { cid } => (vsock::endpoint(*cid), None),
+            GuestKind::Unix { socket } => (unix::endpoint(socket), None),
+        };
+        dir.publish(kind.name(), namespace.as_ref().map(|guest| guest.init()))?;
+        Ok(Self {
+            endpoint,
+            kind,
+            namespace,
+        })
+    }
+
+    /// Where the agent is to be dialled.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Starts `command` inside, in our process group and with our standard streams and
+    /// environment. The child is a process of rum's outside the guest: its exit code is the
+    /// command's (128 + N after signal N; 125, 126 and 127 as from env(1)), SIGTERM to it reaches
+    /// the command, and if it is killed so is the command.
+    pub fn spawn(&self, command: &[OsString]) -> Result<Child, GuestError> {
+        match &self.namespace {
+            Some(guest) => guest.spawn(command),
+            None => Err(GuestError::NoCommands {
+                kind: self.kind.name().to_owned(),
+            }),
+        }
+    }
+
+    /// The guest's first process as seen from here, for kinds that have one on this machine.
+    pub fn init_pid(&self) -> Option<u32> {
+        self.namespace.as_ref().map(|guest| guest.init().pid())
+    }
+
+    /// Completes when the guest has ended by itself; never for one that rum did not start. May
+    /// be dropped and called again.
+    pub async fn ended(&mut self) -> GuestEnd {
+        match &mut self.namespace {
+            Some(guest) => guest.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends the guest if rum started it: asks everything inside with SIGTERM, kills what is left
+    /// after `deadline`, and returns when it is gone.
+    pub async fn stop(self, deadline: Duration) -> Stopped {
+        match self.namespace {
+            Some(guest) => guest.stop(deadline).await,
+            None => Stopped::Clean,
+        }
+    }
+}

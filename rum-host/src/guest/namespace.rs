@@ -1,0 +1,294 @@
+//! Kind `namespace`: namespaces on this machine, seen from rum's side.
+//!
+//! rum binds the agent's two sockets in the runtime directory and hands them down, listening,
+//! through keeper and init to the agent (see [`crate::sandbox`] for who is who). So they exist
+//! before the agent does, and whoever dials while it is started again waits in their backlog.
+//!
+//! The pipe to the keeper is the lifeline: the guest lives as long as rum keeps it open.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rum_shared::transport::Endpoint;
+use rustix::io::FdFlags;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::{GuestEnd, GuestError, Stopped};
+use crate::runtime_dir::{ProcessId, RuntimeDir};
+use crate::sandbox::enter::Job;
+use crate::sandbox::status::{MAX_LINE, Status};
+use crate::sandbox::{ENTER, Failure, KEEPER, SELF, TERMINATE};
+
+/// Setting up takes milliseconds; on a machine where it takes longer than this something is wrong.
+const START_DEADLINE: Duration = Duration::from_secs(20);
+/// How long to wait for what was killed. Only a process stuck in the kernel takes longer.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// Connections that may wait for the agent: as many as the default of net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// A running guest.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    keeper: Child,
+    lifeline: Option<ChildStdin>,
+    status: StatusLines,
+    init: ProcessId,
+    pidfd: AsyncFd<OwnedFd>,
+    end: Option<GuestEnd>,
+}
+
+impl Namespace {
+    /// Starts the guest in `dir`.
+    pub async fn start(
+        dir: &RuntimeDir,
+        agent_args: &[String],
+    ) -> Result<(Endpoint, Self), GuestError> {
+        let endpoint = Endpoint::Unix {
+            rpc: dir.rpc_socket(),
+            channel: dir.channel_socket(),
+        };
+        let rpc = listen(&dir.rpc_socket())?;
+        let channel = listen(&dir.channel_socket())?;
+        let mut command = Command::new(SELF);
+        command
+            .arg0("rum")
+            .arg(KEEPER)
+            .arg(dir.path())
+            .arg(dir.lock().as_raw_fd().to_string())
+            .args(agent_command_line(&rpc, &channel))
+            .args(agent_args)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        inherit(&mut command, &[dir.lock(), rpc.as_fd(), channel.as_fd()]);
+        let mut keeper = command
+            .spawn()
+            .map_err(io_error("start the guest's keeper"))?;
+        let lifeline = keeper.stdin.take();
+        let stdout = keeper.stdout.take().expect("its standard output is a pipe");
+        let mut status = StatusLines::new(stdout);
+
+        // Ours are closed on return: when the agent and those above it are gone, dialling fails.
+        let init = tokio::time::timeout(START_DEADLINE, status.started())
+            .await
+            .unwrap_or_else(|_| Err(failure("its helper processes do not answer")))
+            .map_err(GuestError::Setup)?;
+        let ended = |_| GuestError::Setup(failure("it ended at once"));
+        let init = ProcessId::of(init).map_err(ended)?;
+        let pidfd = init.open().map_err(ended)?;
+        if !keeper.id().is_some_and(|keeper| init.is_child_of(keeper)) {
+            return Err(ended(io::ErrorKind::NotFound.into()));
+        }
+        // SAFETY: an `OwnedFd` always says the same descriptor, and the `AsyncFd` owns it.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+            .map_err(|error| io_error("watch the guest")(error.into()))?;
+        let this = Self {
+            name: dir.name().to_owned(),
+            keeper,
+            lifeline,
+            status,
+            init,
+            pidfd,
+            end: None,
+        };
+        Ok((endpoint, this))
+    }
+
+    /// The guest's first process.
+    pub fn init(&self) -> ProcessId {
+        self.init
+    }
+
+    /// As [`super::Guest::spawn`].
+    pub fn spawn(&self, command: &[OsString]) -> Result<Child, GuestError> {
+        let pidfd = self.pidfd.get_ref().as_fd();
+        let mut enter: Command = enter_command(pidfd, Job::Shared, &self.name, command)?.into();
+        enter
+            .spawn()
+            .map_err(io_error("start a command in the guest"))
+    }
+
+    /// As [`super::Guest::ended`].
+    pub async fn ended(&mut self) -> GuestEnd {
+        if let Some(end) = &self.end {
+            return end.clone();
+        }
+        // Both: a keeper that was killed is gone before everything inside is.
+        let _ = self.pidfd.readable().await;
+        let keeper = self.keeper.wait().await;
+        let reason = match (self.status.ended().await, keeper) {
+            (Some(text), _) => format!("ended: its init {text}"),
+            (None, Ok(status)) => format!("ended with its keeper ({status})"),
+            (None, Err(_)) => "ended".to_owned(),
+        };
+        self.end.insert(GuestEnd { reason }).clone()
+    }
+
+    /// As [`super::Guest::stop`].
+    pub async fn stop(mut self, deadline: Duration) -> Stopped {
+        if let Some(lifeline) = &mut self.lifeline {
+            // A keeper that does not read it any more has ended.
+            let _ = lifeline.write_all(&[TERMINATE]).await;
+        }
+        if tokio::time::timeout(deadline, self.ended()).await.is_ok() {
+            return Stopped::Clean;
+        }
+        self.lifeline = None;
+        match tokio::time::timeout(KILL_DEADLINE, self.ended()).await {
+            Ok(_) => Stopped::Killed,
+            Err(_) => Stopped::Stuck,
+        }
+    }
+}
+
+fn failure(message: &str) -> Failure {
+    Failure {
+        message: message.to_owned(),
+        hint: None,
+    }
+}
+
+fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> GuestError {
+    move |source| GuestError::Io { action, source }
+}
+
+fn listen(path: &Path) -> Result<UnixListener, GuestError> {
+    let bind = || {
+        // Nobody else gets into the directory: there is no moment in which the mode matters.
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        rustix::net::listen(&listener, BACKLOG)?;
+        Ok(listener)
+    };
+    bind().map_err(io_error("make the agent's sockets"))
+}
+
+/// The agent's two inherited sockets in the words of its command line.
+fn agent_command_line(rpc: &UnixListener, channel: &UnixListener) -> [String; 4] {
+    [
+        "--rpc".to_owned(),
+        format!("fd:{}", rpc.as_raw_fd()),
+        "--channel".to_owned(),
+        format!("fd:{}", channel.as_raw_fd()),
+    ]
+}
+
+/// Lets the child of `command` keep `fds`, under their numbers, and nobody else's child.
+fn inherit(command: &mut Command, fds: &[BorrowedFd<'_>]) {
+    inherit_std(command.as_std_mut(), fds);
+}
+
+fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
+    use std::os::unix::process::CommandExt;
+    let numbers: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let keep = move || {
+        for number in &numbers {
+            // SAFETY: the child has what was open at the fork; what was not makes fcntl fail.
+            let fd = unsafe { BorrowedFd::borrow_raw(*number) };
+            rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec of a process with many threads only what is safe in a signal
+    // handler may be done: one system call a descriptor, no allocation, no lock.
+    unsafe { command.pre_exec(keep) };
+}
+
+/// The command line that runs `command` in the guest whose first process is behind `pidfd`.
+pub fn enter_command(
+    pidfd: BorrowedFd<'_>,
+    job: Job,
+    name: &str,
+    command: &[OsString],
+) -> Result<std::process::Command, GuestError> {
+    use std::os::unix::process::CommandExt;
+    if command.is_empty() {
+        return Err(GuestError::NoCommand);
+    }
+    let mut enter = std::process::Command::new(SELF);
+    enter
+        .arg0("rum")
+        .arg(ENTER)
+        .arg(pidfd.as_raw_fd().to_string())
+        .args([job.word(), name])
+        .args(command);
+    inherit_std(&mut enter, &[pidfd]);
+    Ok(enter)
+}
+
+/// The status lines of keeper and init, see [`crate::sandbox::status`].
+#[derive(Debug)]
+struct StatusLines {
+    pipe: ChildStdout,
+    buffer: Vec<u8>,
+}
+
+impl StatusLines {
+    fn new(pipe: ChildStdout) -> Self {
+        Self {
+            pipe,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The next line; None at the end, or after something that is no line of ours. Nothing is
+    /// lost if this is dropped.
+    async fn next(&mut self) -> Option<Status> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<_> = self.buffer.drain(..=end).collect();
+                return Status::parse(std::str::from_utf8(&line[..end]).ok()?);
+            }
+            if self.buffer.len() >= MAX_LINE {
+                return None;
+            }
+            match self.pipe.read_buf(&mut self.buffer).await {
+                Ok(1..) => {}
+                _ => return None,
+            }
+        }
+    }
+
+    /// Init's id, once everything is set up.
+    async fn started(&mut self) -> Result<u32, Failure> {
+        let (mut init, mut ready) = (None, false);
+        loop {
+            if let (Some(init), true) = (init, ready) {
+                return Ok(init);
+            }
+            match self.next().await {
+                Some(Status::Init(pid)) => init = Some(pid),
+                Some(Status::Ready) => ready = true,
+                Some(Status::Error(message)) => {
+                    let hint = match self.next().await {
+                        Some(Status::Hint(hint)) => Some(hint),
+                        _ => None,
+                    };
+                    return Err(Failure { message, hint });
+                }
+                Some(Status::Hint(_)) => {}
+                Some(Status::Ended(text)) => return Err(failure(&format!("its init {text}"))),
+                None => return Err(failure("its helper processes ended without a word")),
+            }
+        }
+    }
+
+    /// What is said about the end, by somebody who has ended.
+    async fn ended(&mut self) -> Option<String> {
+        while let Some(status) = self.next().await {
+            if let Status::Ended(text) = status {
+                return Some(text);
+            }
+        }
+        None
+    }
+}

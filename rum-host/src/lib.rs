@@ -1,0 +1,85 @@
+//! The host side of rum: the library behind the command `rum`.
+//!
+//! `up` is where it starts; the six steps of ARCHITECTURE.md are in [`agent`] (3), [`plan`],
+//! [`reconcile`] and [`supervisor`] (4), [`forwarder`] (5, and 6 with rum-shared's relay).
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command, GlobalArgs, UpArgs};
+use crate::error::RumError;
+
+pub mod agent;
+pub mod backoff;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod exec;
+pub mod exit;
+pub mod forwarder;
+pub mod guest;
+pub mod host_port;
+pub mod notice;
+pub mod output;
+pub mod plan;
+mod pool;
+pub mod reconcile;
+pub mod runtime_dir;
+pub mod sandbox;
+pub mod supervisor;
+mod up;
+
+/// Runs the command line of this process; the exit code is documented in each command's help.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = output::init(&cli.global).and_then(|()| match &cli.command {
+        Command::Up(args) => run_up(args, &cli.global),
+        Command::Exec(args) => Err(run_inside(args.name.clone(), |name| {
+            exec::exec(name, &args.command)
+        })),
+        Command::Shell(args) => Err(run_inside(args.name.clone(), exec::shell)),
+    });
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            error::report(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// More threads than this do not make relays faster.
+const MAX_WORKERS: usize = 8;
+
+fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
+    let settings = config::load(args.config.as_deref(), &args.overrides())?;
+    // One processor is left to the programs at both ends of the relays. On two processors a
+    // single worker is also the fastest way from an event to a bound port: no hand-offs.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.saturating_sub(1).clamp(1, MAX_WORKERS))
+        .enable_all()
+        .build()
+        .map_err(|error| RumError::new("cannot start the runtime").caused_by(error))?;
+    let outcome = runtime.block_on(up::up(args, &settings, global));
+    // A thread that looks through /proc must not keep an ended rum alive.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// `exec` and `shell`: this process becomes the one that enters the guest, or there is an error.
+fn run_inside(
+    name: Option<String>,
+    enter: impl FnOnce(Option<&str>) -> guest::GuestError,
+) -> RumError {
+    let name = match name {
+        Some(name) => Ok(Some(name)),
+        None => config::current_name(),
+    };
+    let error = match name {
+        Ok(name) => enter(name.as_deref()).into(),
+        Err(error) => error,
+    };
+    error.exit(exit::NOT_RUN)
+}

@@ -1,0 +1,226 @@
+//! What the supervisor tells the user, as values; the words are made here and nowhere else.
+
+use std::fmt;
+use std::time::Duration;
+
+use rum_shared::listener::Process;
+use rum_shared::rpc::AgentInfo;
+
+use crate::plan::{GuestPort, HostAddr, Key};
+use crate::reconcile::Repair;
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// The agent answered.
+    AgentConnected {
+        /// Who it is, cleaned.
+        info: AgentInfo,
+        /// Whether it streams changes.
+        streaming: bool,
+    },
+    /// No agent has answered yet; attempts go on.
+    AgentAwaited {
+        /// Why not, in words.
+        reason: String,
+    },
+    /// The agent is gone.
+    AgentLost {
+        /// Why, in words.
+        reason: String,
+        /// How long its forwards stay.
+        grace: Duration,
+    },
+    /// The agent did not come back within the grace time.
+    GraceOver,
+    /// A host port is bound and leads to the guest.
+    Forwarded {
+        /// Which forward.
+        key: Key,
+        /// Where it is bound.
+        host: HostAddr,
+        /// Where it leads.
+        guest: GuestPort,
+        /// The host port that it should have had, if that was taken.
+        instead_of: Option<HostAddr>,
+    },
+    /// A host port is no longer bound.
+    Stopped {
+        /// Where it led.
+        guest: GuestPort,
+        /// Connections that drain.
+        draining: u32,
+    },
+    /// A host port cannot be bound now; it is tried again.
+    Blocked {
+        /// The address.
+        host: HostAddr,
+        /// Where it would lead.
+        guest: GuestPort,
+        /// Why.
+        reason: BlockReason,
+    },
+    /// Connections outlived the drain time.
+    Cut {
+        /// Where they led.
+        guest: GuestPort,
+        /// How many.
+        connections: usize,
+    },
+    /// The poll repaired what no event told.
+    Repaired(Repair),
+    /// The guest is gone.
+    GuestEnded {
+        /// How, in words.
+        reason: String,
+    },
+    /// What ran in the guest did not end when asked, and was killed.
+    GuestKilled {
+        /// How long it had.
+        deadline: Duration,
+    },
+    /// Asked to stop; connections may finish.
+    Stopping {
+        /// For how long.
+        drain: Duration,
+    },
+}
+
+impl Notice {
+    /// Whether it tells of a problem, and so is printed even with `--quiet`.
+    pub fn is_problem(&self) -> bool {
+        match self {
+            Self::AgentLost { .. }
+            | Self::AgentAwaited { .. }
+            | Self::GraceOver
+            | Self::Blocked { .. }
+            | Self::Cut { .. }
+            | Self::Repaired(_)
+            | Self::GuestEnded { .. }
+            | Self::GuestKilled { .. } => true,
+            Self::AgentConnected { streaming, .. } => !streaming,
+            Self::Forwarded { .. } | Self::Stopped { .. } | Self::Stopping { .. } => false,
+        }
+    }
+
+    /// Whether it tells of a port, which is what `rum up` prints to stdout; the rest is about
+    /// rum itself.
+    pub fn is_data(&self) -> bool {
+        matches!(
+            self,
+            Self::Forwarded { .. } | Self::Stopped { .. } | Self::Blocked { .. }
+        )
+    }
+}
+
+/// Why a host port cannot be bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlockReason {
+    /// Somebody else has it.
+    Conflict {
+        /// Who, where that can be seen.
+        holder: Option<Process>,
+    },
+    /// A port below 1024 (`net.ipv4.ip_unprivileged_port_start`).
+    Privileged,
+    /// Anything else, in words.
+    Other(String),
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AgentConnected { info, streaming } => {
+                write!(f, "Agent {} connected (events: {}", info.version, info.hint)?;
+                if !streaming {
+                    f.write_str("; it does not stream, so it is polled each second")?;
+                }
+                f.write_str(")")
+            }
+            Self::AgentAwaited { reason } => write!(f, "Waiting for the agent: {reason}"),
+            Self::AgentLost { reason, grace } => write!(
+                f,
+                "Agent lost: {reason}; reconnecting, forwards stay for {} s",
+                grace.as_secs()
+            ),
+            Self::GraceOver => f.write_str("Agent still lost: its automatic forwards are closed"),
+            Self::Forwarded {
+                key: Key::Static(_),
+                host,
+                guest,
+                ..
+            } => write!(f, "Forwarding {host} → guest:{guest}"),
+            Self::Forwarded {
+                host,
+                guest,
+                instead_of: Some(taken),
+                ..
+            } => write!(
+                f,
+                "Auto-forwarding {host} → guest:{guest} (host port {} is taken)",
+                taken.0.port()
+            ),
+            Self::Forwarded { host, guest, .. } => {
+                write!(f, "Auto-forwarding {host} → guest:{guest}")
+            }
+            Self::Stopped { guest, draining: 0 } => write!(f, "Stopped forwarding {guest}"),
+            Self::Stopped { guest, draining: 1 } => {
+                write!(f, "Stopped forwarding {guest} (1 connection draining)")
+            }
+            Self::Stopped { guest, draining } => {
+                write!(
+                    f,
+                    "Stopped forwarding {guest} ({draining} connections draining)"
+                )
+            }
+            Self::Blocked {
+                host,
+                guest,
+                reason,
+            } => {
+                write!(f, "Not forwarding guest:{guest} yet: ")?;
+                match reason {
+                    BlockReason::Conflict { holder: Some(p) } => write!(
+                        f,
+                        "{host} is taken by {} (pid {}); it forwards once that is free",
+                        p.name, p.pid
+                    ),
+                    BlockReason::Conflict { holder: None } => {
+                        write!(f, "{host} is taken; it forwards once that is free")
+                    }
+                    BlockReason::Privileged => {
+                        write!(
+                            f,
+                            "binding {host} needs privilege, as for any port below 1024"
+                        )
+                    }
+                    BlockReason::Other(why) => write!(f, "cannot bind {host}: {why}"),
+                }
+            }
+            Self::Cut { guest, connections } => write!(
+                f,
+                "Cut {connections} connection{} to guest:{guest}: the drain time is over",
+                if *connections == 1 { "" } else { "s" }
+            ),
+            Self::GuestEnded { reason } => write!(f, "The guest ended: {reason}"),
+            Self::GuestKilled { deadline } => {
+                write!(f, "Killed what was left in the guest after {deadline:?}")
+            }
+            Self::Stopping { drain } => {
+                write!(f, "Stopping within {drain:?}, again to force")
+            }
+            Self::Repaired(Repair::Opened(port)) => {
+                write!(
+                    f,
+                    "The poll found port {port} open, which no event had told"
+                )
+            }
+            Self::Repaired(Repair::Closed(port)) => {
+                write!(
+                    f,
+                    "The poll found port {port} closed, which no event had told"
+                )
+            }
+        }
+    }
+}

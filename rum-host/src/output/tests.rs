@@ -1,0 +1,253 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Mutex;
+
+use rum_shared::listener::Process;
+use rum_shared::rpc::AgentInfo;
+
+use super::*;
+use crate::notice::BlockReason;
+use crate::plan::{GuestPort, HostAddr, Key};
+use crate::reconcile::Repair;
+
+/// More than any loaded machine needs; a test that reaches it has failed.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Shared {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A writer that waits for the test before each write, and tells that it does.
+struct Stuck {
+    waiting: Sender<()>,
+    go: Receiver<()>,
+    to: Shared,
+}
+
+impl Write for Stuck {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.waiting.send(());
+        let _ = self.go.recv_timeout(DEADLINE);
+        self.to.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Gone;
+
+impl Write for Gone {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn stopped(guest: u16) -> Notice {
+    Notice::Stopped {
+        guest: GuestPort(guest),
+        draining: 0,
+    }
+}
+
+fn all() -> Vec<Notice> {
+    let host = |text: &str| HostAddr(text.parse().unwrap());
+    let auto = Key::Auto(GuestPort(5000));
+    let forwarded = |key, at, guest, instead: Option<&str>| Notice::Forwarded {
+        key,
+        host: host(at),
+        guest: GuestPort(guest),
+        instead_of: instead.map(host),
+    };
+    let blocked = |reason| Notice::Blocked {
+        host: host("127.0.0.1:5000"),
+        guest: GuestPort(5000),
+        reason,
+    };
+    let postgres = Process {
+        pid: 4121,
+        name: "postgres".into(),
+    };
+    let info = AgentInfo {
+        protocol: 1,
+        version: "1.2.3".into(),
+        hostname: "dev".into(),
+        boot_id: String::new(),
+        instance: 7,
+        source: "netlink".into(),
+        hint: "tracepoint".into(),
+        capabilities: vec![],
+    };
+    let (streaming, polled) = (true, false);
+    vec![
+        Notice::AgentAwaited {
+            reason: "no answer".into(),
+        },
+        Notice::AgentConnected {
+            info: info.clone(),
+            streaming,
+        },
+        Notice::AgentConnected {
+            info,
+            streaming: polled,
+        },
+        forwarded(
+            Key::Static(host("127.0.0.1:8080")),
+            "127.0.0.1:8080",
+            80,
+            None,
+        ),
+        forwarded(auto, "127.0.0.1:5000", 5000, None),
+        forwarded(auto, "[::1]:5001", 5000, Some("[::1]:5000")),
+        stopped(5000),
+        Notice::Stopped {
+            guest: GuestPort(5000),
+            draining: 1,
+        },
+        Notice::Stopped {
+            guest: GuestPort(5000),
+            draining: 2,
+        },
+        blocked(BlockReason::Conflict { holder: None }),
+        blocked(BlockReason::Conflict {
+            holder: Some(postgres),
+        }),
+        blocked(BlockReason::Privileged),
+        blocked(BlockReason::Other("no descriptors".into())),
+        Notice::Repaired(Repair::Opened(5000)),
+        Notice::Repaired(Repair::Closed(5000)),
+        Notice::AgentLost {
+            reason: "no heartbeat for 4 s".into(),
+            grace: Duration::from_secs(15),
+        },
+        Notice::GraceOver,
+        Notice::Cut {
+            guest: GuestPort(5000),
+            connections: 1,
+        },
+        Notice::Cut {
+            guest: GuestPort(5000),
+            connections: 2,
+        },
+        Notice::GuestEnded {
+            reason: "its init was killed".into(),
+        },
+        Notice::GuestKilled {
+            deadline: Duration::from_secs(5),
+        },
+        Notice::Stopping {
+            drain: Duration::from_secs(10),
+        },
+    ]
+}
+
+#[test]
+fn every_line() {
+    let shared = Shared::default();
+    let output = Output::to(shared.clone(), false).unwrap();
+    all().iter().for_each(|notice| output.say(notice));
+    output.flush(DEADLINE);
+    insta::assert_snapshot!(shared.text());
+}
+
+#[test]
+fn quiet_leaves_the_problems() {
+    let shared = Shared::default();
+    let output = Output::to(shared.clone(), true).unwrap();
+    all().iter().for_each(|notice| output.say(notice));
+    output.flush(DEADLINE);
+    let problems = all().iter().filter(|m| m.is_problem()).count();
+    assert_eq!(shared.text().lines().count(), problems);
+    assert!(!shared.text().contains("orwarding 127"));
+}
+
+#[test]
+fn a_line_cannot_act_on_the_terminal() {
+    let shared = Shared::default();
+    let output = Output::to(shared.clone(), false).unwrap();
+    output.say(&Notice::GuestEnded {
+        reason: "\u{1b}[2J\nForwarding".into(),
+    });
+    output.flush(DEADLINE);
+    assert_eq!(shared.text(), "The guest ended: ?[2J?Forwarding\n");
+}
+
+#[test]
+fn a_reader_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
+    let shared = Shared::default();
+    let (waiting, is_waiting) = mpsc::channel();
+    let (let_go, go) = mpsc::channel();
+    let output = Output::to(
+        Stuck {
+            waiting,
+            go,
+            to: shared.clone(),
+        },
+        false,
+    )
+    .unwrap();
+    output.say(&stopped(1));
+    // The writer holds the first line: the queue is empty and takes QUEUE more.
+    is_waiting.recv_timeout(DEADLINE).unwrap();
+    for guest in 0..u16::try_from(QUEUE).unwrap() + 7 {
+        output.say(&stopped(guest));
+    }
+    drop(let_go);
+    output.flush(DEADLINE);
+    while !shared.text().contains("forwarding 4095") {
+        output.flush(DEADLINE);
+    }
+    let text = shared.text();
+    assert!(text.contains("(7 lines were not shown"));
+    assert_eq!(text.lines().count(), QUEUE + 2);
+}
+
+#[test]
+fn a_reader_that_went_away_is_noticed_and_is_no_error() {
+    let output = Output::to(Gone, false).unwrap();
+    output.say(&stopped(1));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(DEADLINE, output.closed().cancelled())
+            .await
+            .unwrap();
+    });
+    output.say(&stopped(1));
+    output.flush(DEADLINE);
+}
+
+#[test]
+fn levels() {
+    let level = |quiet, verbose| {
+        level(&GlobalArgs {
+            quiet,
+            verbose,
+            ..Default::default()
+        })
+    };
+    assert_eq!(level(true, 0), LevelFilter::ERROR);
+    assert_eq!(level(false, 0), LevelFilter::WARN);
+    assert_eq!(level(false, 2), LevelFilter::DEBUG);
+    assert_eq!(level(false, 9), LevelFilter::TRACE);
+}

@@ -1,0 +1,221 @@
+//! Tables and properties of the plan, with a simulated host instead of sockets.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use proptest::prelude::*;
+
+/// A host on which some ports are taken by others; carries plans out as the supervisor does.
+struct Host {
+    policy: Policy,
+    taken: BTreeSet<u16>,
+    actual: BTreeMap<Key, Binding>,
+    now: Instant,
+    log: Vec<String>,
+}
+
+impl Host {
+    fn new(range: &str, on_conflict: OnConflict) -> Self {
+        Self {
+            policy: Policy {
+                statics: vec![],
+                drain: DRAIN,
+                auto: Some(AutoPolicy {
+                    ranges: range.parse().unwrap(),
+                    bind: IpAddr::from([127, 0, 0, 1]),
+                    on_conflict,
+                    drain: DRAIN,
+                }),
+            },
+            taken: BTreeSet::new(),
+            actual: BTreeMap::new(),
+            now: Instant::now(),
+            log: vec![],
+        }
+    }
+
+    fn bound(&self, addr: HostAddr) -> bool {
+        self.taken.contains(&addr.0.port())
+            || self
+                .actual
+                .values()
+                .any(|b| matches!(b, Binding::Bound { at, .. } if *at == addr))
+    }
+
+    /// Plans and executes until nothing is left to do; returns the next deadline.
+    fn settle(&mut self, guest: &[u16]) -> Option<Instant> {
+        let listeners: Vec<_> = guest.iter().map(|p| Listener::bare(*p)).collect();
+        let desired = self.policy.desired(&listeners);
+        for _ in 0..10_000 {
+            let plan = self.policy.plan(&desired, &self.actual, self.now);
+            if plan.actions.is_empty() {
+                return plan.wake;
+            }
+            for action in plan.actions {
+                match action {
+                    Action::Unbind(key) | Action::Forget(key) => {
+                        self.log.push(format!("- {key:?}"));
+                        self.actual.remove(&key);
+                    }
+                    Action::Bind { key, want, at } if self.bound(at) => {
+                        let binding = self.actual.remove(&key);
+                        let (mut tried, mut retry_at) =
+                            (BTreeSet::new(), self.now + CONFLICT_RETRY);
+                        if let Some(Binding::Blocked {
+                            tried: t,
+                            retry_at: r,
+                            ..
+                        }) = binding
+                            && r > self.now
+                        {
+                            (tried, retry_at) = (t, r);
+                        }
+                        tried.insert(at.0.port());
+                        self.actual.insert(
+                            key,
+                            Binding::Blocked {
+                                want,
+                                retry_at,
+                                tried,
+                            },
+                        );
+                    }
+                    Action::Bind { key, want, at } => {
+                        self.log.push(format!("+ {key:?} {at}"));
+                        self.actual.insert(key, Binding::Bound { want, at });
+                    }
+                }
+            }
+        }
+        panic!("the plan does not settle: {:?}", self.actual);
+    }
+
+    fn at(&self, guest: u16) -> Option<u16> {
+        match self.actual.get(&Key::Auto(GuestPort(guest)))? {
+            Binding::Bound { at, .. } => Some(at.0.port()),
+            Binding::Blocked { .. } => None,
+        }
+    }
+}
+
+#[test]
+fn listeners_of_the_range_are_bound_and_no_others() {
+    let mut host = Host::new("5000-6000", OnConflict::Wait);
+    assert_eq!(host.settle(&[80, 4999, 5000, 6000, 6001]), None);
+    assert_eq!(
+        host.log,
+        [
+            "+ Auto(GuestPort(5000)) 127.0.0.1:5000",
+            "+ Auto(GuestPort(6000)) 127.0.0.1:6000"
+        ]
+    );
+    host.log.clear();
+    host.settle(&[6000]);
+    assert_eq!(host.log, ["- Auto(GuestPort(5000))"]);
+}
+
+#[test]
+fn a_taken_port_is_retried_and_taken_when_free() {
+    let mut host = Host::new("5000-6000", OnConflict::Wait);
+    host.taken.insert(5000);
+    let wake = host.settle(&[5000, 5001]).unwrap();
+    assert_eq!((host.at(5000), host.at(5001)), (None, Some(5001)));
+    assert_eq!(wake, host.now + CONFLICT_RETRY);
+    host.taken.clear();
+    host.settle(&[5000, 5001]);
+    assert_eq!(host.at(5000), None, "not before its time");
+    host.now = wake;
+    assert_eq!(host.settle(&[5000, 5001]), None);
+    assert_eq!(host.at(5000), Some(5000));
+}
+
+#[test]
+fn next_takes_the_next_free_port_of_the_range_that_nobody_wants() {
+    let mut host = Host::new("5000-5004", OnConflict::Next);
+    host.taken.extend([5003, 5004]);
+    host.settle(&[5001, 5003]);
+    assert_eq!(host.at(5003), Some(5000), "round to the first");
+    host.settle(&[5001, 5003, 5004]);
+    assert_eq!(host.at(5004), Some(5002));
+    // Everything is taken: waits, and takes what becomes free.
+    let wake = host.settle(&[5000, 5001, 5003, 5004]).unwrap();
+    assert_eq!(host.at(5000), None);
+    host.now = wake;
+    host.settle(&[5000, 5001, 5003]);
+    assert_eq!(host.at(5000), Some(5002));
+}
+
+#[test]
+fn a_static_forward_needs_no_listener_and_survives_it() {
+    let mut host = Host::new("5000-5001", OnConflict::Wait);
+    let addr = HostAddr("127.0.0.1:8080".parse().unwrap());
+    host.policy.statics.push(StaticForward {
+        host: addr,
+        guest: GuestPort(80),
+    });
+    host.settle(&[]);
+    assert!(host.bound(addr));
+    host.settle(&[80, 5000]);
+    host.settle(&[]);
+    assert!(host.bound(addr));
+    assert_eq!(host.policy.hull().unwrap().to_string(), "80-5001");
+}
+
+#[test]
+fn a_changed_want_is_bound_anew() {
+    let mut host = Host::new("5000-5001", OnConflict::Wait);
+    host.settle(&[5000]);
+    host.policy.auto.as_mut().unwrap().bind = IpAddr::from([127, 0, 0, 2]);
+    host.log.clear();
+    host.settle(&[5000]);
+    assert_eq!(
+        host.log,
+        [
+            "- Auto(GuestPort(5000))",
+            "+ Auto(GuestPort(5000)) 127.0.0.2:5000"
+        ]
+    );
+}
+
+proptest! {
+    #[test]
+    fn the_plan_settles_on_the_wanted_state_inside_the_ranges(
+        steps in prop::collection::vec(
+            (prop::collection::btree_set(1u16..24, 0..12), prop::collection::btree_set(1u16..24, 0..12)), 1..8),
+        next: bool,
+    ) {
+        let mut host = Host::new("3-8,12-20", if next { OnConflict::Next } else { OnConflict::Wait });
+        for (guest, taken) in steps {
+            // Nobody takes a port that rum holds.
+            host.taken = taken.into_iter().filter(|p| {
+                let addr = HostAddr(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), *p));
+                !host.actual.values().any(|b| matches!(b, Binding::Bound { at, .. } if *at == addr))
+            }).collect();
+            host.now += CONFLICT_RETRY;
+            let guest: Vec<_> = guest.into_iter().collect();
+            host.settle(&guest);
+            let ranges = host.policy.auto.as_ref().unwrap().ranges.clone();
+            let mut used = BTreeSet::new();
+            for (key, binding) in &host.actual {
+                let Key::Auto(port) = key else { unreachable!() };
+                prop_assert!(guest.contains(&port.0) && ranges.contains(port.0));
+                if let Binding::Bound { at, .. } = binding {
+                    prop_assert!(ranges.contains(at.0.port()));
+                    prop_assert!(!host.taken.contains(&at.0.port()));
+                    prop_assert!(used.insert(*at), "bound twice");
+                    prop_assert!(next || at.0.port() == port.0);
+                }
+            }
+            for port in guest.iter().filter(|p| ranges.contains(**p)) {
+                prop_assert!(host.actual.contains_key(&Key::Auto(GuestPort(*port))));
+                // A forward that was moved stays where it is; one that waits has a reason.
+                let free = !host.taken.contains(port) && !used.iter().any(|a| a.0.port() == *port);
+                prop_assert!(!free || host.at(*port).is_some(), "free, wanted and not bound");
+            }
+            // A settled state stays as it is.
+            let log = host.log.len();
+            host.settle(&guest);
+            prop_assert_eq!(host.log.len(), log);
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The runtime directory of a guest: where its sockets are and how two `rum` find each other.
+//!
+//! One directory a guest, `BASE/NAME`, mode 0700 and ours; BASE is
+//!
+//! 1. `$RUM_RUNTIME_DIR`, if set;
+//! 2. `/run/rum` for root;
+//! 3. `$XDG_RUNTIME_DIR/rum`, if that is set and ours;
+//! 4. `/run/user/UID/rum`, if `/run/user/UID` exists and is ours;
+//! 5. `/tmp/rum-UID`.
+//!
+//! A directory counts only while its `lock` file is held with flock(2). `rum up` takes the lock
+//! and hands the open file down to the guest's keeper, so that it is held until both are gone:
+//! whoever gets it may take over whatever a dead predecessor left.
+//!
+//! Invariants: nothing of a directory is used that is a symlink, belongs to another user or that
+//! others may enter. Only a holder of the lock removes files, and only through the directory it
+//! opened, so that it cannot hit those of a successor.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+
+mod error;
+mod process_id;
+#[cfg(test)]
+mod tests;
+
+pub use error::RuntimeDirError;
+use error::io_error;
+pub use process_id::ProcessId;
+
+/// Longest name of a guest, in bytes.
+pub const MAX_NAME: usize = 64;
+/// Longest path that fits into `sockaddr_un.sun_path` with its final NUL (unix(7)).
+pub const MAX_SOCKET_PATH: usize = 107;
+/// How long a new `rum up` waits for the keeper of a dead predecessor to let go of the lock. It
+/// takes milliseconds; a loaded machine gets more.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Pause between two looks at a lock that is about to become free.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// No file of ours is longer: what is read from them is cut here.
+const MAX_FILE: usize = 4096;
+
+const LOCK: &str = "lock";
+const STATE: &str = "guest";
+const STATE_NEW: &str = "guest.new";
+const RPC: &str = "agent-rpc.sock";
+const CHANNEL: &str = "agent-channel.sock";
+const CONTROL: &str = "control.sock";
+/// Everything rum ever creates in the directory; `lock` is last, since it guards the others.
+const FILES: [&str; 6] = [RPC, CHANNEL, CONTROL, STATE, STATE_NEW, LOCK];
+
+/// Whether `name` may name a guest: 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`, not a dot first.
+pub fn check_name(name: &str) -> Result<(), RuntimeDirError> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let fits = (1..=MAX_NAME).contains(&name.len());
+    if fits && !name.starts_with('.') && name.bytes().all(good) {
+        return Ok(());
+    }
+    Err(RuntimeDirError::Name {
+        name: name.to_owned(),
+    })
+}
+
+/// The runtime directory of a guest of ours, held until this is dropped, which removes it.
+#[derive(Debug)]
+pub struct RuntimeDir {
+    name: String,
+    path: PathBuf,
+    dir: OwnedFd,
+    lock: OwnedFd,
+}
+
+impl RuntimeDir {
+    /// Makes the directory of the guest `name`, or takes over that of a dead one. May sleep for
+    /// [`LOCK_WAIT`] while the helpers of a `rum` that has just died go away.
+    pub fn create(name: &str) -> Result<Self, RuntimeDirError> {
+        Self::create_in(&base(), name)
+    }
+
+    /// As [`RuntimeDir::create`], below `base`.
+    pub fn create_in(base: &Path, name: &str) -> Result<Self, RuntimeDirError> {
+        check_name(name)?;
+        let base = std::path::absolute(base).map_err(|source| RuntimeDirError::Io {
+            action: "find",
+            path: base.to_owned(),
+            source,
+        })?;
+        let path = base.join(name);
+        let longest = path.join(CHANNEL);
+        if longest.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(RuntimeDirError::TooLong { path: longest });
+        }
+        private_dir(&base)?;
+        let (dir, lock) = take(name, &path)?;
+        for file in FILES.iter().filter(|file| **file != LOCK) {
+            // What is missing needs no removing; what cannot be removed fails at its bind.
+            let _ = rustix::fs::unlinkat(&dir, *file, AtFlags::empty());
+        }
+        let this = Self {
+            name: name.to_owned(),
+            path,
+            dir,
+            lock,
+        };
+        let me = ProcessId::current().map_err(this.io("write", LOCK))?;
+        rustix::fs::ftruncate(&this.lock, 0)
+            .and_then(|()| rustix::io::pwrite(&this.lock, format!("{me}\n").as_bytes(), 0))
+            .map_err(|source| this.io("write", LOCK)(source.into()))?;
+        Ok(this)
+    }
+
+    fn io(
+        &self,
+        action: &'static str,
+        file: &str,
+    ) -> impl FnOnce(io::Error) -> RuntimeDirError + use<> {
+        let path = self.path.join(file);
+        move |source| RuntimeDirError::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// The guest's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The directory, an absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the agent of a namespace guest takes RPC connections.
+    pub fn rpc_socket(&self) -> PathBuf {
+        self.path.join(RPC)
+    }
+
+    /// Where the agent of a namespace guest takes forward channels.
+    pub fn channel_socket(&self) -> PathBuf {
+        self.path.join(CHANNEL)
+    }
+
+    /// The lock, to be inherited by the helper that must outlive us.
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Publishes what others need to enter the guest, at once or not at all.
+    pub fn publish(&self, kind: &str, init: Option<ProcessId>) -> Result<(), RuntimeDirError> {
+        let mut text = format!("kind {kind}\n");
+        if let Some(init) = init {
+            text.push_str(&format!("init {init}\n"));
+        }
+        let new = self.path.join(STATE_NEW);
+        fs::File::create(&new)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .and_then(|()| fs::rename(&new, self.path.join(STATE)))
+            .map_err(self.io("write", STATE))
+    }
+}
+
+impl Drop for RuntimeDir {
+    fn drop(&mut self) {
+        clean(self.dir.as_fd(), &self.path);
+    }
+}
+
+/// Removes everything of ours from `dir`, and the directory `path` itself if it is that one.
+/// Errors are of no use here: the next owner of the name takes over what is left.
+pub(crate) fn clean(dir: BorrowedFd<'_>, path: &Path) {
+    for file in FILES {
+        let _ = rustix::fs::unlinkat(dir, file, AtFlags::empty());
+    }
+    // A successor's directory has its lock in it, or it makes a new one: rmdir hurts neither.
+    let _ = rustix::fs::rmdir(path);
+}
+
+/// Opens `path` as a directory that is safe to use.
+pub(crate) fn open_private(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
+    let refuse = |problem: String| RuntimeDirError::Unsafe {
+        path: path.to_owned(),
+        problem,
+    };
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+        rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP => {
+            refuse("is not a directory, or is a symbolic link".to_owned())
+        }
+        error => io_error("open", path)(error),
+    })?;
+    let stat = rustix::fs::fstat(&dir).map_err(io_error("look at", path))?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(refuse(format!(
+            "belongs to another user (uid {})",
+            stat.st_uid
+        )));
+    }
+    let mode = stat.st_mode & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(refuse(format!(
+            "may be entered by others (its mode is {mode:04o}, not 0700)"
+        )));
+    }
+    Ok(dir)
+}
+
+fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(RuntimeDirError::Io {
+            action: "create",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => open_private(path),
+    }
+}
+
+/// Makes or opens the directory and takes its lock.
+fn take(name: &str, path: &Path) -> Result<(OwnedFd, OwnedFd), RuntimeDirError> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        let attempt = private_dir(path).and_then(|dir| {
+            let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mode = Mode::RUSR | Mode::WUSR;
+            rustix::fs::openat(&dir, LOCK, flags, mode)
+                .map(|lock| (dir, lock))
+                .map_err(io_error("open", &path.join(LOCK)))
+        });
+        let late = Instant::now() >= deadline;
+        match attempt {
+            Ok((dir, lock)) => {
+                match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                    // The lock of a directory that was removed under our feet locks nothing.
+                    Ok(()) if is_at(&lock, &dir) => return Ok((dir, lock)),
+                    Ok(()) => {}
+                    Err(rustix::io::Errno::WOULDBLOCK) => {
+                        let holder = read_holder(&lock);
+                        if late || holder.is_some_and(|holder| holder.is_alive()) {
+                            return Err(RuntimeDirError::Running {
+                                name: name.to_owned(),
+                                pid: holder.map(|holder| holder.pid()),
+                            });
+                        }
+                    }
+                    Err(error) => return Err(io_error("lock", path)(error)),
+                }
+            }
+            // Removed by its last owner between two of our steps.
+            Err(RuntimeDirError::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound
+                    && !late
+                    && path.parent().is_some_and(Path::exists) => {}
+            Err(error) => return Err(error),
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+}
+
+fn is_at(lock: &OwnedFd, dir: &OwnedFd) -> bool {
+    let ours = rustix::fs::fstat(lock);
+    let there = rustix::fs::statat(dir, LOCK, AtFlags::SYMLINK_NOFOLLOW);
+    matches!((ours, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+}
+
+fn read_text(file: impl AsFd) -> String {
+    let mut buffer = [0; MAX_FILE];
+    let length = rustix::io::pread(file, &mut buffer, 0).unwrap_or(0);
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
+}
+
+fn read_holder(lock: &OwnedFd) -> Option<ProcessId> {
+    read_text(lock).trim().parse().ok()
+}
+
+/// A guest that some `rum up` of this user holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningGuest {
+    /// Its name.
+    pub name: String,
+    /// Its runtime directory.
+    pub path: PathBuf,
+    /// The `rum up` that holds it, where it is known.
+    pub rum: Option<ProcessId>,
+    /// Its kind; None while it is being started.
+    pub kind: Option<String>,
+    /// The first process in it, for kinds that have one on this machine.
+    pub init: Option<ProcessId>,
+}
+
+/// The running guests of this user, sorted by name.
+pub fn list() -> Result<Vec<RunningGuest>, RuntimeDirError> {
+    list_in(&base())
+}
+
+/// As [`list`], below `base`.
+pub fn list_in(base: &Path) -> Result<Vec<RunningGuest>, RuntimeDirError> {
+    match fs::symlink_metadata(base) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        _ => open_private(base)?,
+    };
+    let entries = fs::read_dir(base).map_err(|source| RuntimeDirError::Io {
+        action: "read",
+        path: base.to_owned(),
+        source,
+    })?;
+    let mut running: Vec<_> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| check_name(name).is_ok())
+        .filter_map(|name| look(base, name))
+        .collect();
+    running.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(running)
+}
+
+/// None if nobody holds the directory, or if it is not fit to be read.
+fn look(base: &Path, name: String) -> Option<RunningGuest> {
+    let path = base.join(&name);
+    let dir = open_private(&path).ok()?;
+    let open = |file| {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&dir, file, flags, Mode::empty()).ok()
+    };
+    let lock = open(LOCK)?;
+    // Held for an instant if it was free; a `rum up` that meets us there tries again.
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() {
+        return None;
+    }
+    let state = open(STATE).map(read_text).unwrap_or_default();
+    let field = |key: &str| {
+        state
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
+    };
+    Some(RunningGuest {
+        rum: read_holder(&lock),
+        kind: field("kind").map(str::to_owned),
+        init: field("init").and_then(|text| text.parse().ok()),
+        name,
+        path,
+    })
+}
+
+/// The directory below which this user's guests are.
+pub fn base() -> PathBuf {
+    let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
+    let uid = rustix::process::geteuid().as_raw();
+    choose_base(
+        set("RUM_RUNTIME_DIR").map(PathBuf::from),
+        set("XDG_RUNTIME_DIR").map(PathBuf::from),
+        uid,
+        |path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid),
+    )
+}
+
+/// The rule of this module's documentation; `ours` says whether a directory exists and is ours.
+fn choose_base(
+    given: Option<PathBuf>,
+    xdg: Option<PathBuf>,
+    uid: u32,
+    ours: impl Fn(&Path) -> bool,
+) -> PathBuf {
+    if let Some(given) = given {
+        return given;
+    }
+    if uid == 0 {
+        return PathBuf::from("/run/rum");
+    }
+    xdg.into_iter()
+        .chain([PathBuf::from(format!("/run/user/{uid}"))])
+        .find(|path| path.is_absolute() && ours(path))
+        .map_or_else(
+            || PathBuf::from(format!("/tmp/rum-{uid}")),
+            |path| path.join("rum"),
+        )
+}

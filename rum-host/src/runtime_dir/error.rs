@@ -1,0 +1,88 @@
+//! What can be wrong with a runtime directory, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{MAX_NAME, MAX_SOCKET_PATH};
+
+/// Why there is no runtime directory.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeDirError {
+    /// The name cannot be that of a directory of ours.
+    #[error("{name:?} cannot be the name of a guest")]
+    Name {
+        /// What was asked for.
+        name: String,
+    },
+    /// Another `rum up` holds the name.
+    #[error("the guest `{name}` is already running{}", by(.pid))]
+    Running {
+        /// The guest.
+        name: String,
+        /// The process that holds it, where it is known.
+        pid: Option<u32>,
+    },
+    /// There is something at that path that is not safe to use.
+    #[error("{} {problem}", path.display())]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it, as the end of a sentence.
+        problem: String,
+    },
+    /// A socket in the directory could not be bound.
+    #[error("the path {} is too long for a socket ({} bytes, at most {MAX_SOCKET_PATH})", path.display(), path.as_os_str().len())]
+    TooLong {
+        /// The longest of the guest's sockets.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn by(pid: &Option<u32>) -> String {
+    pid.map_or(String::new(), |pid| format!(" (process {pid})"))
+}
+
+impl RuntimeDirError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Name { .. } => Some(format!(
+                "1 to {MAX_NAME} letters, digits, dots, dashes and underscores, not a dot first"
+            )),
+            Self::Running { name, .. } => Some(format!(
+                "run a command in it with `rum exec --name {name} -- CMD`, or give this one another name"
+            )),
+            Self::Unsafe { path, .. } => Some(format!(
+                "remove {}, or set RUM_RUNTIME_DIR to a directory of your own",
+                path.display()
+            )),
+            Self::TooLong { .. } => {
+                Some("choose a shorter name, or set RUM_RUNTIME_DIR to a shorter path".to_owned())
+            }
+            Self::Io { .. } => {
+                Some("RUM_RUNTIME_DIR can name another directory for rum's sockets".to_owned())
+            }
+        }
+    }
+}
+
+pub(super) fn io_error(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(rustix::io::Errno) -> RuntimeDirError {
+    move |source| RuntimeDirError::Io {
+        action,
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}

@@ -1,0 +1,152 @@
+#![allow(clippy::unwrap_used)]
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+
+use super::*;
+
+fn base() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("rum")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir()
+        .unwrap()
+}
+
+#[test]
+fn names() {
+    let longest = "a".repeat(MAX_NAME);
+    for good in ["a", "dev", "a.b-c_D9", "-", longest.as_str()] {
+        assert!(check_name(good).is_ok(), "{good}");
+    }
+    let too_long = "a".repeat(MAX_NAME + 1);
+    for bad in [
+        "",
+        ".",
+        "..",
+        ".a",
+        "a/b",
+        "a b",
+        "ä",
+        "a\0",
+        too_long.as_str(),
+    ] {
+        assert!(check_name(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn base_by_the_rule() {
+    let xdg = || Some(PathBuf::from("/x"));
+    let cases = [
+        (Some("/r"), xdg(), 0, true, "/r"),
+        (None, xdg(), 0, true, "/run/rum"),
+        (None, xdg(), 7, true, "/x/rum"),
+        (None, Some(PathBuf::from("x")), 7, true, "/run/user/7/rum"),
+        (None, None, 7, true, "/run/user/7/rum"),
+        (None, xdg(), 7, false, "/tmp/rum-7"),
+    ];
+    for (given, xdg, uid, ours, want) in cases {
+        let got = choose_base(given.map(PathBuf::from), xdg, uid, |_| ours);
+        assert_eq!(got, Path::new(want));
+    }
+}
+
+#[test]
+fn a_second_owner_is_told_who_the_first_is_and_follows_when_it_ends() {
+    let base = base();
+    let first = RuntimeDir::create_in(base.path(), "dev").unwrap();
+    let error = RuntimeDir::create_in(base.path(), "dev").unwrap_err();
+    let me = std::process::id();
+    assert!(
+        matches!(&error, RuntimeDirError::Running { pid: Some(pid), .. } if *pid == me),
+        "{error}"
+    );
+    assert!(error.to_string().contains(&me.to_string()));
+    RuntimeDir::create_in(base.path(), "other").unwrap();
+
+    drop(first);
+    assert!(!base.path().join("dev").exists());
+    RuntimeDir::create_in(base.path(), "dev").unwrap();
+}
+
+#[test]
+fn what_a_dead_owner_left_is_taken_over() {
+    let base = base();
+    let path = base.path().join("dev");
+    private_dir(&path).unwrap();
+    fs::write(path.join(LOCK), "4000000000 1\n").unwrap();
+    fs::write(path.join(STATE), "kind namespace\ninit 1 1\n").unwrap();
+    drop(UnixListener::bind(path.join(RPC)).unwrap());
+    assert_eq!(list_in(base.path()).unwrap(), []);
+
+    let dir = RuntimeDir::create_in(base.path(), "dev").unwrap();
+    assert!(!path.join(STATE).exists());
+    UnixListener::bind(dir.rpc_socket()).unwrap();
+}
+
+#[test]
+fn a_late_cleaner_leaves_the_successor_alone() {
+    let base = base();
+    let path = base.path().join("dev");
+    let first = RuntimeDir::create_in(base.path(), "dev").unwrap();
+    let keeper = first.dir.try_clone().unwrap();
+    drop(first);
+    let second = RuntimeDir::create_in(base.path(), "dev").unwrap();
+    clean(keeper.as_fd(), &path);
+    assert!(is_at(&second.lock, &second.dir));
+    assert!(path.join(LOCK).exists());
+}
+
+#[test]
+fn lists_what_is_held() {
+    let base = base();
+    assert_eq!(list_in(&base.path().join("none")).unwrap(), []);
+    let b = RuntimeDir::create_in(base.path(), "b").unwrap();
+    let a = RuntimeDir::create_in(base.path(), "a").unwrap();
+    fs::create_dir(base.path().join("stray")).unwrap();
+    fs::write(base.path().join(".hidden"), "").unwrap();
+    let me = ProcessId::current().unwrap();
+    b.publish("namespace", Some(me)).unwrap();
+    a.publish("vsock", None).unwrap();
+
+    let found = list_in(base.path()).unwrap();
+    let names: Vec<_> = found.iter().map(|guest| guest.name.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(found[0].kind.as_deref(), Some("vsock"));
+    assert_eq!(found[0].init, None);
+    assert_eq!(found[1].init, Some(me));
+    assert_eq!(found[1].rum, Some(me));
+}
+
+#[test]
+fn unsafe_directories_are_refused() {
+    let base = base();
+    let open = base.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink(base.path(), base.path().join("link")).unwrap();
+    fs::write(base.path().join("file"), "").unwrap();
+    for name in ["open", "link", "file"] {
+        let error = RuntimeDir::create_in(base.path(), name).unwrap_err();
+        assert!(matches!(error, RuntimeDirError::Unsafe { .. }), "{error}");
+        assert!(error.hint().is_some());
+    }
+    // As a base, too; / belongs to root or to nobody we are, and others may enter it.
+    for base in [open.as_path(), Path::new("/")] {
+        let error = RuntimeDir::create_in(base, "dev").unwrap_err();
+        assert!(matches!(error, RuntimeDirError::Unsafe { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_path_too_long_for_a_socket_is_refused_before_anything_is_made() {
+    let base = base();
+    let room = MAX_SOCKET_PATH - base.path().as_os_str().len() - "//".len() - CHANNEL.len();
+    let dir = RuntimeDir::create_in(base.path(), &"a".repeat(room.min(MAX_NAME))).unwrap();
+    UnixListener::bind(dir.channel_socket()).unwrap();
+
+    let deep = base.path().join("d".repeat(100));
+    let error = RuntimeDir::create_in(&deep, "dev").unwrap_err();
+    assert!(matches!(error, RuntimeDirError::TooLong { .. }), "{error}");
+    assert!(!deep.exists());
+}

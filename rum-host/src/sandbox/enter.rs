@@ -1,0 +1,301 @@
+//! The way of a command into a running guest.
+//!
+//! This process moves into the guest's namespaces, starts the command there and waits for it
+//! outside the PID namespace; its exit code is the command's, 128 + N after signal N, or one of
+//! 125, 126 and 127 as from env(1). The command gets the caller's environment, standard streams,
+//! signal mask and, where it exists inside, working directory; `RUM_GUEST` is added, every
+//! other descriptor is closed. An ordinary user's command has his ids and no capabilities.
+//!
+//! Signals: what the terminal sends reaches the command by itself. What a process sends is passed
+//! on ([`FORWARDED`]). With [`Job::Own`] the command gets a process group of its own, as a shell
+//! does it for its jobs, so that the group's id means something inside the guest too; and when
+//! the command stops, so does this process, for the shell that started it to notice.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, FdFlags};
+use rustix::process::{Pid, PidfdFlags, WaitOptions};
+use rustix::thread::ThreadNameSpaceType;
+
+use super::{
+    EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, bad_arguments, number, signals,
+};
+
+/// Signals that the command gets when somebody sends them to us.
+const FORWARDED: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTSTP,
+];
+/// Variable that tells a command in which guest it is.
+const GUEST_VARIABLE: &str = "RUM_GUEST";
+/// A siginfo's code is above 0 when the kernel made the signal, a terminal's for instance
+/// (sigaction(2)).
+const LAST_USER_CODE: i32 = 0;
+
+/// In which process group a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// In that of the caller, who gets the keys of the terminal as well.
+    Shared,
+    /// In one of its own, provided that all three standard streams are a terminal (a member of a
+    /// pipeline must not take the terminal away from the others) which is ours to give.
+    Own,
+}
+
+impl Job {
+    /// Its word on the hidden command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Own => "own",
+        }
+    }
+}
+
+/// Runs a command in a guest: `PIDFD JOB NAME CMD…`.
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    enter(args).unwrap_or_else(|failure| {
+        eprintln!("error: {}", failure.message);
+        if let Some(hint) = failure.hint {
+            eprintln!("hint: {hint}");
+        }
+        ExitCode::from(EXIT_FAILED)
+    })
+}
+
+fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
+    let mut args = args.into_iter();
+    let pidfd = number(&mut args)?;
+    let job = match args.next() {
+        Some(word) if word == Job::Own.word() => Job::Own,
+        _ => Job::Shared,
+    };
+    let name = args.next().ok_or_else(bad_arguments)?;
+    let program = args.next().ok_or_else(bad_arguments)?;
+
+    close_on_exec().map_err(|error| Failure::new("cannot look at /proc/self/fd", error))?;
+    // SAFETY: only looked at; a number that is not open makes fcntl fail.
+    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(pidfd) })
+        .map_err(|_| bad_arguments())?;
+    // SAFETY: it is open, as just seen, and nothing else in this process knows of it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+
+    let mask = SigSet::thread_get_mask().map_err(|error| Failure::new("no signal mask", error))?;
+    let mut watched: SigSet = FORWARDED.into_iter().collect();
+    watched.add(Signal::SIGCHLD);
+    // Blocked, it lets a background process give the terminal away (tcsetpgrp(3)).
+    watched.add(Signal::SIGTTOU);
+    let signals = signals::watch(&watched)?;
+    let terminal = (job == Job::Own).then(Terminal::ours).flatten();
+
+    move_into(pidfd.as_fd())?;
+    let mut command = Command::new(&program);
+    command.args(args).env(GUEST_VARIABLE, name);
+    let child = match start(command, mask, terminal.is_some()) {
+        Ok(child) => child,
+        Err(error) => return not_started(&program, &error),
+    };
+    let code = wait(&child, &signals, terminal.as_ref());
+    if let Some(terminal) = terminal {
+        terminal.take_back();
+    }
+    code
+}
+
+/// Marks everything but the standard streams, so that a command inside holds nothing of the
+/// host's that its caller did not mean it to have.
+fn close_on_exec() -> io::Result<()> {
+    let open: Vec<_> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        // SAFETY: only looked at; the one that read the directory is closed by now, which makes
+        // fcntl fail.
+        let _ = rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::CLOEXEC);
+    }
+    Ok(())
+}
+
+/// Moves into the namespaces of the process behind `pidfd`. Those for its children apply to ours.
+fn move_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
+    let cwd = std::env::current_dir();
+    let spaces = ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::PROCESS_ID
+        | ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
+    // A root's guest has no user namespace of its own, and to enter the one we are in is refused
+    // with EINVAL (setns(2)).
+    let result =
+        rustix::thread::move_into_thread_name_spaces(pidfd, spaces | ThreadNameSpaceType::USER);
+    match result {
+        Err(Errno::INVAL) => rustix::thread::move_into_thread_name_spaces(pidfd, spaces),
+        other => other,
+    }
+    .map_err(|error| match error {
+        Errno::SRCH => Failure::new("cannot enter the guest", "it has ended"),
+        error => Failure::new("cannot enter the guest", error),
+    })?;
+    // The move has put us into the root directory of the guest's mounts.
+    if let Ok(cwd) = cwd {
+        let _ = std::env::set_current_dir::<&Path>(&cwd);
+    }
+    Ok(())
+}
+
+fn start(mut command: Command, mask: SigSet, own_group: bool) -> io::Result<Child> {
+    let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // The parent is out of sight in the new PID namespace: getppid would say 0 either way.
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut [PollFd::new(&me, PollFlags::IN)], Some(&now))? > 0 {
+            return Err(Errno::SRCH.into());
+        }
+        if own_group {
+            rustix::process::setpgid(None, None)?;
+            rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpid())?;
+        }
+        Ok(mask.thread_set_mask()?)
+    };
+    // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
+    unsafe { command.pre_exec(prepare) };
+    command.spawn()
+}
+
+fn not_started(program: &OsStr, error: &io::Error) -> Result<ExitCode, Failure> {
+    let code = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        // fork into a PID namespace without its first process (pid_namespaces(7)).
+        Some(Errno::NOMEM) => {
+            return Err(Failure::new(
+                "cannot enter the guest",
+                "it has ended, or there is no memory left",
+            ));
+        }
+        Some(Errno::AGAIN) => return Err(Failure::new("cannot start a process", error)),
+        Some(Errno::NOENT) => EXIT_NOT_FOUND,
+        // All that execvp(3) says when it may not look into a directory of the PATH either.
+        Some(Errno::ACCESS) if !is_there(program) => EXIT_NOT_FOUND,
+        _ => EXIT_NOT_EXECUTABLE,
+    };
+    let program = program.to_string_lossy();
+    if code == EXIT_NOT_FOUND {
+        eprintln!("error: there is no command `{}`", program.escape_debug());
+    } else {
+        eprintln!("error: cannot run `{}`: {error}", program.escape_debug());
+    }
+    Ok(ExitCode::from(code))
+}
+
+fn is_there(program: &OsStr) -> bool {
+    let is_path = program.as_encoded_bytes().contains(&b'/');
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    is_path || std::env::split_paths(&path).any(|dir| dir.join(program).exists())
+}
+
+/// Waits for the command's end, passes signals on to it, and stops when it does.
+fn wait(
+    child: &Child,
+    signals: &SignalFd,
+    terminal: Option<&Terminal>,
+) -> Result<ExitCode, Failure> {
+    let failed = |error: Errno| Failure::new("cannot wait for the command", error);
+    let pid = Pid::from_child(child);
+    loop {
+        match poll(&mut [PollFd::new(signals, PollFlags::IN)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        while let Ok(Some(info)) = signals.read_signal() {
+            if info.ssi_code > LAST_USER_CODE {
+                continue;
+            }
+            let number = info.ssi_signo.try_into().unwrap_or(0);
+            if let Ok(signal) = Signal::try_from(number)
+                && FORWARDED.contains(&signal)
+            {
+                // Not reaped yet, so the id is still the command's.
+                let _ = nix::sys::signal::kill(nix_pid(pid), signal);
+            }
+        }
+        let options = WaitOptions::NOHANG | WaitOptions::UNTRACED;
+        while let Some((_, status)) =
+            rustix::process::waitpid(Some(pid), options).map_err(failed)?
+        {
+            if status.stopped() {
+                stop_too(pid, terminal);
+            } else {
+                let signal = status.terminating_signal().map(|signal| 128 + signal);
+                let code = signal.or(status.exit_status()).unwrap_or(-1);
+                return Ok(ExitCode::from(u8::try_from(code).unwrap_or(EXIT_FAILED)));
+            }
+        }
+    }
+}
+
+/// The command has stopped: stop, and when we are continued, so is the command.
+fn stop_too(pid: Pid, terminal: Option<&Terminal>) {
+    if let Some(terminal) = terminal {
+        terminal.take_back();
+    }
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+    match terminal {
+        Some(terminal) => {
+            terminal.give_to(pid);
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::CONT);
+        }
+        None => {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
+        }
+    }
+}
+
+fn nix_pid(pid: Pid) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get())
+}
+
+/// The terminal that all three standard streams are, and our process group, which had it.
+struct Terminal {
+    group: Pid,
+}
+
+impl Terminal {
+    fn ours() -> Option<Self> {
+        let stdin = rustix::stdio::stdin();
+        let group = rustix::process::getpgrp();
+        let is_ours = rustix::termios::tcgetpgrp(stdin) == Ok(group)
+            && rustix::termios::isatty(rustix::stdio::stdout())
+            && rustix::termios::isatty(rustix::stdio::stderr());
+        is_ours.then_some(Self { group })
+    }
+
+    fn take_back(&self) {
+        // It may have hung up meanwhile: then there is nothing to take.
+        let _ = rustix::termios::tcsetpgrp(rustix::stdio::stdin(), self.group);
+    }
+
+    /// Only if a shell has put us into the foreground.
+    fn give_to(&self, group: Pid) {
+        let stdin = rustix::stdio::stdin();
+        if rustix::termios::tcgetpgrp(stdin) == Ok(self.group) {
+            let _ = rustix::termios::tcsetpgrp(stdin, group);
+        }
+    }
+}

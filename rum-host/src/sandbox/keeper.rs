@@ -1,0 +1,146 @@
+//! The keeper: makes a guest's namespaces and sees to it that the guest ends with rum.
+//!
+//! It is inside the guest's namespaces but for the PID namespace, so that it outlives whatever
+//! happens there, and cleans up after it. It waits for two things only: its lifeline and init.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
+
+use nix::sys::signal::SigSet;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, FdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::status::Status;
+use super::{Failure, INIT, SELF, TERMINATE, bad_arguments, number, setup, signals};
+use crate::runtime_dir;
+
+/// Runs the keeper: `DIR LOCK_FD AGENT_ARGS…`.
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    match keep(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.send();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn keep(args: Vec<OsString>) -> Result<(), Failure> {
+    let mut args = args.into_iter();
+    let path = args.next().ok_or_else(bad_arguments)?;
+    let path = Path::new(&path);
+    let lock = inherited(number(&mut args)?)?;
+    let dir = runtime_dir::open_private(path)
+        .map_err(|error| Failure::new("cannot open the runtime directory", error))?;
+
+    // No signal but SIGKILL and SIGSTOP ends or stops the keeper; and no terminal sends it any.
+    let _blocked = signals::watch(&SigSet::all())?;
+    let _ = rustix::process::setsid();
+
+    let guest = setup::unshare().and_then(|()| start(args.collect()));
+    let ended = guest.and_then(|(child, lifeline)| wait(child, lifeline));
+    // Also when nothing was started: whoever asked for the guest may be gone already. The lock
+    // is held until here, so that nobody else is at home in the directory.
+    runtime_dir::clean(dir.as_fd(), path);
+    drop(lock);
+    Status::Ended(describe(ended?)).send();
+    Ok(())
+}
+
+/// Takes over the inherited descriptor `fd`; the guest does not get it.
+fn inherited(fd: i32) -> Result<OwnedFd, Failure> {
+    // SAFETY: only looked at; a number that is not open makes fcntl fail.
+    rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::CLOEXEC)
+        .map_err(|_| bad_arguments())?;
+    // SAFETY: it is open, as just seen, and nothing else in this process knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Starts init, which finishes setting up between fork and exec.
+fn start(agent: Vec<OsString>) -> Result<(Child, ChildStdin), Failure> {
+    let mut command = Command::new(SELF);
+    command
+        .arg0("rum")
+        .arg(INIT)
+        .args(agent)
+        .stdin(Stdio::piped());
+    let enclose = || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        setup::furnish().map_err(|failure| {
+            failure.send();
+            std::io::Error::other("reported")
+        })
+    };
+    // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
+    unsafe { command.pre_exec(enclose) };
+    let mut child = command
+        .spawn()
+        // After a failure reported by the child this is a second line: rum shows the first.
+        .map_err(|error| Failure::new("cannot start the guest's init", error))?;
+    Status::Init(child.id()).send();
+    let lifeline = child.stdin.take().expect("its standard input is a pipe");
+    Ok((child, lifeline))
+}
+
+/// Waits until init has ended, by itself or because rum is gone.
+fn wait(mut child: Child, lifeline: ChildStdin) -> Result<ExitStatus, Failure> {
+    let failed = |error: Errno| Failure::new("cannot watch the guest's init", error);
+    let init = Pid::from_child(&child);
+    let pidfd = rustix::process::pidfd_open(init, PidfdFlags::empty()).map_err(failed)?;
+    let stdin = rustix::stdio::stdin();
+    let mut rum_is_there = true;
+    loop {
+        let mut fds = [
+            PollFd::new(&pidfd, PollFlags::IN),
+            PollFd::new(&stdin, PollFlags::IN),
+        ];
+        let watched = if rum_is_there { 2 } else { 1 };
+        match poll(&mut fds[..watched], None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(failed(error)),
+        }
+        if !fds[0].revents().is_empty() {
+            break;
+        }
+        match read_lifeline() {
+            Some(TERMINATE) => {
+                // If init does not listen any more it has ended, which is seen next.
+                let _ = rustix::io::write(&lifeline, &[TERMINATE]);
+            }
+            Some(_) => {}
+            None => {
+                rum_is_there = false;
+                let _ = rustix::process::kill_process(init, Signal::KILL);
+            }
+        }
+    }
+    child
+        .wait()
+        .map_err(|error| Failure::new("cannot wait for the guest's init", error))
+}
+
+/// The next byte of our lifeline, once poll has said that there is something; None at its end.
+pub fn read_lifeline() -> Option<u8> {
+    let mut byte = [0];
+    loop {
+        match rustix::io::read(rustix::stdio::stdin(), &mut byte) {
+            Ok(1) => return Some(byte[0]),
+            Err(Errno::INTR) => {}
+            _ => return None,
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(0), _) => "ended as asked".to_owned(),
+        (Some(code), _) => format!("failed with exit code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}

@@ -1,0 +1,154 @@
+//! Making the namespaces of a guest, in two halves.
+//!
+//! The keeper calls [`unshare`]: as root network, PID, mount, IPC and UTS namespaces; as an
+//! ordinary user a user namespace too, in which his uid and gid are mapped to themselves (a
+//! mapped root would be refused by programs such as PostgreSQL's initdb). The UTS and IPC
+//! namespaces keep a host name set inside and System V objects from outliving the guest.
+//!
+//! Its child, the first process of the new PID namespace, calls [`furnish`] before it executes
+//! init: only there can the guest's own /proc be mounted, and only until the exec does an
+//! ordinary user have the capabilities for it.
+
+use std::fs;
+
+use rustix::io::Errno;
+use rustix::ioctl::Setter;
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::thread::{CapabilitySet, UnshareFlags};
+
+use super::Failure;
+
+const DISABLED: &str = "user namespaces are not available to ordinary users on this machine";
+
+/// Moves this process into new namespaces; its next child is PID 1 of a new PID namespace.
+pub fn unshare() -> Result<(), Failure> {
+    let spaces = UnshareFlags::NEWNET
+        | UnshareFlags::NEWPID
+        | UnshareFlags::NEWNS
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS;
+    if is_privileged() {
+        // SAFETY: the flags do not include FILES, and this process has one thread.
+        return unsafe { rustix::thread::unshare_unsafe(spaces) }
+            .map_err(|error| Failure::new("cannot make namespaces", error));
+    }
+    // Before the unshare: afterwards they are those of nobody until the maps are written.
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    // SAFETY: as above.
+    unsafe { rustix::thread::unshare_unsafe(spaces | UnshareFlags::NEWUSER) }.map_err(|error| {
+        match error {
+            Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::INVAL | Errno::USERS => {
+                Failure::new(DISABLED, error).hint(user_namespace_hint())
+            }
+            error => Failure::new("cannot make namespaces", error),
+        }
+    })?;
+    // A gid map may be written without privilege only once setgroups(2) is off
+    // (user_namespaces(7)).
+    for (file, text) in [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{uid} {uid} 1")),
+        ("gid_map", format!("{gid} {gid} 1")),
+    ] {
+        fs::write(format!("/proc/self/{file}"), text).map_err(|error| {
+            Failure::new(DISABLED, format_args!("cannot write {file}: {error}"))
+                .hint(user_namespace_hint())
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether we can do without a user namespace. Root of a container often cannot.
+fn is_privileged() -> bool {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
+    rustix::process::geteuid().is_root()
+        && rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
+}
+
+/// Names the switch that is off, if one of the known ones is.
+fn user_namespace_hint() -> String {
+    let is = |name: &str, value: &str| {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        fs::read_to_string(path).is_ok_and(|text| text.trim() == value)
+    };
+    let set = |name: &str, value: &str| {
+        format!("as root: sysctl -w {name}={value} (and in /etc/sysctl.d to keep it)")
+    };
+    if is("kernel.unprivileged_userns_clone", "0") {
+        set("kernel.unprivileged_userns_clone", "1")
+    } else if is("user.max_user_namespaces", "0") {
+        set("user.max_user_namespaces", "10000")
+    } else if is("kernel.apparmor_restrict_unprivileged_userns", "1") {
+        set("kernel.apparmor_restrict_unprivileged_userns", "0")
+            + ", or give rum an AppArmor profile that allows `userns`"
+    } else {
+        "inside a container its seccomp profile must allow unshare and mount \
+         (docker run --security-opt seccomp=unconfined); elsewhere see the sysctls \
+         kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns and \
+         user.max_user_namespaces, or run rum as root"
+            .to_owned()
+    }
+}
+
+/// Makes the new namespaces habitable: mounts that tell the host nothing, an own /proc, `lo` up,
+/// every port free for every user.
+pub fn furnish() -> Result<(), Failure> {
+    // Slave rather than private: nothing done inside is seen outside, yet what the host unmounts
+    // does not stay busy for as long as the guest lives.
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(|error| Failure::new("cannot cut the guest's mounts off from the host's", error))?;
+    rustix::mount::mount(
+        "proc",
+        "/proc",
+        "proc",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        None,
+    )
+    .map_err(|error| match error {
+        // The kernel shows no more of /proc than what was visible before (mount_too_revealing
+        // in fs/namespace.c).
+        Errno::PERM => Failure::new("cannot mount the guest's own /proc", error).hint(
+            "parts of /proc are covered by other mounts, as container runtimes do it: start \
+             the container with a plain /proc (podman run --security-opt unmask=ALL, \
+             docker run --security-opt systempaths=unconfined)",
+        ),
+        error => Failure::new("cannot mount the guest's own /proc", error),
+    })?;
+    loopback_up().map_err(|error| Failure::new("cannot bring up the guest's `lo`", error))?;
+    let start = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    fs::write(start, "0").map_err(|error| Failure::new("cannot free the ports below 1024", error))
+}
+
+/// `struct ifreq` of netdevice(7) with `ifr_flags`.
+#[repr(C)]
+struct InterfaceFlags {
+    name: [u8; 16],
+    flags: i16,
+    rest: [u8; 22],
+}
+
+const SIOCSIFFLAGS: rustix::ioctl::Opcode = 0x8914;
+const IFF_UP: i16 = 1;
+
+fn loopback_up() -> rustix::io::Result<()> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let mut request = InterfaceFlags {
+        name: [0; 16],
+        flags: IFF_UP,
+        rest: [0; 22],
+    };
+    request.name[..2].copy_from_slice(b"lo");
+    // SAFETY: SIOCSIFFLAGS reads a `struct ifreq` of 40 bytes, which `InterfaceFlags` is, and
+    // writes nothing.
+    unsafe { rustix::ioctl::ioctl(&socket, Setter::<SIOCSIFFLAGS, _>::new(request)) }
+}

@@ -1,0 +1,16 @@
+//! Signals as something to read.
+
+use nix::sys::signal::{self, SigHandler, SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::Failure;
+
+/// Blocks `signals` and returns where to read them. SIGCHLD gets back its default: ignored, as a
+/// parent may have left it, it would take the exit codes with it (sigaction(2)).
+pub fn watch(signals: &SigSet) -> Result<SignalFd, Failure> {
+    let failed = |error| Failure::new("cannot watch signals", error);
+    // SAFETY: no handler is installed.
+    unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map_err(failed)?;
+    signals.thread_block().map_err(failed)?;
+    SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(failed)
+}

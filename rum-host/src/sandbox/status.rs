@@ -1,0 +1,97 @@
+//! What the helpers of a guest tell rum: lines of text on their standard output, a pipe.
+//!
+//! `init PID` from the keeper and `ready` from init, in whatever order, when all went well;
+//! `error …` and perhaps `hint …` when not; `ended …` when the guest has ended. The end of the
+//! pipe says that both helpers are gone.
+
+use std::fmt;
+
+use super::Failure;
+
+/// Longest line, in bytes; what is longer is cut by the writer and refused by the reader.
+pub const MAX_LINE: usize = 2048;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// Init has this id, as seen from outside.
+    Init(u32),
+    /// Everything is set up and the agent was started.
+    Ready,
+    /// Setting up failed; this is why.
+    Error(String),
+    /// What can be done about the error before it.
+    Hint(String),
+    /// How init ended, as the end of a sentence.
+    Ended(String),
+}
+
+impl Status {
+    /// Reads a line without its newline. None if it is none of ours.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        Some(match word {
+            "init" => Self::Init(rest.parse().ok().filter(|pid| *pid > 0)?),
+            "ready" => Self::Ready,
+            "error" => Self::Error(rest.to_owned()),
+            "hint" => Self::Hint(rest.to_owned()),
+            "ended" => Self::Ended(rest.to_owned()),
+            _ => return None,
+        })
+    }
+
+    /// Writes the line to standard output. If nobody reads it there is nobody to tell.
+    pub(super) fn send(&self) {
+        let mut line = self.to_string().replace(['\n', '\r'], " ");
+        while line.len() >= MAX_LINE {
+            line.pop();
+        }
+        line.push('\n');
+        // Below PIPE_BUF: written whole or not at all (pipe(7)).
+        let _ = rustix::io::write(rustix::stdio::stdout(), line.as_bytes());
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Init(pid) => write!(f, "init {pid}"),
+            Self::Ready => f.write_str("ready"),
+            Self::Error(text) => write!(f, "error {text}"),
+            Self::Hint(text) => write!(f, "hint {text}"),
+            Self::Ended(text) => write!(f, "ended {text}"),
+        }
+    }
+}
+
+impl Failure {
+    /// Tells rum.
+    pub(super) fn send(self) {
+        Status::Error(self.message).send();
+        if let Some(hint) = self.hint {
+            Status::Hint(hint).send();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_round_trip_and_others_are_refused() {
+        let text = || "no /proc: gone away".to_owned();
+        for status in [
+            Status::Init(7),
+            Status::Ready,
+            Status::Error(text()),
+            Status::Hint(text()),
+            Status::Ended(text()),
+        ] {
+            assert_eq!(Status::parse(&status.to_string()), Some(status));
+        }
+        for line in ["", "init", "init x", "init 0", "init -1", "hello", "READY"] {
+            assert_eq!(Status::parse(line), None, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! The one loop of the host (steps 3 to 5): folds what the agent says into the set of guest
+//! listeners, asks the plan what to do, does it, and tells the user.
+//!
+//! Sources -> [`AgentEvent`], finished tasks, the clock and [`Stop`] -> one handler each ->
+//! `settle`, which plans and executes until nothing is left to do. All state
+//! lives here; every task it starts is in one `JoinSet` and ends with it.
+//!
+//! Invariants: a forward counts as bound only after its bind succeeded; losing the agent
+//! closes nothing before [`GRACE`] is over; rum's own listeners are never forwarded; when
+//! [`Supervisor::run`] returns, no task and no socket of it is left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rum_shared::listener::{Change, Listener, ListenerSet, Process};
+use rum_shared::rpc::WatchEvent;
+use rum_shared::transport::Endpoint;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::client::{AgentClient, AgentEvent, EVENT_QUEUE, LinkState};
+use crate::forwarder::{Dialer, Forwarder};
+use crate::host_port;
+use crate::notice::{BlockReason, Notice};
+use crate::plan::{Binding, GuestPort, HostAddr, Key, Policy};
+use crate::reconcile::{CONFIRM_AFTER, Reconciler, Repair};
+
+mod execute;
+
+/// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
+/// stall, short enough that a dead guest does not look alive.
+pub const GRACE: Duration = Duration::from_secs(15);
+
+/// What to run on.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the agent is.
+    pub endpoint: Endpoint,
+    /// What to forward.
+    pub policy: Policy,
+    /// False: poll only, as with an agent that cannot stream.
+    pub stream: bool,
+}
+
+impl Options {
+    /// The defaults for `policy`.
+    pub fn new(endpoint: Endpoint, policy: Policy) -> Self {
+        Self {
+            endpoint,
+            policy,
+            stream: true,
+        }
+    }
+}
+
+/// Whether to go on. Only ever raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// Go on.
+    Run,
+    /// Stop accepting, give connections this long, then cut them.
+    Drain(Duration),
+    /// Cut everything at once.
+    Cut,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Ports that the poll had to repair; 0 in a healthy run.
+    pub repaired: u64,
+    /// Connections that were cut when the deadline was over.
+    pub cut: usize,
+}
+
+/// A task that ended.
+enum Done {
+    Agent,
+    Forward {
+        guest: GuestPort,
+        cut: usize,
+    },
+    Holder {
+        key: Key,
+        at: HostAddr,
+        holder: Option<Process>,
+    },
+}
+
+/// The loop's state.
+pub struct Supervisor {
+    options: Options,
+    guest: ListenerSet,
+    /// Whether the agent runs on this kernel, so that inodes can be compared.
+    same_kernel: bool,
+    reconciler: Reconciler,
+    bindings: BTreeMap<Key, Binding>,
+    forwarders: BTreeMap<Key, Forwarder>,
+    /// Forwards whose block the user was told of.
+    told: BTreeSet<Key>,
+    agent: AgentState,
+    /// When to poll again because of a suspect.
+    confirm_at: Option<Instant>,
+    summary: Summary,
+}
+
+/// How the agent stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AgentState {
+    /// Never seen yet.
+    Awaited,
+    /// Never seen, and the user was told that it is waited for.
+    AwaitedLong,
+    /// Its port set is known.
+    Up,
+    /// Lost since then; its forwards stay.
+    Lost(Instant),
+    /// Lost for longer than the grace time.
+    GivenUp,
+}
+
+/// What `settle` needs beside the state.
+struct Shell<'a> {
+    tasks: &'a mut JoinSet<Done>,
+    dialer: &'a Dialer,
+    cut: &'a CancellationToken,
+    notify: &'a mut (dyn FnMut(Notice) + Send),
+}
+
+impl Supervisor {
+    /// A supervisor that has not started.
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            guest: ListenerSet::default(),
+            same_kernel: false,
+            reconciler: Reconciler::default(),
+            bindings: BTreeMap::new(),
+            forwarders: BTreeMap::new(),
+            told: BTreeSet::new(),
+            agent: AgentState::Awaited,
+            confirm_at: None,
+            summary: Summary::default(),
+        }
+    }
+
+    /// Runs until `stop` says otherwise and everything has ended. `notify` is called for
+    /// whatever the user should know; it must not block.
+    pub async fn run(
+        mut self,
+        mut stop: watch::Receiver<Stop>,
+        mut notify: impl FnMut(Notice) + Send,
+    ) -> Summary {
+        let mut tasks = JoinSet::new();
+        let cut = CancellationToken::new();
+        let (events_tx, mut events) = mpsc::channel(EVENT_QUEUE);
+        let (link_tx, link) = watch::channel(LinkState::Down);
+        let (poll_now, poll_rx) = watch::channel(());
+        let dialer = Dialer::new(self.options.endpoint.clone(), link);
+        if let Some(range) = self.options.policy.hull() {
+            let client = AgentClient {
+                endpoint: self.options.endpoint.clone(),
+                range,
+                stream: self.options.stream,
+            };
+            tasks.spawn(async move {
+                client.run(events_tx, link_tx, poll_rx).await;
+                Done::Agent
+            });
+        }
+        loop {
+            let mut shell = Shell {
+                tasks: &mut tasks,
+                dialer: &dialer,
+                cut: &cut,
+                notify: &mut notify,
+            };
+            let wake = self.settle(&mut shell);
+            tokio::select! {
+                how = at_least(&mut stop, Stop::Drain(Duration::ZERO)) => {
+                    events.close();
+                    return self.shut_down(how, stop, shell).await;
+                }
+                Some(event) = events.recv() => self.agent_event(event, &mut shell),
+                Some(done) = shell.tasks.join_next() => match done {
+                    Ok(done) => self.task_done(done, &mut shell),
+                    Err(error) => tracing::error!(%error, "a task failed"),
+                },
+                () = sleep_until(wake) => self.timers(&poll_now, &mut shell),
+            }
+        }
+    }
+
+    fn agent_event(&mut self, event: AgentEvent, shell: &mut Shell<'_>) {
+        let now = Instant::now();
+        match event {
+            AgentEvent::Connected { info, streaming } => {
+                self.same_kernel = host_port::boot_id().is_some_and(|id| id == info.boot_id);
+                (shell.notify)(Notice::AgentConnected { info, streaming });
+            }
+            AgentEvent::Watch(WatchEvent::Snapshot {
+                generation,
+                listeners,
+                ..
+            }) => {
+                self.guest = ListenerSet::new(generation, listeners);
+                self.reconciler.snapshot(now);
+                self.agent = AgentState::Up;
+            }
+            AgentEvent::Watch(WatchEvent::Delta {
+                generation,
+                opened,
+                changed,
+                closed,
+            }) => {
+                let change = Change {
+                    generation,
+                    opened,
+                    changed,
+                    closed,
+                };
+                let named = change.opened.iter().chain(&change.changed).map(|l| l.port);
+                for port in named.chain(change.closed.iter().copied()) {
+                    self.reconciler.event(port, now);
+                }
+                self.guest.apply(&change);
+            }
+            AgentEvent::Watch(WatchEvent::Heartbeat { .. }) => {}
+            AgentEvent::Polled {
+                ports,
+                authoritative: true,
+                ..
+            } => {
+                let known = |port: u16| self.guest.get(port).cloned();
+                let listeners: Vec<_> = ports
+                    .into_iter()
+                    .map(|port| known(port).unwrap_or_else(|| Listener::bare(port)))
+                    .collect();
+                self.guest = ListenerSet::new(self.guest.generation, listeners);
+                self.agent = AgentState::Up;
+            }
+            AgentEvent::Polled { sent, ports, .. } => {
+                for repair in self.reconciler.poll(sent, &self.guest, &ports) {
+                    self.repair(repair);
+                    (shell.notify)(Notice::Repaired(repair));
+                }
+                let again = self.reconciler.has_suspects();
+                self.confirm_at = again.then_some(sent + CONFIRM_AFTER);
+            }
+            AgentEvent::Lost { reason, retry } => {
+                tracing::debug!(reason, ?retry, "the agent cannot be reached");
+                match self.agent {
+                    AgentState::Up => {
+                        self.agent = AgentState::Lost(now);
+                        let grace = GRACE;
+                        (shell.notify)(Notice::AgentLost { reason, grace });
+                    }
+                    AgentState::Awaited => {
+                        self.agent = AgentState::AwaitedLong;
+                        (shell.notify)(Notice::AgentAwaited { reason });
+                    }
+                    AgentState::AwaitedLong | AgentState::Lost(_) | AgentState::GivenUp => {}
+                }
+            }
+        }
+    }
+
+    fn repair(&mut self, repair: Repair) {
+        let mut change = Change {
+            generation: self.guest.generation,
+            ..Change::default()
+        };
+        match repair {
+            Repair::Opened(port) => change.opened.push(Listener::bare(port)),
+            Repair::Closed(port) => change.closed.push(port),
+        }
+        self.guest.apply(&change);
+    }
+
+    fn timers(&mut self, poll_now: &watch::Sender<()>, shell: &mut Shell<'_>) {
+        let now = Instant::now();
+        if self.confirm_at.take_if(|at| *at <= now).is_some() {
+            poll_now.send_replace(());
+        }
+        if matches!(self.agent, AgentState::Lost(since) if since + GRACE <= now) {
+            self.agent = AgentState::GivenUp;
+            self.guest = ListenerSet::default();
+            (shell.notify)(Notice::GraceOver);
+        }
+    }
+
+    fn task_done(&mut self, done: Done, shell: &mut Shell<'_>) {
+        match done {
+            // Ends only with the loop.
+            Done::Agent => {}
+            Done::Forward { cut: 0, .. } => {}
+            Done::Forward { guest, cut } => {
+                self.summary.cut += cut;
+                let connections = cut;
+                (shell.notify)(Notice::Cut { guest, connections });
+            }
+            Done::Holder { key, at, holder } => {
+                // Bound or given up meanwhile: no longer news.
+                if let Some(Binding::Blocked { want, .. }) = self.bindings.get(&key) {
+                    (shell.notify)(Notice::Blocked {
+                        host: at,
+                        guest: want.guest,
+                        reason: BlockReason::Conflict { holder },
+                    });
+                }
+            }
+        }
+    }
+
+    /// Stops accepting, waits for the connections as `how` says, and ends every task.
+    async fn shut_down(
+        mut self,
+        how: Stop,
+        mut stop: watch::Receiver<Stop>,
+        mut shell: Shell<'_>,
+    ) -> Summary {
+        for (_, forwarder) in std::mem::take(&mut self.forwarders) {
+            forwarder.stop();
+        }
+        let deadline = match how {
+            Stop::Drain(time) => time,
+            Stop::Run | Stop::Cut => Duration::ZERO,
+        };
+        let timeout = tokio::time::sleep(deadline);
+        tokio::pin!(timeout);
+        loop {
+            tokio::select! {
+                () = &mut timeout, if !shell.cut.is_cancelled() => shell.cut.cancel(),
+                _ = at_least(&mut stop, Stop::Cut), if !shell.cut.is_cancelled() => {
+                    shell.cut.cancel();
+                }
+                done = shell.tasks.join_next() => match done {
+                    Some(Ok(done)) => self.task_done(done, &mut shell),
+                    Some(Err(error)) => tracing::error!(%error, "a task failed"),
+                    None => break,
+                },
+            }
+        }
+        self.summary.repaired = self.reconciler.repaired;
+        self.summary
+    }
+}
+
+/// Waits until `stop` is raised to `level`. Whoever could raise it being gone counts as a cut:
+/// nobody wants the forwards any more.
+async fn at_least(stop: &mut watch::Receiver<Stop>, level: Stop) -> Stop {
+    match stop.wait_for(|stop| *stop >= level).await {
+        Ok(stop) => *stop,
+        Err(_) => Stop::Cut,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

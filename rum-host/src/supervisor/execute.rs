@@ -1,0 +1,139 @@
+//! The executor: carries the plan out on the host, and has no choices of its own (steps 4 and 5).
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use rum_shared::listener::Listener;
+
+use super::{AgentState, Done, GRACE, Shell, Supervisor};
+use crate::forwarder::{BindError, Forwarder};
+use crate::host_port;
+use crate::notice::{BlockReason, Notice};
+use crate::plan::{Action, Binding, CONFLICT_RETRY, HostAddr, Key, OnConflict, Want};
+
+impl Supervisor {
+    /// Plans and executes until the host is as wanted. Returns the next deadline.
+    pub(super) fn settle(&mut self, shell: &mut Shell<'_>) -> Option<Instant> {
+        let own: BTreeSet<u64> = match self.same_kernel {
+            true => self.forwarders.values().map(Forwarder::inode).collect(),
+            false => BTreeSet::new(),
+        };
+        let foreign = |l: &&Listener| !own.contains(&l.inode);
+        let desired = self
+            .options
+            .policy
+            .desired(self.guest.iter().filter(foreign));
+        loop {
+            let plan = self
+                .options
+                .policy
+                .plan(&desired, &self.bindings, Instant::now());
+            if plan.actions.is_empty() {
+                let grace = match self.agent {
+                    AgentState::Lost(since) => Some(since + GRACE),
+                    _ => None,
+                };
+                let deadlines = [plan.wake, grace, self.confirm_at];
+                return deadlines.into_iter().flatten().min();
+            }
+            for action in plan.actions {
+                match action {
+                    Action::Unbind(key) => self.unbind(key, shell),
+                    Action::Forget(key) => {
+                        self.bindings.remove(&key);
+                        self.told.remove(&key);
+                    }
+                    Action::Bind { key, want, at } => self.bind(key, want, at, shell),
+                }
+            }
+        }
+    }
+
+    fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
+        let cut = shell.cut.child_token();
+        match Forwarder::bind(
+            at,
+            want.guest,
+            shell.dialer,
+            self.options.policy.drain(key),
+            cut,
+        ) {
+            Ok((forwarder, task)) => {
+                let guest = want.guest;
+                shell.tasks.spawn(async move {
+                    let cut = task.run().await;
+                    Done::Forward { guest, cut }
+                });
+                self.forwarders.insert(key, forwarder);
+                self.bindings.insert(key, Binding::Bound { want, at });
+                self.told.remove(&key);
+                (shell.notify)(Notice::Forwarded {
+                    key,
+                    host: at,
+                    guest,
+                    instead_of: (at != want.host).then_some(want.host),
+                });
+            }
+            Err(error) => self.blocked(key, want, at, error, shell),
+        }
+    }
+
+    fn blocked(
+        &mut self,
+        key: Key,
+        want: Want,
+        at: HostAddr,
+        error: BindError,
+        shell: &mut Shell<'_>,
+    ) {
+        let now = Instant::now();
+        let (retry_at, mut tried) = match self.bindings.remove(&key) {
+            Some(Binding::Blocked {
+                retry_at, tried, ..
+            }) if retry_at > now => (retry_at, tried),
+            _ => (now + CONFLICT_RETRY, BTreeSet::new()),
+        };
+        tried.insert(at.0.port());
+        let binding = Binding::Blocked {
+            want,
+            retry_at,
+            tried,
+        };
+        self.bindings.insert(key, binding);
+        let reason = match error {
+            // Another port may do: nothing to tell yet.
+            _ if at == want.host && want.on_conflict == OnConflict::Next => return,
+            _ if !self.told.insert(key) => return,
+            BindError::InUse => {
+                // Looking through /proc takes milliseconds: not in this loop.
+                shell.tasks.spawn(async move {
+                    let find = tokio::task::spawn_blocking(move || host_port::holder(at));
+                    let holder = find.await.ok().flatten();
+                    Done::Holder { key, at, holder }
+                });
+                return;
+            }
+            BindError::Privileged => BlockReason::Privileged,
+            other => BlockReason::Other(other.to_string()),
+        };
+        (shell.notify)(Notice::Blocked {
+            host: at,
+            guest: want.guest,
+            reason,
+        });
+    }
+
+    fn unbind(&mut self, key: Key, shell: &mut Shell<'_>) {
+        self.bindings.remove(&key);
+        if let Some(forwarder) = self.forwarders.remove(&key) {
+            let guest = forwarder.guest();
+            let draining = match self.options.policy.drain(key).is_zero() {
+                true => 0,
+                false => forwarder.stats().active.load(Relaxed),
+            };
+            forwarder.stop();
+            (shell.notify)(Notice::Stopped { guest, draining });
+        }
+    }
+}

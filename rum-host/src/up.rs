@@ -1,0 +1,286 @@
+//! `rum up`: start or find the guest, run the user's command in it, forward until something
+//! ends it, and leave nothing behind.
+//!
+//! What can end it: the command, the guest, a signal, or the reader of stdout. Then it stops
+//! accepting, gives connections the drain time, ends the guest and what is in it, and returns
+//! the exit code. A second signal cuts all of that short.
+//!
+//! Who gets Ctrl+C: with a command the terminal is the command's, and the terminal driver sends
+//! SIGINT to it as well as to rum, which lets the first one be. A second one soon after is
+//! rum's, and so is every SIGTERM.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use tokio::process::Child;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::cli::{GlobalArgs, UpArgs};
+use crate::config::Settings;
+use crate::error::RumError;
+use crate::exit;
+use crate::guest::{Guest, GuestSpec, Stopped};
+use crate::notice::Notice;
+use crate::output::{Output, Target};
+use crate::runtime_dir::RuntimeDir;
+use crate::supervisor::{Options, Stop, Summary, Supervisor};
+
+/// Time for what runs in the guest to end after SIGTERM.
+const GUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// When the command has ended its own connections are over, or as good as: time for the last
+/// bytes on their way to a client.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+/// Two Ctrl+C within this time are meant for rum, not for the command.
+const TWICE: Duration = Duration::from_secs(2);
+/// Time for the last lines to be read.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Why it ends.
+#[derive(Debug)]
+enum End {
+    Command(ExitStatus),
+    Guest(String),
+    Signal(i32),
+    /// Nobody reads stdout any more.
+    Reader,
+}
+
+impl End {
+    fn exit_code(&self) -> u8 {
+        let signalled = |n: i32| exit::SIGNAL_BASE.saturating_add(u8::try_from(n).unwrap_or(0));
+        match self {
+            Self::Command(status) => match status.code() {
+                Some(code) => u8::try_from(code).unwrap_or(exit::FAILED),
+                None => std::os::unix::process::ExitStatusExt::signal(status)
+                    .map_or(exit::FAILED, signalled),
+            },
+            Self::Guest(_) => exit::FAILED,
+            Self::Signal(number) => signalled(*number),
+            Self::Reader => signalled(rustix::process::Signal::PIPE.as_raw()),
+        }
+    }
+}
+
+/// The signals that end it.
+struct Signals {
+    int: Signal,
+    term: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            int: signal(SignalKind::interrupt())?,
+            term: signal(SignalKind::terminate())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The number of the next one. Cancel-safe.
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.int.recv() => SignalKind::interrupt(),
+            _ = self.term.recv() => SignalKind::terminate(),
+            _ = self.hup.recv() => SignalKind::hangup(),
+        }
+        .as_raw_value()
+    }
+}
+
+/// The two ways to the user: lines about ports, and lines about rum.
+#[derive(Clone)]
+struct Ui {
+    data: Output,
+    rest: Output,
+}
+
+impl Ui {
+    fn new(command: bool, quiet: bool) -> std::io::Result<Self> {
+        let rest = Output::start(Target::Stderr, quiet)?;
+        let data = match command {
+            true => rest.clone(),
+            false => Output::start(Target::Stdout, quiet)?,
+        };
+        Ok(Self { data, rest })
+    }
+
+    fn say(&self, notice: &Notice) {
+        match notice.is_data() {
+            true => self.data.say(notice),
+            false => self.rest.say(notice),
+        }
+    }
+}
+
+/// Runs `rum up`. Must be called on the process's first thread, on which helper processes rely.
+///
+/// # Errors
+/// The configuration is wrong, or the guest or the command cannot be started.
+pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Result<u8, RumError> {
+    let (quiet, verbose) = (global.quiet, global.verbose > 1);
+    let io = |action: &'static str| {
+        move |error: std::io::Error| RumError::new(format!("cannot {action}")).caused_by(error)
+    };
+    let mut signals = Signals::new().map_err(io("handle signals"))?;
+    let ui = Ui::new(!args.command.is_empty(), quiet).map_err(io("start a thread"))?;
+    let dir = RuntimeDir::create(&settings.name)?;
+    let spec = GuestSpec {
+        name: settings.name.clone(),
+        kind: settings.guest.clone(),
+    };
+    // Its log shares our terminal: problems only, unless more is wanted.
+    let log = if verbose { "-v" } else { "-q" };
+    let mut agent_args = vec![log.to_owned(), "--hand-over".to_owned()];
+    agent_args.extend_from_slice(&args.agent_arg);
+    let guest = tokio::select! {
+        guest = Guest::start(&spec, &dir, &agent_args) => guest?,
+        number = signals.next() => return Ok(End::Signal(number).exit_code()),
+    };
+    let command = start_command(&guest, &args.command)?;
+    let options = Options {
+        stream: !args.no_stream,
+        ..Options::new(guest.endpoint().clone(), settings.policy.clone())
+    };
+    let (stop, stopped) = watch::channel(Stop::Run);
+    let supervisor = tokio::spawn({
+        let ui = ui.clone();
+        async move {
+            let run = Supervisor::new(options).run(stopped, move |notice| ui.say(&notice));
+            run.await
+        }
+    });
+    let mut running = Running {
+        guest,
+        command,
+        supervisor,
+        stop,
+        signals,
+        ui,
+        drain: settings.policy.drain,
+    };
+    let end = running.until_the_end().await;
+    let code = end.exit_code();
+    running.shut_down(end).await;
+    Ok(code)
+}
+
+fn start_command(guest: &Guest, command: &[OsString]) -> Result<Option<Child>, RumError> {
+    match command {
+        [] => Ok(None),
+        command => Ok(Some(guest.spawn(command)?)),
+    }
+}
+
+/// Everything that runs.
+struct Running {
+    guest: Guest,
+    command: Option<Child>,
+    supervisor: JoinHandle<Summary>,
+    stop: watch::Sender<Stop>,
+    signals: Signals,
+    ui: Ui,
+    drain: Duration,
+}
+
+impl Running {
+    async fn until_the_end(&mut self) -> End {
+        let mut interrupted: Option<Instant> = None;
+        let terminal = std::io::stdin().is_terminal();
+        loop {
+            let command = async {
+                match &mut self.command {
+                    Some(child) => child.wait().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let number = tokio::select! {
+                status = command => match status {
+                    Ok(status) => return End::Command(status),
+                    Err(error) => return End::Guest(format!("its command is lost: {error}")),
+                },
+                end = self.guest.ended() => return End::Guest(end.reason),
+                () = self.ui.data.closed().cancelled() => return End::Reader,
+                number = self.signals.next() => number,
+            };
+            let again = interrupted.is_some_and(|at| at.elapsed() < TWICE);
+            let Some(child) = &self.command else {
+                return End::Signal(number);
+            };
+            if number != SignalKind::interrupt().as_raw_value() || again {
+                return End::Signal(number);
+            }
+            interrupted = Some(Instant::now());
+            // A terminal has sent it to the command already.
+            if let Some(pid) = child.id().filter(|_| !terminal) {
+                forward_interrupt(pid);
+            }
+        }
+    }
+
+    async fn shut_down(mut self, end: End) {
+        let drain = match &end {
+            End::Command(_) => self.drain.min(LAST_BYTES),
+            End::Guest(reason) => {
+                let reason = reason.clone();
+                self.ui.say(&Notice::GuestEnded { reason });
+                Duration::ZERO
+            }
+            End::Signal(_) | End::Reader => {
+                self.ui.say(&Notice::Stopping { drain: self.drain });
+                self.drain
+            }
+        };
+        self.stop.send_replace(Stop::Drain(drain));
+        let mut forced = false;
+        loop {
+            tokio::select! {
+                ended = &mut self.supervisor => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "the supervisor failed");
+                    }
+                    break;
+                }
+                _ = self.signals.next() => {
+                    forced = true;
+                    self.stop.send_replace(Stop::Cut);
+                }
+            }
+        }
+        let deadline = match forced {
+            true => Duration::ZERO,
+            false => GUEST_DEADLINE,
+        };
+        let stopped = tokio::select! {
+            stopped = self.guest.stop(deadline) => stopped,
+            // Dropping the guest kills it at once.
+            _ = self.signals.next() => Stopped::Killed,
+        };
+        match stopped {
+            Stopped::Clean => {}
+            Stopped::Killed if forced => {}
+            Stopped::Killed => self.ui.say(&Notice::GuestKilled { deadline }),
+            Stopped::Stuck => tracing::error!("something in the guest cannot be killed"),
+        }
+        if let Some(mut child) = self.command {
+            // Its other half was in the guest.
+            let _ = tokio::time::timeout(GUEST_DEADLINE, child.wait()).await;
+        }
+        self.ui.data.flush(FLUSH);
+        self.ui.rest.flush(FLUSH);
+    }
+}
+
+fn forward_interrupt(pid: u32) {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // It may have ended just now; then its status comes next.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+    }
+}
