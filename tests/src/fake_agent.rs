@@ -1,0 +1,151 @@
+//! An agent that says what a test wants, over real Unix sockets: the truth, late, or not at all.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use roam::{Rx, Tx};
+use rum_shared::listener::{Listener, ListenerSet};
+use rum_shared::range::PortRange;
+use rum_shared::rpc::{
+    AgentInfo, CAP_WATCH, HEARTBEAT, ListeningPortsResponse, PROTOCOL, ReadyResponse, RumAgent,
+    RumAgentDispatcher, WatchEvent,
+};
+use rum_shared::session::{Limits, serve};
+use rum_shared::transport::{Endpoint, ListenAddr};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+/// What the fake agent does; change it while it runs.
+#[derive(Clone)]
+pub struct FakeAgent {
+    /// What the stream tells.
+    pub streamed: watch::Sender<ListenerSet>,
+    /// What polls answer; `None`: the same as the stream.
+    pub polled: Arc<Mutex<Option<Vec<u16>>>>,
+    /// Each poll takes its answer first and sends it once it has a permit from here.
+    pub poll_gate: Arc<Semaphore>,
+    /// Polls that were asked.
+    pub polls: watch::Sender<usize>,
+    /// Whether it says that it can stream.
+    pub can_watch: bool,
+}
+
+impl FakeAgent {
+    /// An agent that tells the truth at once.
+    pub fn new() -> Self {
+        Self {
+            streamed: watch::Sender::new(ListenerSet::default()),
+            polled: Arc::default(),
+            poll_gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            polls: watch::Sender::new(0),
+            can_watch: true,
+        }
+    }
+
+    /// Changes what the stream tells.
+    pub fn stream(&self, ports: &[u16]) {
+        self.streamed.send_modify(|set| {
+            let listeners = ports.iter().map(|p| Listener::bare(*p));
+            *set = ListenerSet::new(set.generation + 1, listeners);
+        });
+    }
+
+    /// Serves on sockets in `dir` until dropped.
+    ///
+    /// # Panics
+    /// When the sockets cannot be bound.
+    pub fn serve(&self, dir: &Path) -> (Endpoint, JoinSet<()>) {
+        let (rpc, channel) = (dir.join("rpc"), dir.join("channel"));
+        let mut acceptor = ListenAddr::Unix(rpc.clone()).bind().expect("a socket");
+        let agent = self.clone();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut sessions = JoinSet::new();
+            while let Ok((stream, _)) = acceptor.accept().await {
+                let handler = RumAgentDispatcher::new(agent.clone());
+                sessions.spawn(serve(stream, Limits::AGENT, handler));
+            }
+        });
+        (Endpoint::Unix { rpc, channel }, tasks)
+    }
+}
+
+impl Default for FakeAgent {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RumAgent for FakeAgent {
+    async fn hello(&self, _protocol: u32) -> AgentInfo {
+        AgentInfo {
+            protocol: PROTOCOL,
+            version: "fake".into(),
+            hostname: "fake".into(),
+            boot_id: String::new(),
+            instance: 1,
+            source: "fake".into(),
+            hint: "fake".into(),
+            capabilities: match self.can_watch {
+                true => vec![CAP_WATCH.into()],
+                false => vec![],
+            },
+        }
+    }
+
+    async fn ping(&self) -> Result<ReadyResponse, String> {
+        Ok(ReadyResponse { ready: true })
+    }
+
+    async fn listening_ports(
+        &self,
+        _min: u16,
+        _max: u16,
+    ) -> Result<ListeningPortsResponse, String> {
+        let streamed = || self.streamed.borrow().iter().map(|l| l.port).collect();
+        let ports = self
+            .polled
+            .lock()
+            .expect("no panic")
+            .clone()
+            .unwrap_or_else(streamed);
+        self.polls.send_modify(|n| *n += 1);
+        let permit = self.poll_gate.acquire().await.map_err(|e| e.to_string())?;
+        permit.forget();
+        Ok(ListeningPortsResponse { ports })
+    }
+
+    async fn watch_ports(
+        &self,
+        min: u16,
+        max: u16,
+        events: Tx<WatchEvent>,
+        mut stop: Rx<()>,
+    ) -> Result<(), String> {
+        let range = PortRange::new(min, max).map_err(|e| e.to_string())?;
+        let mut changes = self.streamed.subscribe();
+        let mut told = changes.borrow_and_update().clone();
+        let snapshot = WatchEvent::Snapshot {
+            generation: told.generation,
+            source: "fake".into(),
+            listeners: told.within(range).cloned().collect(),
+        };
+        events.send(snapshot).await.map_err(|e| e.to_string())?;
+        loop {
+            let event = tokio::select! {
+                _ = stop.recv() => return Ok(()),
+                changed = changes.changed() => {
+                    changed.map_err(|e| e.to_string())?;
+                    let next = changes.borrow_and_update().clone();
+                    let change = told.diff(&next).within(range);
+                    told = next;
+                    change.into()
+                }
+                () = tokio::time::sleep(HEARTBEAT) => WatchEvent::Heartbeat {
+                    generation: told.generation,
+                },
+            };
+            events.send(event).await.map_err(|e| e.to_string())?;
+        }
+    }
+}

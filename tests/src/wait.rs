@@ -1,0 +1,22 @@
+//! Waiting on conditions. A deadline here only bounds how long a failing test hangs: it is
+//! far above anything a loaded machine needs, and no test measures with it.
+
+use std::time::{Duration, Instant};
+
+/// After this a condition counts as never coming true.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives a value.
+///
+/// # Panics
+/// When it does not within [`DEADLINE`].
+pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < DEADLINE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
