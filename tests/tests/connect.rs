@@ -308,6 +308,30 @@ fn an_agent_that_is_killed_resets_its_connections_and_the_next_one_takes_over() 
 }
 
 #[test]
+fn a_stream_that_is_lost_alone_comes_back() {
+    in_netns(|| {
+        let (mut machine, _agent, rum) = connected();
+        let sessions = || {
+            let mut all = machine.device.connects();
+            all.retain(|c| c.port == RPC_PORT);
+            all
+        };
+        // The first is the stream, the next the poll's, which lives on and must not keep the
+        // agent from knocking.
+        until("the poll to connect", || {
+            (sessions().len() >= 2).then_some(())
+        });
+        let stream = sessions().remove(0);
+        cut(&stream.ends.expect("the agent listens"));
+        rum.stderr.wait("Agent lost");
+        rum.stderr.wait_nth("connected (events", 2);
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stdout.wait("Auto-forwarding 127.0.0.1:5000");
+        assert_eq!(exchange(5000, "back").expect("echo"), "back");
+    });
+}
+
+#[test]
 fn commands_are_refused_with_a_hint() {
     in_netns(|| {
         let machine = Machine::boot();

@@ -145,6 +145,9 @@ impl AgentClient {
                 knocks.next().await;
             }
             let ended = self.stream_once(events, link, &mut backoff).await;
+            if let Some(knocks) = &mut knocks {
+                knocks.clear();
+            }
             link.send_replace(LinkState::Down);
             let Err(reason) = ended else { return Gone };
             let retry = backoff.next_delay();

@@ -51,10 +51,10 @@ impl Limits {
         frame: 64 * 1024,
         handshake: Duration::from_secs(5),
     };
-    /// What a host accepts: a snapshot of all 65,535 ports, with two addresses and a name
-    /// each, has about 6 MB. Decoded, a frame of tiny items takes some 15 times its size.
+    /// What a host accepts: a snapshot of all 65,535 ports with eight addresses and a name
+    /// each has about 15.5 MB. Decoded, a frame of tiny items takes some 15 times its size.
     pub const HOST: Self = Self {
-        frame: 8 * 1024 * 1024,
+        frame: 16 * 1024 * 1024,
         handshake: Duration::from_secs(5),
     };
 }

@@ -72,25 +72,20 @@ impl Endpoint {
 }
 
 impl Knocks {
-    /// Completes when an agent has knocked since the last call. Knocks that piled up count
-    /// once. Cancel-safe.
+    /// Completes with the next knock. Cancel-safe.
     pub async fn next(&mut self) {
         while let Err(error) = self.listener.accept().await {
             tracing::debug!(%error, "a knock could not be accepted");
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
-        // Bounded, so that a guest that never stops knocking cannot hold the host here.
-        for _ in 0..super::BACKLOG {
-            let more = std::future::poll_fn(|cx| {
-                std::task::Poll::Ready(matches!(
-                    self.listener.poll_accept(cx),
-                    std::task::Poll::Ready(Ok(_))
-                ))
-            });
-            if !more.await {
-                break;
-            }
-        }
+    }
+
+    /// Forgets the knocks that have arrived: those of before or during a session that has ended
+    /// would count for a guest that boots later. Bounded, so that a guest that never stops
+    /// knocking cannot hold the host here.
+    pub fn clear(&mut self) {
+        // Not through tokio, which asks the kernel only after it was told of a readiness.
+        (0..=super::BACKLOG).find(|_| rustix::net::accept(&self.listener).is_err());
     }
 }
 
