@@ -14,6 +14,7 @@ pub mod agent;
 pub mod backoff;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod error;
 pub mod exec;
 pub mod exit;

@@ -151,6 +151,15 @@ pub enum Binding {
     },
 }
 
+/// What the policy says about a guest port that is listened on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Forward it.
+    Forward(Want),
+    /// It is in none of the ranges.
+    OutOfRange,
+}
+
 /// One thing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -215,18 +224,27 @@ impl Policy {
                 (Key::Static(s.host), want)
             })
             .collect();
-        if let Some(auto) = &self.auto {
-            let ports = listeners.into_iter().map(|l| l.port);
-            for port in ports.filter(|p| auto.ranges.contains(*p)) {
-                let want = Want {
-                    guest: GuestPort(port),
-                    host: HostAddr(SocketAddr::new(auto.bind, port)),
-                    on_conflict: auto.on_conflict,
-                };
-                wanted.insert(Key::Auto(GuestPort(port)), want);
+        for listener in listeners {
+            if let Verdict::Forward(want) = self.judge(listener) {
+                wanted.insert(Key::Auto(want.guest), want);
             }
         }
         wanted
+    }
+
+    /// Whether to forward the port of `listener` automatically, and where to.
+    pub fn judge(&self, listener: &Listener) -> Verdict {
+        let Some(auto) = &self.auto else {
+            return Verdict::OutOfRange;
+        };
+        if !auto.ranges.contains(listener.port) {
+            return Verdict::OutOfRange;
+        }
+        Verdict::Forward(Want {
+            guest: GuestPort(listener.port),
+            host: HostAddr(SocketAddr::new(auto.bind, listener.port)),
+            on_conflict: auto.on_conflict,
+        })
     }
 
     /// The next address to try for `want`: its own first, then, where allowed, the ports of
