@@ -268,6 +268,8 @@ pub struct Event {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 #[repr(u8)]
+// Nearly all are ports: boxing them would make each event two allocations.
+#[allow(clippy::large_enum_variant)]
 pub enum What {
     /// To a port.
     Port {
@@ -287,6 +289,8 @@ pub enum What {
 /// One item of a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 #[repr(u8)]
+// Made one at a time, and not kept.
+#[allow(clippy::large_enum_variant)]
 pub enum Update {
     /// Everything as it is; what was known before is void.
     Snapshot {
