@@ -30,6 +30,7 @@ pub mod runtime_dir;
 pub mod sandbox;
 pub mod supervisor;
 mod up;
+pub mod view;
 
 /// Runs the command line of this process; the exit code is documented in each command's help.
 pub fn main() -> ExitCode {

@@ -1,0 +1,8 @@
+//! What people and scripts see of the ports: tables, lines, JSON, and the live view.
+//!
+//! All of them are made of a [`Known`], the reader's copy of what a `rum up` tells. Making text of
+//! it is pure: time zone, width and colour come in as arguments.
+
+mod known;
+
+pub use known::Known;
