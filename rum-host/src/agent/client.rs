@@ -97,7 +97,7 @@ enum Over {
     Worn,
 }
 
-type Agent = Session<RumAgentClient>;
+pub(crate) type Agent = Session<RumAgentClient>;
 
 impl AgentClient {
     /// Runs both connections until the receiver of `events` is dropped. `link` tells others
@@ -117,7 +117,8 @@ impl AgentClient {
         link.send_replace(LinkState::Down);
     }
 
-    async fn connect(&self) -> Result<(Agent, AgentInfo), SessionError> {
+    /// Connects once, and asks the agent who it is.
+    pub(crate) async fn connect(&self) -> Result<(Agent, AgentInfo), SessionError> {
         let stream = self
             .endpoint
             .dial(Service::Rpc)
