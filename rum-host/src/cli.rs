@@ -97,6 +97,8 @@ pub enum Command {
     #[command(
         after_help = "What to forward is read from rum.toml in the current directory.
 With --range no file is needed. Ends with Ctrl+C, or when CMD ends.
+With --log-format json a line about a port has `notice` (forwarded, stopped,
+blocked, cut), `guest` and `host`, next to `timestamp`, `level` and `message`.
 
 Examples:
   rum up --range 5000-6000 -- python3 -m http.server 5000

@@ -80,9 +80,16 @@ impl RumError {
         self
     }
 
-    /// What the user can do about it, if anything.
-    pub(crate) fn hint_text(&self) -> Option<&str> {
-        self.0.hint.as_deref()
+    /// What the user can do about it, if anything, on one line.
+    pub(crate) fn one_line_hint(&self) -> Option<String> {
+        let lines = self.0.example.iter().flat_map(|lines| lines.lines());
+        let example: Vec<_> = lines.collect();
+        let hint = self.0.hint.as_ref()?;
+        Some(
+            format!("{hint} {}", example.join("; "))
+                .trim_end()
+                .to_owned(),
+        )
     }
 
     /// The mistakes of a configuration, if this is about them.

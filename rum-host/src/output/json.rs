@@ -153,14 +153,14 @@ pub(crate) fn error(error: &RumError, at: Timestamp) -> String {
     let Some(config) = error.config() else {
         return Record {
             reason: (!causes.is_empty()).then(|| causes.join(": ")),
-            hint: error.hint_text().map(clean),
+            hint: error.one_line_hint().map(|hint| clean(&hint)),
             ..Record::new(at, "ERROR", &error.to_string())
         }
         .line();
     };
     let line = |problem: &crate::config::Located| {
         Record {
-            place: Some(clean(&problem.place().to_string())),
+            place: Some(clean(problem.place())),
             hint: problem.help().map(|hint| clean(&hint.to_string())),
             ..Record::new(at, "ERROR", &problem.to_string())
         }

@@ -191,7 +191,8 @@ fn errors_as_json() {
     let at = Timestamp::UNIX_EPOCH;
     let bind = RumError::new("cannot bind\n127.0.0.1:80")
         .caused_by(io::Error::from_raw_os_error(13))
-        .hint("choose another");
+        .hint("write this:")
+        .example("a = 1\nb = 2");
     let file = "name = \"\"\n[[ports]]\nhost = 70000\nguest = 1\n";
     let config = crate::config::parse(file, "rum.toml").unwrap_err();
     let text = json::error(&bind, at) + &json::error(&config.into(), at);

@@ -129,15 +129,15 @@ fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> 
     for StaticForward { host, .. } in &settings.policy.statics {
         found.extend(in_the_way(host.0, &host.to_string(), probe(host.0)));
     }
-    if let Some(auto) = &settings.policy.auto {
+    if let Some(auto) = &settings.policy.auto
+        && let Some(range) = auto.ranges.hull()
+    {
         // The lowest port is the one that may need privilege.
-        for range in auto.ranges.iter().take(1) {
-            let lowest = SocketAddr::new(auto.bind, range.min());
-            match probe(lowest) {
-                // A port of many, that the guest may never listen on.
-                Probe::Taken(_) => {}
-                other => found.extend(in_the_way(lowest, &lowest.to_string(), other)),
-            }
+        let lowest = SocketAddr::new(auto.bind, range.min());
+        match probe(lowest) {
+            // A port of many, that the guest may never listen on.
+            Probe::Taken(_) => {}
+            other => found.extend(in_the_way(lowest, &lowest.to_string(), other)),
         }
     }
     let statics = settings.policy.statics.iter().map(|s| s.host.0.ip());
@@ -201,7 +201,8 @@ fn probe(addr: SocketAddr) -> Probe {
     }
 }
 
-fn bind(addr: SocketAddr) -> rustix::io::Result<()> {
+/// Binds `addr`, and lets go of it.
+pub(super) fn bind(addr: SocketAddr) -> rustix::io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
     let family = match addr.is_ipv6() {
         true => AddressFamily::INET6,

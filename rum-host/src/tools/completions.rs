@@ -4,8 +4,8 @@
 //! shell's name and the words of the line as arguments, and [`answer`] prints what fits. So names
 //! of running guests are those of this moment.
 //!
-//! Invariant: whatever goes wrong here offers nothing and says nothing; a shell's prompt is no
-//! place for an error.
+//! Invariant: guests that cannot be looked for are not offered, and nothing is said about it; a
+//! shell's prompt is no place for an error.
 
 use std::io;
 

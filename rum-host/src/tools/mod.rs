@@ -33,8 +33,8 @@ pub(crate) fn print(text: &str) -> Result<(), RumError> {
     }
 }
 
-#[cfg(test)]
 /// `text` without colour.
+#[cfg(test)]
 pub(crate) fn plain(text: &str) -> String {
     anstream::adapter::strip_str(text).to_string()
 }

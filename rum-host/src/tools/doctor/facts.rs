@@ -6,6 +6,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,6 +26,7 @@ use crate::agent::client::AgentClient;
 use crate::guest::{Guest, GuestError, GuestKind, GuestSpec};
 use crate::runtime_dir::{self, RunningGuest, RuntimeDir};
 use crate::sandbox::setup;
+use crate::tools::check;
 
 /// For a guest to start and to answer; it takes milliseconds.
 const GUEST_DEADLINE: Duration = Duration::from_secs(20);
@@ -100,6 +102,8 @@ pub struct Facts {
     pub qemu: Tried<String>,
     /// Open files, soft and hard; None is unlimited.
     pub open_files: [Option<u64>; 2],
+    /// Port 1 of this machine, bound for an instant.
+    pub low_port: Tried,
     /// `net.ipv4.ip_unprivileged_port_start`.
     pub port_start: Option<String>,
     /// The directory of the guests, made if it was not there.
@@ -135,6 +139,7 @@ pub async fn gather() -> Facts {
             let limit = rustix::process::getrlimit(Resource::Nofile);
             [limit.current, limit.maximum]
         },
+        low_port: low_port(),
         port_start: sysctl("net/ipv4/ip_unprivileged_port_start"),
         runtime_dir: (
             base,
@@ -231,7 +236,10 @@ fn user_namespaces() -> Tried {
         .map_err(|error| Errno::from_io_error(&error))
     {
         Err(Some(DONE)) => Ok(()),
-        Err(Some(NOT_NOBODY)) => Err(No::new("this root cannot become another user to try it")),
+        Err(Some(NOT_NOBODY)) => Err(No {
+            why: "this root cannot become another user to try it".to_owned(),
+            remedy: Some("run `rum doctor` as the user in question".to_owned()),
+        }),
         Err(Some(error)) => Err(No {
             why: error.to_string(),
             remedy: Some(setup::user_namespace_hint()),
@@ -251,6 +259,14 @@ fn open(path: &str) -> Tried {
     opened
         .map(drop)
         .map_err(|e| No::new(format!("{path}: {e}")))
+}
+
+fn low_port() -> Tried {
+    match check::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))) {
+        // Taken by somebody, but not refused to us.
+        Ok(()) | Err(Errno::ADDRINUSE) => Ok(()),
+        Err(error) => Err(No::new(error)),
+    }
 }
 
 fn vsock_socket() -> io::Result<()> {

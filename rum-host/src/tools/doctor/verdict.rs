@@ -95,6 +95,7 @@ pub fn checks(facts: &Facts) -> Vec<Check> {
             },
             "run rum as root",
         ),
+        runtime_dir(facts),
         guest(facts),
         events(facts),
         tracepoint(facts),
@@ -108,7 +109,6 @@ pub fn checks(facts: &Facts) -> Vec<Check> {
         ),
         ports(facts),
         open_files(facts.open_files),
-        runtime_dir(facts),
     ];
     all.extend(virtual_machines(facts));
     if let Err(no) = &facts.guests {
@@ -227,16 +227,19 @@ fn dumps(facts: &Facts) -> Check {
 
 fn ports(facts: &Facts) -> Check {
     const NAME: &str = "low ports";
-    let Some(start) = &facts.port_start else {
-        return ok(NAME, "the usual: below 1024 only root may bind");
-    };
-    match (start.as_str(), facts.uid) {
-        ("0" | "1", _) => ok(NAME, "every user may bind every host port"),
-        (_, 0) => ok(NAME, format!("root may bind them; others from {start} on")),
-        (start, _) => bad(
+    let start = facts.port_start.as_deref().unwrap_or("1024");
+    match &facts.low_port {
+        Ok(()) => ok(
+            NAME,
+            format!("this user may bind any host port, other users those from {start} on"),
+        ),
+        Err(no) => bad(
             NAME,
             Level::Warn,
-            format!("host ports below {start} cannot be bound by this user"),
+            format!(
+                "this user may bind host ports from {start} on; below: {}",
+                no.why
+            ),
             "as root: sysctl -w net.ipv4.ip_unprivileged_port_start=80, to bind from 80 on",
         ),
     }
@@ -299,7 +302,7 @@ fn virtual_machines(facts: &Facts) -> [Check; 6] {
                 "local cid",
                 warn,
                 &no.why,
-                "for guests of kind \"vsock\": modprobe vsock",
+                "for rum-agent inside a VM only: modprobe vsock, and let this user read /dev/vsock",
             ),
         },
         tried(
