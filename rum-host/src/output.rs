@@ -9,8 +9,8 @@
 //! told.
 //!
 //! Invariants: one line is one write; no line contains a control character; a reader that went
-//! away ([`Output::closed`]) is not an error. With `--log-format json` every line of log and notices
-//! is a JSON object, see [`json`].
+//! away ([`Output::closed`]) is not an error; with `--log-format json` every line of the log and
+//! every notice is a JSON object (`json`).
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
