@@ -110,6 +110,24 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, RumE
     Ok(settings)
 }
 
+/// The settings of the file at `path`, or else of the `rum.toml` in the current directory; `None`
+/// without either. A file that forwards nothing is accepted here.
+///
+/// # Errors
+/// There is no file at `path`; the file cannot be read or is wrong.
+pub fn current(path: Option<&Path>) -> Result<Option<Settings>, RumError> {
+    let file = path.unwrap_or(Path::new(FILE_NAME));
+    let shown = file.display().to_string();
+    match (read(file), path) {
+        (Ok(text), _) => Ok(Some(Settings {
+            origin: Some(file.to_owned()),
+            ..parse(&text, &shown)?
+        })),
+        (Err(error), None) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        (Err(error), _) => Err(unreadable(&shown, &error)),
+    }
+}
+
 /// The name of the guest that the current directory means: the one of its `rum.toml`; `None`
 /// without such a file.
 ///

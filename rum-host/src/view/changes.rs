@@ -6,8 +6,8 @@
 //! last. After a resumption they are not known at first; then a change counts as what its
 //! `previous_state` makes of it.
 //!
-//! Invariants: [`Change::Start`] comes first and once; every snapshot, and a resumption too, ends
-//! with [`Change::Synced`]; after [`Change::Bye`] nothing follows.
+//! Invariants: [`Change::Start`] is told once, before anything is known; every snapshot ends with
+//! [`Change::Synced`], and a resumption has neither; after [`Change::Bye`] nothing follows.
 
 use std::collections::HashMap;
 
@@ -70,7 +70,6 @@ pub type Numbered = (u64, Change);
 pub struct Changes {
     all: bool,
     seq: u64,
-    started: bool,
     ended: bool,
     /// Whether `shown` is all that the watcher knows: there was a snapshot.
     complete: bool,
@@ -84,11 +83,15 @@ impl Changes {
         Self {
             all,
             seq: since,
-            started: false,
             ended: false,
             complete: false,
             shown: HashMap::new(),
         }
+    }
+
+    /// What is told before the first update.
+    pub fn start(&self) -> Numbered {
+        (self.seq, Change::Start)
     }
 
     /// What `update` means to the watcher, in order.
@@ -106,7 +109,6 @@ impl Changes {
                 config,
             } => {
                 self.seq = seq;
-                self.start(&mut out);
                 if gap {
                     out.push((seq, Change::Gap));
                 }
@@ -119,10 +121,6 @@ impl Changes {
                 out.push((seq, Change::Synced));
             }
             Update::Events(events) => {
-                // A resumption: what it had is as good as a snapshot.
-                if self.start(&mut out) {
-                    out.push((self.seq, Change::Synced));
-                }
                 for event in events {
                     self.seq = event.seq;
                     out.extend(self.event(event).map(|change| (self.seq, change)));
@@ -136,7 +134,6 @@ impl Changes {
     pub fn lost(&mut self, reason: impl Into<String>) -> Vec<Numbered> {
         let mut out = Vec::new();
         if !self.ended {
-            self.start(&mut out);
             self.ended = true;
             let (at, reason) = (None, reason.into());
             out.push((self.seq, Change::Bye { at, reason }));
@@ -147,14 +144,6 @@ impl Changes {
     /// Whether [`Change::Bye`] was told.
     pub fn ended(&self) -> bool {
         self.ended
-    }
-
-    fn start(&mut self, out: &mut Vec<Numbered>) -> bool {
-        let first = !std::mem::replace(&mut self.started, true);
-        if first {
-            out.push((self.seq, Change::Start));
-        }
-        first
     }
 
     fn event(&mut self, event: Event) -> Option<Change> {
@@ -236,13 +225,7 @@ mod tests {
         let ports = vec![port(22, State::Ignored), port(5000, State::Forwarded)];
         assert_eq!(
             words(changes.update(snapshot(7, false, ports))),
-            [
-                "7 start",
-                "7 agent",
-                "7 config",
-                "7 existing 5000",
-                "7 synced"
-            ]
+            ["7 agent", "7 config", "7 existing 5000", "7 synced"]
         );
         assert!(words(changes.update(Update::Events(vec![]))).is_empty());
         let told = Update::Events(vec![
@@ -305,10 +288,8 @@ mod tests {
     #[test]
     fn a_resumption_has_no_snapshot_and_takes_states_from_the_events() {
         let mut changes = Changes::new(false, 41);
-        assert_eq!(
-            words(changes.update(Update::Events(vec![]))),
-            ["41 start", "41 synced"]
-        );
+        assert_eq!(words(vec![changes.start()]), ["41 start"]);
+        assert!(words(changes.update(Update::Events(vec![]))).is_empty());
         let mut told = |update| words(changes.update(update));
         use State::{Conflict, Forwarded, Ignored};
         assert_eq!(
@@ -340,13 +321,7 @@ mod tests {
         let told = changes.update(snapshot(900, true, vec![]));
         assert_eq!(
             words(told),
-            [
-                "900 start",
-                "900 gap",
-                "900 agent",
-                "900 config",
-                "900 synced"
-            ]
+            ["900 gap", "900 agent", "900 config", "900 synced"]
         );
         assert_eq!(
             words(changes.lost("rum up is gone")),

@@ -218,11 +218,12 @@ mod tests {
     fn lines() {
         let mut changes = Changes::new(false, 0);
         let hidden = port(5001, State::Ignored);
-        let mut told = changes.update(snapshot(
+        let mut told = vec![changes.start()];
+        told.extend(changes.update(snapshot(
             7,
             false,
             vec![port(5000, State::Forwarded), hidden.clone()],
-        ));
+        )));
         let shown = PortStatus {
             previous_state: Some(State::Ignored),
             ..port(5001, State::Pending)

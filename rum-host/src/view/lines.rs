@@ -108,7 +108,7 @@ fn describe(port: &PortStatus, before: Option<&PortStatus>) -> String {
             text += &format!(" {host}");
             let waited_for = before.map(|before| before.state).or(port.previous_state);
             // The time that the machine took, not that of a wait for somebody.
-            let fresh = matches!(waited_for, None | Some(State::Pending));
+            let fresh = matches!(waited_for, None | Some(State::Pending | State::Draining));
             let took = port.forwarded_us.filter(|_| fresh);
             if let Some(host_us) = took {
                 let us = host_us.saturating_add(port.detected_us.unwrap_or(0));

@@ -9,7 +9,7 @@ pub mod json;
 mod known;
 pub mod lines;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub mod table;
 
 pub use known::Known;
