@@ -52,7 +52,7 @@ impl Why {
 
     fn of(state: State, reason: Option<&Reason>) -> Self {
         let Some(reason) = reason else {
-            return Self::new(state.as_str());
+            return Self::new(format!("it is {state}"));
         };
         Self {
             message: format!("{state}: {}", reason.message),
@@ -102,6 +102,7 @@ async fn until_met(
     latest: &mut Why,
 ) -> Result<Option<String>, RumError> {
     let mut feed = connect(args, name, latest).await?;
+    tracing::debug!("following the `rum up` of guest `{}`", feed.info().name);
     let mut known = Known::default();
     loop {
         let update = feed.next().await;
@@ -208,7 +209,10 @@ fn verdict_gone(port: u16, rows: &[&PortStatus], known: &Known) -> Verdict {
         reason.is_some_and(|reason| reason.code == "not-listening")
     };
     if let Some(row) = rows.iter().find(|row| !silent(row)) {
-        return Verdict::NotYet(Why::of(row.state, row.reason.as_ref()));
+        // Its hint would be about how to forward it.
+        let hint = None;
+        let why = Why::of(row.state, row.reason.as_ref());
+        return Verdict::NotYet(Why { hint, ..why });
     }
     // Without the agent nobody knows.
     match known.agent.as_ref().map(|agent| agent.state) {
