@@ -101,7 +101,11 @@ fn run_down(args: &DownArgs) -> Result<u8, RumError> {
 }
 
 fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
-    let settings = config::current(args.config.as_deref())?;
+    let settings = match (&args.name, &args.config) {
+        // What is wrong with a file that nobody asked for is no concern of this.
+        (Some(_), None) => config::current(None).ok().flatten(),
+        (_, file) => config::current(file.as_deref())?,
+    };
     small_runtime()?.block_on(ports::ports(args, settings.as_ref(), global.quiet))
 }
 

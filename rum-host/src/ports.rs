@@ -44,11 +44,10 @@ pub async fn ports(
         Err(error) if args.watch => return Err(error.into()),
         Err(error) => return without_up(error, args, settings, quiet).await,
     };
-    let feed = Feed::open(&guest, args.all, args.since.clone()).await?;
+    let mut feed = Feed::open(&guest, args.all, args.since.clone()).await?;
     if args.watch {
         return follow(feed, args).await;
     }
-    let mut feed = feed;
     let update = feed.next().await?;
     list(feed.info(), &update, args, quiet)
 }

@@ -140,7 +140,10 @@ impl Column {
                 let (to_guest, to_host) = (port.bytes.to_guest, port.bytes.to_host);
                 format!("{}/{}", short(to_guest), short(to_host))
             }
-            Self::Since => clock::local(&port.since, look.now, &look.zone, false),
+            Self::Since => {
+                let since = clock::local(&port.since, look.now, &look.zone, false);
+                text(Some(&since))
+            }
             Self::Label => text(port.label.as_deref()),
             Self::Reason => reason(port.reason.as_ref()),
         }
@@ -180,12 +183,8 @@ pub fn table(known: &Known, look: &Look) -> String {
         .into_iter()
         .map(|column| {
             let cells = ports.iter().map(|port| column.cell(port, look));
-            (
-                column,
-                std::iter::once(column.title().to_owned())
-                    .chain(cells)
-                    .collect(),
-            )
+            let title = std::iter::once(column.title().to_owned());
+            (column, title.chain(cells).collect())
         })
         .collect();
     let widths = fit_columns(&mut filled, look.width);
