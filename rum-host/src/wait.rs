@@ -159,7 +159,12 @@ fn verdict(port: u16, gone: bool, known: &Known) -> Verdict {
 }
 
 fn is_meant(port: u16, row: &PortStatus) -> bool {
-    let host = || row.id.strip_prefix("static:")?.parse::<SocketAddr>().ok();
+    let host = || {
+        let id = row.id.strip_prefix("static:")?;
+        // Behind the `#` is which of its predecessors drains.
+        let address = id.split('#').next()?;
+        address.parse::<SocketAddr>().ok()
+    };
     row.port == port || host().is_some_and(|host| host.port() == port)
 }
 
@@ -315,6 +320,9 @@ mod tests {
         let known = known(vec![by_hand]);
         assert_eq!(verdict(8080, false, &known), met("127.0.0.1:8080"));
         assert_eq!(verdict(80, false, &known), met("127.0.0.1:8080"));
+        let mut drains = port(80, State::Draining);
+        drains.id = "static:127.0.0.1:8080#2".into();
+        assert!(is_meant(8080, &drains) && !is_meant(8081, &drains));
     }
 
     #[test]
