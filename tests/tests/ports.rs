@@ -1,8 +1,10 @@
 //! What `rum ports` and `rum wait` say about a real `rum up`: as text, as JSON, and while it
 //! changes.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::process::{Output, Stdio};
 
 use rum_tests::client::{exchange, host};
@@ -10,6 +12,8 @@ use rum_tests::guest::Guest;
 use rum_tests::netns::in_netns;
 use rum_tests::rum::{Lines, Rum, Setup};
 use rum_tests::wait::until;
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
 
 const RANGE: [&str; 2] = ["--range", "5000-6000"];
@@ -111,6 +115,54 @@ fn a_line_a_port_problems_first() {
                 .then_some(())
         });
     });
+}
+
+#[test]
+fn a_terminal_gets_a_table_that_fits_and_the_next_step() {
+    in_netns(|| {
+        let _taken = TcpListener::bind(host(5001)).expect("a host port");
+        let setup = Setup::new();
+        let (rum, mut guest) = started(&setup);
+        guest.tell("listen 127.0.0.1:5001 echo");
+        rum.stderr.wait("127.0.0.1:5001 is taken by");
+        let (terminal, theirs) = terminal(80);
+        let mut command = setup.rum(["--color", "never", "ports"]);
+        let mut ports = setup.spawn(command.stdin(Stdio::null()).stdout(theirs));
+        assert_eq!(ports.wait().code(), Some(0));
+        drop(command);
+        let lines = BufReader::new(terminal).lines();
+        // When the last one has closed its end, reading fails.
+        let lines: Vec<String> = lines.map_while(Result::ok).collect();
+        let [header, conflict, forwarded] = &lines[..] else {
+            panic!("{lines:?}");
+        };
+        assert!(header.starts_with("PORT  STATE"), "{header}");
+        assert!(conflict.starts_with("5001  conflict"), "{conflict}");
+        assert!(forwarded.starts_with("5000  forwarded"), "{forwarded}");
+        assert!(
+            lines.iter().all(|line| line.chars().count() <= 80),
+            "{lines:?}"
+        );
+        ports.stderr.wait("5001: 127.0.0.1:5001 is taken by");
+        ports.stderr.wait("hint: ");
+    });
+}
+
+/// A new terminal that is `columns` wide: our end and theirs.
+fn terminal(columns: u16) -> (File, OwnedFd) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);
+    let ours = ours.expect("a terminal");
+    unlockpt(&ours).expect("a new terminal");
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let theirs = ioctl_tiocgptpeer(&ours, flags).expect("its other end");
+    let size = Winsize {
+        ws_row: 24,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&theirs, size).expect("a terminal");
+    (File::from(ours), theirs)
 }
 
 #[test]
