@@ -1,15 +1,18 @@
 //! The command line: definitions and help texts. What a command does is elsewhere.
 
+pub mod ports;
+pub mod tools;
+
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 use rum_shared::range::PortRanges;
 
 use crate::config::{Overrides, values};
-use crate::control::model::Since;
+use crate::tools::completions::guests;
 
 /// Widest help text; longer lines are hard to read.
 const MAX_WIDTH: usize = 100;
@@ -23,6 +26,7 @@ const MAX_WIDTH: usize = 100;
     arg_required_else_help = true,
     after_help = "Examples:
   rum up --range 5000-6000 -- python3 -m http.server 5000
+  rum init                    write a rum.toml
   rum up                      forward as rum.toml says, until Ctrl+C
   rum exec -- psql            run a program in the guest"
 )]
@@ -54,6 +58,25 @@ pub struct GlobalArgs {
         hide_possible_values = true
     )]
     pub color: Color,
+    /// Log format: text, or json for one object a line, what `rum up` says included
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_possible_values = true
+    )]
+    pub log_format: LogFormat,
+}
+
+/// The form of the log, and of what `rum up` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// JSON objects, one a line
+    Json,
 }
 
 /// When to use colour.
@@ -75,6 +98,8 @@ pub enum Command {
     #[command(
         after_help = "What to forward is read from rum.toml in the current directory.
 With --range no file is needed. Ends with Ctrl+C, or when CMD ends.
+With --log-format json a line about a port has `notice` (forwarded, stopped,
+blocked, cut), `guest` and `host`, next to `timestamp`, `level` and `message`.
 
 Examples:
   rum up --range 5000-6000 -- python3 -m http.server 5000
@@ -99,44 +124,9 @@ Exit codes:
     )]
     Down(DownArgs),
     /// List the ports of a guest, or follow what becomes of them
-    #[command(
-        after_help = r#"States: forwarded, draining, pending, lost, conflict, refused-privileged;
-with --all also ignored and out-of-range. All but forwarded have a reason.
-CONNS are those of now and all since the port was bound, IN/OUT bytes to the
-guest and to the host.
-
-Where stdout is not a terminal, a port is a line without header, its columns
-separated by tabs: port, state, host address, process[pid], reason, guest
-addresses, connections now, connections in all, bytes to the guest, bytes to
-the host, since (UTC), label; - is nothing.
-
-Examples:
-  rum ports --json | jq '.ports[] | select(.state == "conflict").reason'
-  rum ports --watch --json | jq -c '[.type, .op, .port.port, .port.state]'
-
-Exit codes:
-  0  the ports were listed, or the watched `rum up` ended
-  1  no such guest is running, or its `rum up` does not answer
-  2  the command line or rum.toml is wrong"#
-    )]
-    Ports(PortsArgs),
+    Ports(ports::PortsArgs),
     /// Wait until a port of the guest is forwarded
-    #[command(
-        after_help = "Waits also for `rum up` itself. Prints the host address, such as
-127.0.0.1:5000.
-
-Examples:
-  rum wait 5432 && psql -h 127.0.0.1
-  curl http://$(rum wait 3000 --timeout 2m)/
-
-Exit codes:
-  0    it is forwarded (with --gone: nothing listens on it any more)
-  1    it is not going to be: ignored, out of range, or not allowed
-  2    the command line or rum.toml is wrong
-  124  the time is over
-  125  `rum up` ended, or rum failed"
-    )]
-    Wait(WaitArgs),
+    Wait(ports::WaitArgs),
     /// Run a program in the guest of a running `rum up`
     #[command(after_help = "Examples:
   rum exec -- ss -ltn
@@ -152,6 +142,17 @@ Exit codes:
     /// Open a shell in the guest of a running `rum up`
     #[command(after_help = "Starts $SHELL, or /bin/sh. Exit codes are those of `rum exec`.")]
     Shell(ShellArgs),
+    /// Write a rum.toml with a comment on each key
+    Init(tools::InitArgs),
+    /// Say what `rum up` would forward, and what is in its way
+    Check(tools::CheckArgs),
+    /// Say what rum can do on this machine
+    Doctor(tools::DoctorArgs),
+    /// Print a script that completes `rum` commands in a shell
+    Completions(tools::CompletionsArgs),
+    /// Print the man page, or write all of them
+    #[command(hide = true)]
+    Man(tools::ManArgs),
 }
 
 /// Arguments of `rum up`.
@@ -195,83 +196,18 @@ impl UpArgs {
 #[derive(Debug, Clone, Args)]
 pub struct DownArgs {
     /// Name of the guest [default: the one in rum.toml, or the only one]
-    #[arg(long, value_parser = values::name)]
+    #[arg(long, value_parser = values::name, add = ArgValueCandidates::new(guests))]
     pub name: Option<String>,
     /// Cut connections and kill what runs in the guest
     #[arg(long)]
     pub force: bool,
 }
 
-/// Arguments of `rum ports`.
-#[derive(Debug, Clone, Default, Args)]
-pub struct PortsArgs {
-    /// Name of the guest [default: the one in rum.toml, or the only one]
-    #[arg(long, value_parser = values::name)]
-    pub name: Option<String>,
-    /// Read FILE instead of rum.toml
-    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    pub config: Option<PathBuf>,
-    /// Show every port of the guest, not only those that are to be forwarded
-    #[arg(short, long)]
-    pub all: bool,
-    /// Print JSON: one document, with --watch an object a line
-    #[arg(long)]
-    pub json: bool,
-    /// Follow what happens: a live view on a terminal, else a line an event
-    #[arg(short, long)]
-    pub watch: bool,
-    /// With --watch, go on after event SEQ of the run BOOT, both from the JSON
-    #[arg(long, requires = "watch", value_name = "BOOT:SEQ", value_parser = since)]
-    pub since: Option<Since>,
-}
-
-/// `BOOT:SEQ`, as the two are in the JSON.
-fn since(text: &str) -> Result<Since, String> {
-    let parsed = text.split_once(':').and_then(|(boot, seq)| {
-        let hex = boot.len() == 16 && boot.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let boot = hex.then(|| boot.to_ascii_lowercase())?;
-        let seq = seq.parse().ok()?;
-        Some(Since { boot, seq })
-    });
-    parsed.ok_or_else(|| {
-        "write the boot (16 hexadecimal digits) and the number of the event, such as \
-         00c0ffee00c0ffee:42"
-            .to_owned()
-    })
-}
-
-/// A duration to wait for, not 0, in which nothing could be looked at.
-fn timeout(text: &str) -> Result<Duration, String> {
-    let write = |why: String| format!("{why}; write for instance 500ms, 30s or 5m, at most 1h");
-    match values::duration(text) {
-        Ok(Duration::ZERO) => Err(write("there is no time to look".to_owned())),
-        Ok(duration) => Ok(duration),
-        Err(invalid) => Err(write(invalid.message)),
-    }
-}
-
-/// Arguments of `rum wait`.
-#[derive(Debug, Clone, Args)]
-pub struct WaitArgs {
-    /// Port of the guest, or host port of a static forward
-    #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: u16,
-    /// Wait until nothing listens on it any more
-    #[arg(long)]
-    pub gone: bool,
-    /// How long to wait, such as 500ms, 30s or 5m
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout)]
-    pub timeout: Duration,
-    /// Name of the guest [default: the one in rum.toml, or the only one]
-    #[arg(long, value_parser = values::name)]
-    pub name: Option<String>,
-}
-
 /// Arguments of `rum exec`.
 #[derive(Debug, Clone, Args)]
 pub struct ExecArgs {
     /// Name of the guest [default: the one in rum.toml, or the only one]
-    #[arg(long, value_parser = values::name)]
+    #[arg(long, value_parser = values::name, add = ArgValueCandidates::new(guests))]
     pub name: Option<String>,
     /// Program to run, with its arguments
     #[arg(
@@ -287,7 +223,7 @@ pub struct ExecArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ShellArgs {
     /// Name of the guest [default: the one in rum.toml, or the only one]
-    #[arg(long, value_parser = values::name)]
+    #[arg(long, value_parser = values::name, add = ArgValueCandidates::new(guests))]
     pub name: Option<String>,
 }
 
@@ -329,6 +265,11 @@ mod tests {
             ("help-wait", &["wait", "-h"]),
             ("help-exec", &["help", "exec"]),
             ("help-shell", &["shell", "-h"]),
+            ("help-init", &["init", "-h"]),
+            ("help-check", &["check", "-h"]),
+            ("help-doctor", &["doctor", "-h"]),
+            ("help-completions", &["completions", "-h"]),
+            ("help-man", &["man", "-h"]),
         ] {
             let (text, code) = printed(args);
             assert_eq!(code, 0);
@@ -360,6 +301,8 @@ mod tests {
             ("usage-wait-timeout", &["wait", "5000", "--timeout", "30"]),
             ("usage-wait-zero", &["wait", "5000", "--timeout", "0"]),
             ("usage-quiet-verbose", &["-q", "-v", "up"]),
+            ("usage-log-format", &["--log-format", "xml", "up"]),
+            ("usage-completions", &["completions", "tcsh"]),
         ] {
             let (text, code) = printed(args);
             assert_eq!(code, i32::from(crate::exit::USAGE), "{args:?}");

@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::cli::PortsArgs;
+use crate::cli::ports::PortsArgs;
 use crate::config::Settings;
 use crate::control::client::Feed;
 use crate::control::model::{ControlInfo, Since, Update};

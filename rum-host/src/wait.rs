@@ -12,7 +12,7 @@ use rum_shared::range::PortRanges;
 use rum_shared::text::clean;
 use tokio::time::Instant;
 
-use crate::cli::WaitArgs;
+use crate::cli::ports::WaitArgs;
 use crate::control::client::{ControlError, Feed};
 use crate::control::find;
 use crate::control::model::{AgentState, PortStatus, Reason, State};
