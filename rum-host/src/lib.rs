@@ -16,6 +16,7 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod descriptors;
 mod down;
 pub mod error;
 pub mod exec;
@@ -71,6 +72,7 @@ const MAX_WORKERS: usize = 8;
 
 fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     let settings = config::load(args.config.as_deref(), &args.overrides())?;
+    descriptors::raise();
     // One processor is left to the programs at both ends of the relays. On two processors a
     // single worker is also the fastest way from an event to a bound port: no hand-offs.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

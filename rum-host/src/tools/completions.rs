@@ -79,7 +79,7 @@ pub(crate) fn guests() -> Vec<CompletionCandidate> {
 pub fn ports() -> Vec<CompletionCandidate> {
     let running = runtime_dir::list().unwrap_or_default();
     let mut ports: Vec<_> = running.iter().flat_map(running_ports).collect();
-    ports.sort_by(|(a, _), (b, _)| a.cmp(b));
+    ports.sort_by_key(|(port, _)| *port);
     ports.dedup_by_key(|(port, _)| *port);
     let candidate = |(port, state): (u16, State)| {
         CompletionCandidate::new(port.to_string()).help(Some(state.as_str().into()))
