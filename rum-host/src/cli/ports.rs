@@ -97,7 +97,11 @@ Exit codes:
 )]
 pub struct WaitArgs {
     /// Port of the guest, or host port of a static forward
-    #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), add = ArgValueCandidates::new(ports))]
+    #[arg(
+        value_name = "PORT",
+        value_parser = clap::value_parser!(u16).range(1..),
+        add = ArgValueCandidates::new(ports)
+    )]
     pub port: u16,
     /// Wait until nothing listens on it any more
     #[arg(long)]
