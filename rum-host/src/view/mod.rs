@@ -4,5 +4,6 @@
 //! it is pure: time zone, width and colour come in as arguments.
 
 mod known;
+pub mod watch;
 
 pub use known::Known;

@@ -1,0 +1,602 @@
+//! Frames as they are seen, keys, and how much is written.
+
+#![allow(clippy::unwrap_used)]
+
+use std::cell::Cell;
+use std::io::Write;
+use std::rc::Rc;
+
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use ratatui::backend::{CrosstermBackend, TestBackend};
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::style::Color;
+
+use crate::control::model::{
+    AgentState, AgentStatus, Bytes, ConfigStatus, Connections, Event, Op, PortStatus, ProcessName,
+    Reason, State, Update, What,
+};
+
+use super::app::{App, Effect, Mode, Redraw};
+use super::terminal::Screen;
+
+const NOW: &str = "2026-11-23T09:14:10Z";
+
+fn now() -> Timestamp {
+    NOW.parse().unwrap()
+}
+
+fn named(name: &str, pid: u32) -> Option<ProcessName> {
+    Some(ProcessName {
+        pid,
+        name: name.into(),
+    })
+}
+
+fn port(number: u16, state: State) -> PortStatus {
+    let host = format!("127.0.0.1:{number}");
+    let bound = matches!(state, State::Forwarded | State::Draining);
+    PortStatus {
+        id: format!("guest:{number}"),
+        proto: "tcp".into(),
+        port: number,
+        guest_addresses: vec!["127.0.0.1".into()],
+        url: bound.then(|| format!("http://{host}")),
+        host: bound.then_some(host),
+        state,
+        previous_state: None,
+        reason: None,
+        process: None,
+        uid: None,
+        label: None,
+        connections: Connections::default(),
+        bytes: Bytes::default(),
+        since: "2026-11-23T09:14:02.871Z".into(),
+        detected_us: None,
+        forwarded_us: None,
+    }
+}
+
+fn forwarded(number: u16) -> PortStatus {
+    PortStatus {
+        detected_us: Some(210),
+        forwarded_us: Some(412),
+        process: named("node", 1873),
+        uid: Some(1000),
+        ..port(number, State::Forwarded)
+    }
+}
+
+fn because(code: &str, message: &str, port: PortStatus) -> PortStatus {
+    PortStatus {
+        reason: Some(Reason {
+            code: code.into(),
+            message: message.into(),
+            hint: None,
+            holder: None,
+        }),
+        ..port
+    }
+}
+
+fn conflict() -> PortStatus {
+    PortStatus {
+        reason: Some(Reason {
+            code: "host-port-taken".into(),
+            message: "127.0.0.1:5432 is taken by postgres (pid 4121)".into(),
+            hint: Some("free it, or set on_conflict = \"next\"".into()),
+            holder: named("postgres", 4121),
+        }),
+        previous_state: Some(State::Pending),
+        process: named("postgres", 902),
+        uid: Some(999),
+        label: Some("db".into()),
+        ..port(5432, State::Conflict)
+    }
+}
+
+fn draining() -> PortStatus {
+    PortStatus {
+        connections: Connections {
+            now: 1,
+            total: 7,
+            refused: 0,
+        },
+        bytes: Bytes {
+            to_guest: 1300,
+            to_host: 35_000_000,
+        },
+        ..because("closed", "nothing listens any more", port(8080, State::Draining))
+    }
+}
+
+fn agent(state: AgentState) -> AgentStatus {
+    AgentStatus {
+        state,
+        since: "2026-11-23T09:00:00.000Z".into(),
+        reason: None,
+        retry_ms: None,
+        attempts: 0,
+        version: Some("0.1.0".into()),
+        hostname: Some("dev".into()),
+        source: Some("tracepoint".into()),
+        repaired: 0,
+    }
+}
+
+fn lost_agent() -> AgentStatus {
+    AgentStatus {
+        since: "2026-11-23T09:14:04.000Z".into(),
+        reason: Some("vsock reset".into()),
+        retry_ms: Some(2000),
+        attempts: 2,
+        ..agent(AgentState::Lost)
+    }
+}
+
+fn snapshot(ports: Vec<PortStatus>) -> Update {
+    Update::Snapshot {
+        seq: 1,
+        gap: false,
+        ports,
+        agent: agent(AgentState::Connected),
+        config: ConfigStatus {
+            file: Some("/home/me/rum.toml".into()),
+            loaded: "2026-11-23T09:00:00.000Z".into(),
+            range: Some("5000-6000,8080".into()),
+            error: None,
+        },
+    }
+}
+
+fn event(at: &str, what: What) -> Update {
+    Update::Events(vec![Event {
+        seq: 2,
+        at: format!("2026-11-23T{at}Z"),
+        what,
+    }])
+}
+
+fn changed(at: &str, port: PortStatus) -> Update {
+    let op = Op::Changed;
+    event(at, What::Port { op, port })
+}
+
+/// The usual view: the ports of the mock-up and how they came to be.
+fn usual() -> App {
+    let mut app = App::new("dev", true, false, true);
+    app.update(
+        &snapshot(vec![
+            port(5432, State::Pending),
+            draining(),
+            because("excluded", "excluded", port(5999, State::Ignored)),
+            because("not-in-range", "not in range", port(22, State::OutOfRange)),
+        ]),
+        now(),
+    );
+    let (op, added) = (Op::Added, forwarded(3000));
+    app.update(&event("09:14:02.871", What::Port { op, port: added }), now());
+    app.update(&changed("09:14:03.120", conflict()), now());
+    let busy = PortStatus {
+        connections: Connections {
+            now: 2,
+            total: 9,
+            refused: 1,
+        },
+        ..forwarded(3000)
+    };
+    app.update(&changed("09:14:04", busy), now());
+    app
+}
+
+fn key(app: &mut App, code: KeyCode) -> Effect {
+    app.key(KeyEvent::new(code, KeyModifiers::NONE))
+}
+
+fn keys(app: &mut App, text: &str) {
+    for c in text.chars() {
+        key(app, KeyCode::Char(c));
+    }
+}
+
+fn buffer(app: &mut App, width: u16, height: u16) -> Buffer {
+    let mut screen = Screen::new(TestBackend::new(width, height)).unwrap();
+    let area = Rect::new(0, 0, width, height);
+    screen.paint(app, area, now(), &TimeZone::UTC).unwrap();
+    screen.backend_mut().buffer().clone()
+}
+
+fn frame(app: &mut App, width: u16, height: u16) -> String {
+    let buffer = buffer(app, width, height);
+    let rows = buffer.content().chunks(usize::from(width));
+    let line = |row: &[ratatui::buffer::Cell]| {
+        let mut line = String::new();
+        let mut skip = 0;
+        for cell in row {
+            if skip == 0 {
+                line.push_str(cell.symbol());
+                skip = super::text::width(cell.symbol());
+            }
+            skip = skip.saturating_sub(1);
+        }
+        line.trim_end().to_owned()
+    };
+    rows.map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn usual_frames() {
+    for (width, height) in [(80, 24), (120, 30), (140, 12), (60, 10), (40, 5), (60, 8)] {
+        let text = frame(&mut usual(), width, height);
+        insta::assert_snapshot!(format!("usual-{width}x{height}"), text);
+    }
+    // Whatever the size, nothing panics.
+    for width in [0, 1, 2, 59, 60, 61, 75, 76, 300] {
+        for height in [0, 1, 2, 7, 8, 9, 100] {
+            for mode in ["", "/x", "?", "\n"] {
+                let mut app = usual();
+                frame(&mut app, width, height);
+                keys(&mut app, mode.trim());
+                key(&mut app, KeyCode::PageDown);
+                if mode == "\n" {
+                    key(&mut app, KeyCode::Enter);
+                }
+                frame(&mut app, width, height);
+            }
+        }
+    }
+}
+
+#[test]
+fn while_nothing_listens() {
+    let mut app = App::new("dev", true, false, true);
+    insta::assert_snapshot!("asking", frame(&mut app, 80, 10));
+    app.update(&snapshot(vec![]), now());
+    insta::assert_snapshot!("empty", frame(&mut app, 80, 14));
+    let mut app = App::new("vm", false, false, true);
+    app.update(&snapshot(vec![port(22, State::OutOfRange)]), now());
+    insta::assert_snapshot!("empty-vm", frame(&mut app, 60, 14));
+}
+
+#[test]
+fn an_agent_that_is_lost_is_counted_in_seconds() {
+    let mut app = usual();
+    assert_eq!(app.tick(now()), None, "nothing is counted");
+    let told = event("09:14:04", What::Agent(lost_agent()));
+    assert_eq!(app.update(&told, now()), Redraw::Soon);
+    insta::assert_snapshot!("agent-lost", frame(&mut app, 80, 24));
+    let tick = app.tick("2026-11-23T09:14:10.250Z".parse().unwrap());
+    assert_eq!(tick.unwrap().as_millis(), 750, "until the next full second");
+    let awaited = AgentStatus {
+        state: AgentState::Awaited,
+        source: None,
+        ..lost_agent()
+    };
+    app.update(&event("09:14:05", What::Agent(awaited)), now());
+    insta::assert_snapshot!("agent-awaited", frame(&mut app, 100, 12));
+    app.update(
+        &event("09:14:06", What::Agent(agent(AgentState::Connected))),
+        now(),
+    );
+    assert!(!app.is_stale());
+}
+
+#[test]
+fn rum_that_is_gone_is_said_and_awaited() {
+    let mut app = usual();
+    let bye = event("09:14:09", What::Bye("ended by SIGTERM".into()));
+    assert_eq!(app.update(&bye, now()), Redraw::Soon);
+    app.lost("the connection was closed", now());
+    let text = frame(&mut app, 80, 16);
+    insta::assert_snapshot!("gone", text);
+    assert_eq!(key(&mut app, KeyCode::Char('r')), Effect::Retry);
+    assert!(app.is_stale());
+    app.update(&snapshot(vec![forwarded(3000)]), now());
+    let text = frame(&mut app, 80, 16);
+    assert!(text.contains("rum up is back") && text.contains("[live]"), "{text}");
+    // Without a goodbye; then the same rum is found again.
+    app.lost("killed", now());
+    assert!(frame(&mut app, 80, 16).contains("rum up ended: killed; waiting"));
+    app.update(&Update::Events(vec![]), now());
+    assert!(!app.is_stale());
+}
+
+#[test]
+fn filter() {
+    let mut app = usual();
+    keys(&mut app, "/NOdq");
+    assert!(frame(&mut app, 80, 12).contains("No port matches"));
+    key(&mut app, KeyCode::Backspace);
+    insta::assert_snapshot!("filter-typed", frame(&mut app, 80, 12));
+    key(&mut app, KeyCode::Enter);
+    insta::assert_snapshot!("filter", frame(&mut app, 80, 12));
+    assert_eq!(key(&mut app, KeyCode::Esc), Effect::None);
+    assert_eq!(app.rows().len(), 3);
+    for (needle, want) in [("543", 5432), ("conflict", 5432), ("DB", 5432), ("drain", 8080)] {
+        keys(&mut app, "/");
+        app.paste(&format!("{needle}\n"));
+        let found: Vec<_> = app.rows().iter().map(|p| p.port).collect();
+        assert_eq!(found, [want], "{needle}");
+        key(&mut app, KeyCode::Esc);
+    }
+    app.paste("q");
+    assert_eq!(app.filter, "", "pasted keys do nothing elsewhere");
+}
+
+#[test]
+fn help_and_details() {
+    let mut app = usual();
+    keys(&mut app, "?");
+    insta::assert_snapshot!("help", frame(&mut app, 80, 24));
+    key(&mut app, KeyCode::Down);
+    insta::assert_snapshot!("help-60x10", frame(&mut app, 60, 10));
+    key(&mut app, KeyCode::Esc);
+    key(&mut app, KeyCode::Enter);
+    insta::assert_snapshot!("details-conflict", frame(&mut app, 80, 24));
+    key(&mut app, KeyCode::Down);
+    insta::assert_snapshot!("details-forwarded", frame(&mut app, 80, 24));
+    let (op, port) = (Op::Removed, forwarded(3000));
+    app.update(&event("09:14:08.5", What::Port { op, port }), now());
+    insta::assert_snapshot!("details-gone", frame(&mut app, 80, 24));
+    key(&mut app, KeyCode::Esc);
+    assert_eq!(app.mode, Mode::Table);
+    assert_eq!(key(&mut app, KeyCode::Esc), Effect::None, "never quits");
+}
+
+#[test]
+fn frozen_is_the_picture_not_the_truth() {
+    let mut app = usual();
+    keys(&mut app, " ");
+    let before = frame(&mut app, 80, 14);
+    insta::assert_snapshot!("frozen", before);
+    assert_eq!(app.update(&changed("09:14:09", port(5432, State::Forwarded)), now()), Redraw::No);
+    assert_eq!(frame(&mut app, 80, 14), before);
+    // What would make all of it a lie is said nevertheless.
+    app.update(&event("09:14:04", What::Agent(lost_agent())), now());
+    let text = frame(&mut app, 80, 14);
+    assert!(text.contains("AGENT LOST") && text.contains("[frozen] [agent lost]"), "{text}");
+    keys(&mut app, " ");
+    assert!(frame(&mut app, 80, 14).contains("conflict -> forwarded"));
+}
+
+#[test]
+fn without_colour_everything_is_still_there() {
+    let mut app = usual();
+    app.color = false;
+    app.update(&event("09:14:04", What::Agent(lost_agent())), now());
+    for mode in ["", "?"] {
+        keys(&mut app, mode);
+        let buffer = buffer(&mut app, 120, 30);
+        let plain = |c: &ratatui::buffer::Cell| c.fg == Color::Reset && c.bg == Color::Reset;
+        assert!(buffer.content().iter().all(plain));
+    }
+    let (mut with, mut without) = (usual(), usual());
+    without.color = false;
+    assert_eq!(frame(&mut with, 80, 24), frame(&mut without, 80, 24));
+}
+
+#[test]
+fn only_colours_that_a_theme_decides_on() {
+    let mut app = usual();
+    for part in ["", "?", "?", "a"] {
+        keys(&mut app, part);
+        for cell in buffer(&mut app, 120, 30).content() {
+            for color in [cell.fg, cell.bg] {
+                assert!(!matches!(color, Color::Rgb(..) | Color::Indexed(_)));
+            }
+            assert_eq!(cell.bg, Color::Reset, "the background stays the theme's");
+        }
+    }
+}
+
+#[test]
+fn the_selection_follows_its_port() {
+    let mut app = App::new("dev", true, false, true);
+    app.update(&snapshot(vec![forwarded(3000), forwarded(4000)]), now());
+    frame(&mut app, 80, 24);
+    keys(&mut app, "j");
+    for (number, state) in [(80, State::Forwarded), (3500, State::Conflict)] {
+        let (op, port) = (Op::Added, port(number, state));
+        app.update(&event("09:14:05", What::Port { op, port }), now());
+    }
+    let text = frame(&mut app, 80, 24);
+    assert!(text.contains("> 4000"), "{text}");
+    keys(&mut app, "s");
+    assert!(frame(&mut app, 80, 24).contains("> 4000"), "in every order");
+}
+
+#[test]
+fn keys_have_their_effects() {
+    let mut app = usual();
+    frame(&mut app, 80, 24);
+    assert_eq!(key(&mut app, KeyCode::Char('o')), Effect::None);
+    assert!(frame(&mut app, 80, 24).contains("nothing to open"));
+    assert_eq!(key(&mut app, KeyCode::Char('y')), Effect::None);
+    keys(&mut app, "j");
+    let url = "http://127.0.0.1:3000".to_owned();
+    assert_eq!(key(&mut app, KeyCode::Char('o')), Effect::Open(url));
+    let host = "127.0.0.1:3000".to_owned();
+    assert_eq!(key(&mut app, KeyCode::Char('y')), Effect::Copy(host));
+    let all = key(&mut app, KeyCode::Char('a'));
+    assert_eq!(all, Effect::Watch { all: true });
+    insta::assert_snapshot!("all", frame(&mut app, 80, 12));
+    assert_eq!(key(&mut app, KeyCode::Char('q')), Effect::Quit);
+    let ctrl = |c| KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL);
+    keys(&mut app, "/");
+    assert_eq!(app.key(ctrl('c')), Effect::Quit, "also while typing");
+    assert_eq!(app.key(ctrl('z')), Effect::Suspend);
+    assert_eq!(key(&mut app, KeyCode::Char('q')), Effect::None);
+    assert_eq!(app.filter, "q");
+}
+
+#[test]
+fn counters_alone_are_not_urgent_and_not_told() {
+    let mut app = usual();
+    let lines = app.picture().log.entries().count();
+    let busy = PortStatus {
+        bytes: Bytes {
+            to_guest: 1,
+            to_host: 2,
+        },
+        ..conflict()
+    };
+    assert_eq!(app.update(&changed("09:14:05", busy), now()), Redraw::Lazily);
+    assert_eq!(app.update(&Update::Events(vec![]), now()), Redraw::No);
+    assert_eq!(app.picture().log.entries().count(), lines);
+}
+
+/// Whatever the other side says, the screen shows and obeys none of it.
+#[test]
+fn hostile_text_is_harmless() {
+    let evil = "\u{1b}]0;x\u{7}\u{202e}漢字\u{9b}2J\r\n👩\u{200d}👩\u{feff}é".to_owned();
+    let evil = || evil.clone();
+    let hostile = |number, state| PortStatus {
+        id: evil(),
+        proto: evil(),
+        guest_addresses: vec![evil()],
+        host: Some(evil()),
+        reason: Some(Reason {
+            code: evil(),
+            message: evil(),
+            hint: Some(evil()),
+            holder: named(&evil(), 1),
+        }),
+        process: named(&evil(), 2),
+        label: Some(evil()),
+        url: Some(evil()),
+        since: evil(),
+        ..port(number, state)
+    };
+    let mut app = App::new(&evil(), true, true, true);
+    app.update(&snapshot(vec![hostile(1, State::Conflict)]), now());
+    app.update(&changed("x", hostile(2, State::Forwarded)), now());
+    app.update(
+        &event(
+            "\u{1b}[2J",
+            What::Agent(AgentStatus {
+                reason: Some(evil()),
+                source: Some(evil()),
+                since: evil(),
+                ..lost_agent()
+            }),
+        ),
+        now(),
+    );
+    let config = ConfigStatus {
+        file: Some(evil()),
+        loaded: evil(),
+        range: Some(evil()),
+        error: Some(evil()),
+    };
+    app.update(&event("1", What::Config(config)), now());
+    let check = |app: &mut App| {
+        for (width, height) in [(140, 40), (80, 24), (60, 10), (40, 5)] {
+            for cell in buffer(app, width, height).content() {
+                let symbol = cell.symbol();
+                assert_eq!(rum_shared::text::clean(symbol, 99), symbol);
+            }
+        }
+    };
+    check(&mut app);
+    key(&mut app, KeyCode::Enter);
+    check(&mut app);
+    app.lost(&evil(), now());
+    check(&mut app);
+    key(&mut app, KeyCode::Esc);
+    keys(&mut app, "/");
+    app.paste(&evil());
+    check(&mut app);
+    app.notice = Some(evil());
+    check(&mut app);
+}
+
+#[test]
+fn wide_characters_do_not_move_columns() {
+    let mut app = App::new("dev", true, false, true);
+    let wide = PortStatus {
+        process: named("漢字漢字漢字漢字漢字", 7),
+        reason: None,
+        ..forwarded(3000)
+    };
+    app.update(&snapshot(vec![wide, draining()]), now());
+    insta::assert_snapshot!("wide", frame(&mut app, 80, 10));
+}
+
+#[test]
+fn a_thousand_ports() {
+    let mut app = App::new("dev", true, false, true);
+    app.update(&snapshot((1000..2000).map(forwarded).collect()), now());
+    frame(&mut app, 80, 24);
+    keys(&mut app, "G");
+    let text = frame(&mut app, 80, 24);
+    assert!(text.contains("> 1999") && text.contains("of 1000"), "{text}");
+    key(&mut app, KeyCode::PageUp);
+    keys(&mut app, "k");
+    insta::assert_snapshot!("thousand", frame(&mut app, 80, 24));
+}
+
+/// Counts what is written.
+#[derive(Clone, Default)]
+struct Tally(Rc<Cell<usize>>);
+
+impl Write for Tally {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.set(self.0.get() + bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A terminal that only counts.
+struct Counted(Screen<CrosstermBackend<Tally>>, Tally);
+
+impl Counted {
+    fn new() -> Self {
+        let tally = Tally::default();
+        let backend = CrosstermBackend::new(tally.clone());
+        Self(Screen::new(backend).unwrap(), tally)
+    }
+
+    /// How many bytes the next frame takes.
+    fn paint(&mut self, app: &mut App, width: u16) -> usize {
+        let area = Rect::new(0, 0, width, 30);
+        self.0.paint(app, area, now(), &TimeZone::UTC).unwrap();
+        self.1.0.take()
+    }
+}
+
+#[test]
+fn an_idle_view_writes_nothing_and_a_change_little() {
+    let (mut app, mut screen) = (usual(), Counted::new());
+    assert!(screen.paint(&mut app, 120) > 1000, "the first frame is whole");
+    assert_eq!(screen.paint(&mut app, 120), 0);
+    app.update(&Update::Events(vec![]), now());
+    assert_eq!(screen.paint(&mut app, 120), 0, "rum is alive, nothing else");
+    app.update(&changed("09:14:05", draining()), now());
+    assert_eq!(screen.paint(&mut app, 120), 0, "the same once more");
+    let busy = PortStatus {
+        connections: Connections {
+            now: 3,
+            total: 9,
+            refused: 0,
+        },
+        ..draining()
+    };
+    app.update(&changed("09:14:05", busy), now());
+    let bytes = screen.paint(&mut app, 120);
+    assert!((1..100).contains(&bytes), "a counter: {bytes}");
+    // A state changes: its row, the counts and the log.
+    let bound = port(5432, State::Forwarded);
+    app.update(&changed("09:14:06", bound), now());
+    let bytes = screen.paint(&mut app, 120);
+    assert!((1..1024).contains(&bytes), "a state: {bytes}");
+    screen.0.forget();
+    assert!(screen.paint(&mut app, 120) > 1000);
+    assert!(screen.paint(&mut app, 100) > 1000, "another size");
+    assert_eq!(screen.paint(&mut app, 100), 0);
+}
