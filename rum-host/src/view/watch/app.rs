@@ -1,47 +1,19 @@
-//! What the live view knows and shows: a pure state machine. Updates and keys go in, effects come
-//! out; it reads no clock and knows no terminal.
+//! What the live view knows and shows. Updates and keys go in (those in [`super::keys`]), frames
+//! are drawn of it; it reads no clock and knows no terminal.
 //!
-//! Invariants: everything of a frozen view but the agent's and rum's state stays as it was;
-//! the view never ends by itself; no key stops or changes anything but the view.
+//! Invariants: everything of a frozen view but the agent's and rum's state stays as it was; the
+//! view never ends by itself.
 
 use std::time::Duration;
 
-use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use jiff::Timestamp;
 
 use crate::control::model::{AgentState, Event, Op, PortStatus, Update, What};
 use crate::view::Known;
 
 use super::log::Log;
-use super::selection::{Move, Selection};
+use super::selection::Selection;
 use super::text;
-
-/// Longest filter, in characters.
-const MAX_FILTER: usize = 64;
-
-/// What a key asks of the rest of the program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Nothing but another frame.
-    None,
-    /// End.
-    Quit,
-    /// Give the terminal back and stop, as Ctrl+Z does.
-    Suspend,
-    /// Draw everything anew.
-    Repaint,
-    /// Open this URL.
-    Open(String),
-    /// Put this into the clipboard.
-    Copy(String),
-    /// Look for `rum up`, or try the agent, at once.
-    Retry,
-    /// Watch again, with hidden ports or without.
-    Watch {
-        /// With them.
-        all: bool,
-    },
-}
 
 /// How soon another frame is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,7 +40,8 @@ pub enum Sort {
 }
 
 impl Sort {
-    fn next(self) -> Self {
+    /// The order after this one.
+    pub fn next(self) -> Self {
         match self {
             Self::Problems => Self::Port,
             Self::Port => Self::Process,
@@ -77,7 +50,8 @@ impl Sort {
         }
     }
 
-    fn told(self) -> &'static str {
+    /// What the user is told of it.
+    pub fn told(self) -> &'static str {
         match self {
             Self::Problems => "sorted: problems first",
             Self::Port => "sorted by port",
@@ -130,7 +104,7 @@ pub struct App {
     pub scroll: usize,
     /// Said in the footer until the next key.
     pub notice: Option<String>,
-    /// Why `rum up` is gone, while it is.
+    /// What became of `rum up`, while it is gone.
     pub gone: Option<String>,
     /// When the agent's latest status came: its `retry_ms` counts from here.
     pub agent_at: Timestamp,
@@ -176,6 +150,14 @@ impl App {
         self.frozen.is_some()
     }
 
+    /// Freezes painting, or lets it go on.
+    pub fn freeze(&mut self) {
+        self.frozen = match self.frozen.take() {
+            Some(_) => None,
+            None => Some(Box::new(self.live.clone())),
+        };
+    }
+
     /// Whether nobody can say that the rows are still true.
     pub fn is_stale(&self) -> bool {
         let agent = self.known().agent.as_ref();
@@ -206,9 +188,10 @@ impl App {
         self.rows().get(self.selection.row()).copied()
     }
 
-    /// Makes the selection fit the rows, of which `height` have room. To be called before each
-    /// frame.
-    pub fn settle(&mut self, height: usize) {
+    /// Makes the selection fit the rows, of which `height` have room, and lets a panel be scrolled
+    /// no further than `scroll`. To be called before each frame.
+    pub fn settle(&mut self, height: usize, scroll: usize) {
+        self.scroll = self.scroll.min(scroll);
         let mut selection = std::mem::take(&mut self.selection);
         selection.settle(&ids(&self.rows()), height);
         self.selection = selection;
@@ -223,15 +206,15 @@ impl App {
     /// Takes note of what `rum up` told.
     pub fn update(&mut self, update: &Update, now: Timestamp) -> Redraw {
         let mut redraw = Redraw::No;
-        if self.known().bye.is_none() && self.gone.take().is_some() {
+        // After a goodbye only a snapshot is a new beginning.
+        let begins = matches!(update, Update::Snapshot { .. }) || self.known().bye.is_none();
+        if begins && self.gone.take().is_some() {
             self.live.log.say(now, "rum up is back", false);
+            self.notice = None;
             redraw = Redraw::Soon;
         }
         match update {
             Update::Snapshot { gap, .. } => {
-                if self.gone.take().is_some() {
-                    self.live.log.say(now, "rum up is back", false);
-                }
                 if *gap {
                     let text = "some events were missed; the table is complete again";
                     self.live.log.say(now, text, true);
@@ -260,7 +243,7 @@ impl App {
                 Redraw::Soon
             }
             What::Bye(reason) => {
-                self.gone = Some(text::shown(reason));
+                self.gone = Some(text::shown(&format!("rum up ended: {reason}")));
                 Redraw::Soon
             }
             What::Port { .. } | What::Config(_) => Redraw::Soon,
@@ -279,13 +262,12 @@ impl App {
         })
     }
 
-    /// `rum up` is gone. If it said goodbye, that stays the reason.
+    /// `rum up` does not answer any more. If it said goodbye, that stays the reason.
     pub fn lost(&mut self, reason: &str, now: Timestamp) {
         if self.gone.is_none() {
-            let reason = text::shown(reason);
-            let text = format!("rum up ended: {reason}");
+            let text = text::shown(&format!("rum up does not answer: {reason}"));
             self.live.log.say(now, &text, true);
-            self.gone = Some(reason);
+            self.gone = Some(text);
         }
     }
 
@@ -302,162 +284,10 @@ impl App {
             1000 - u64::try_from(into).unwrap_or(0),
         ))
     }
-
-    /// Text that was pasted: part of a filter, or nothing.
-    pub fn paste(&mut self, text: &str) {
-        if self.mode == Mode::Filter {
-            self.filter = self
-                .filter
-                .chars()
-                .chain(text.chars())
-                .filter(|c| !c.is_control())
-                .take(MAX_FILTER)
-                .collect();
-        }
-    }
-
-    /// A key.
-    pub fn key(&mut self, key: KeyEvent) -> Effect {
-        if key.kind == KeyEventKind::Release {
-            return Effect::None;
-        }
-        self.notice = None;
-        if key.modifiers.contains(KeyModifiers::CONTROL) {
-            match key.code {
-                KeyCode::Char('c') => return Effect::Quit,
-                KeyCode::Char('z') => return Effect::Suspend,
-                KeyCode::Char('l') => return Effect::Repaint,
-                KeyCode::Char('u') if self.mode == Mode::Filter => self.filter.clear(),
-                _ => {}
-            }
-            return Effect::None;
-        }
-        if self.mode == Mode::Filter {
-            self.filter_key(key.code);
-            return Effect::None;
-        }
-        match key.code {
-            KeyCode::Char('q') => return Effect::Quit,
-            KeyCode::Char('r') => return self.retry(),
-            KeyCode::Char('?') => self.show(match self.mode {
-                Mode::Help => Mode::Table,
-                _ => Mode::Help,
-            }),
-            KeyCode::Char('/') => self.show(Mode::Filter),
-            KeyCode::Char(' ') => self.freeze(),
-            KeyCode::Esc if self.mode == Mode::Table => self.filter.clear(),
-            KeyCode::Esc => self.show(Mode::Table),
-            code if self.mode == Mode::Help => self.scroll_key(code),
-            code => return self.table_key(code),
-        }
-        Effect::None
-    }
-
-    fn show(&mut self, mode: Mode) {
-        self.mode = mode;
-        self.scroll = 0;
-    }
-
-    fn freeze(&mut self) {
-        self.frozen = match self.frozen.take() {
-            Some(_) => None,
-            None => Some(Box::new(self.live.clone())),
-        };
-    }
-
-    fn retry(&mut self) -> Effect {
-        if self.gone.is_none() {
-            self.notice = Some("rum up is there; nothing to look for".to_owned());
-            return Effect::None;
-        }
-        Effect::Retry
-    }
-
-    fn filter_key(&mut self, code: KeyCode) {
-        match code {
-            KeyCode::Enter => self.mode = Mode::Table,
-            KeyCode::Esc => {
-                self.filter.clear();
-                self.mode = Mode::Table;
-            }
-            KeyCode::Backspace => {
-                self.filter.pop();
-            }
-            KeyCode::Up => self.go(Move::Up(1)),
-            KeyCode::Down => self.go(Move::Down(1)),
-            KeyCode::Char(c) if !c.is_control() && self.filter.chars().count() < MAX_FILTER => {
-                self.filter.push(c);
-            }
-            _ => {}
-        }
-    }
-
-    fn scroll_key(&mut self, code: KeyCode) {
-        self.scroll = match code {
-            KeyCode::Up | KeyCode::Char('k') => self.scroll.saturating_sub(1),
-            KeyCode::Down | KeyCode::Char('j') => self.scroll + 1,
-            KeyCode::PageUp => self.scroll.saturating_sub(self.selection.page()),
-            KeyCode::PageDown => self.scroll + self.selection.page(),
-            KeyCode::Home | KeyCode::Char('g') => 0,
-            _ => self.scroll,
-        };
-    }
-
-    fn table_key(&mut self, code: KeyCode) -> Effect {
-        match code {
-            KeyCode::PageUp | KeyCode::PageDown if self.mode != Mode::Table => {
-                self.scroll_key(code);
-            }
-            KeyCode::Up | KeyCode::Char('k') => self.go(Move::Up(1)),
-            KeyCode::Down | KeyCode::Char('j') => self.go(Move::Down(1)),
-            KeyCode::PageUp => self.go(Move::Up(self.selection.page())),
-            KeyCode::PageDown => self.go(Move::Down(self.selection.page())),
-            KeyCode::Home | KeyCode::Char('g') => self.go(Move::First),
-            KeyCode::End | KeyCode::Char('G') => self.go(Move::Last),
-            KeyCode::Enter => match self.selected().cloned() {
-                Some(port) if self.mode == Mode::Table => self.show(Mode::Details(Box::new(port))),
-                _ => self.show(Mode::Table),
-            },
-            KeyCode::Char('s') => {
-                self.sort = self.sort.next();
-                self.notice = Some(self.sort.told().to_owned());
-            }
-            KeyCode::Char('a') => {
-                self.all = !self.all;
-                return Effect::Watch { all: self.all };
-            }
-            KeyCode::Char('o') => match self.subject().and_then(|p| p.url.clone()) {
-                Some(url) => return Effect::Open(url),
-                None => self.notice = Some("this port is not forwarded: nothing to open".into()),
-            },
-            KeyCode::Char('y') => match self.subject().and_then(|p| p.host.clone()) {
-                Some(host) => return Effect::Copy(host),
-                None => self.notice = Some("this port has no host address to copy".into()),
-            },
-            _ => {}
-        }
-        Effect::None
-    }
-
-    /// The port that a key is about.
-    fn subject(&self) -> Option<&PortStatus> {
-        match &self.mode {
-            Mode::Details(port) => Some(port),
-            _ => self.selected(),
-        }
-    }
-
-    fn go(&mut self, to: Move) {
-        let mut selection = std::mem::take(&mut self.selection);
-        selection.go(&ids(&self.rows()), to);
-        self.selection = selection;
-        if let (Mode::Details(_), Some(port)) = (&self.mode, self.selected().cloned()) {
-            self.show(Mode::Details(Box::new(port)));
-        }
-    }
 }
 
-fn ids<'a>(rows: &[&'a PortStatus]) -> Vec<&'a str> {
+/// What names `rows`.
+pub fn ids<'a>(rows: &[&'a PortStatus]) -> Vec<&'a str> {
     rows.iter().map(|p| p.id.as_str()).collect()
 }
 

@@ -57,7 +57,10 @@ pub fn opened(url: &str, ended: &std::io::Result<std::process::ExitStatus>) -> O
 /// is no address.
 pub fn copy(address: &str) -> Option<String> {
     address.parse::<SocketAddr>().ok()?;
-    Some(format!("\u{1b}]52;c;{}\u{1b}\\", base64(address.as_bytes())))
+    Some(format!(
+        "\u{1b}]52;c;{}\u{1b}\\",
+        base64(address.as_bytes())
+    ))
 }
 
 /// RFC 4648, with padding.

@@ -11,10 +11,8 @@ use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 
-use crate::control::model::{AgentState, State};
-use crate::supervisor::GRACE;
-
 use super::app::{App, Mode};
+use super::header::{banners, bold, colored, counts, header, status};
 use super::table::narrow;
 use super::{panel, table, text};
 
@@ -22,8 +20,6 @@ use super::{panel, table, text};
 const SMALLEST: (u16, u16) = (60, 8);
 /// Most lines of the log below the table.
 const MAX_LOG: u16 = 8;
-/// Most lines of one banner.
-const MAX_BANNER: usize = 2;
 
 /// Where things are.
 #[derive(Debug, Clone, Copy)]
@@ -36,12 +32,18 @@ struct Parts {
     footer: Rect,
 }
 
+impl Parts {
+    /// The room for a panel.
+    fn whole(&self) -> Rect {
+        Rect {
+            height: self.body.height + self.log.height,
+            ..self.body
+        }
+    }
+}
+
 fn parts(area: Rect, banner: usize) -> Parts {
-    let line = |y, height| Rect {
-        y,
-        height,
-        ..area
-    };
+    let line = |y, height| Rect { y, height, ..area };
     let banner = narrow(banner).min(area.height.saturating_sub(6));
     // One line for the title of the log.
     let log = match ((area.height.saturating_sub(4)) / 4).min(MAX_LOG) {
@@ -64,10 +66,25 @@ fn parts(area: Rect, banner: usize) -> Parts {
     }
 }
 
-/// How many rows of the table a screen of `area` has room for.
-pub fn table_height(app: &App, area: Rect, now: Timestamp) -> usize {
-    let body = parts(area, banners(app, area.width, now).len()).body;
-    usize::from(body.height.saturating_sub(1))
+/// How many rows of the table a screen of `area` has room for, and how far the panel on it can
+/// be scrolled.
+pub fn room(app: &App, area: Rect, now: Timestamp, tz: &TimeZone) -> (usize, usize) {
+    let parts = parts(area, banners(app, area.width, now).len());
+    let rows = usize::from(parts.body.height.saturating_sub(1));
+    let lines = panel(app, area.width, now, tz).map_or(0, |lines| lines.len());
+    (
+        rows,
+        lines.saturating_sub(usize::from(parts.whole().height)),
+    )
+}
+
+/// What is shown instead of table and log, if anything is.
+fn panel(app: &App, width: u16, now: Timestamp, tz: &TimeZone) -> Option<Vec<Line<'static>>> {
+    match &app.mode {
+        Mode::Table | Mode::Filter => None,
+        Mode::Help => Some(panel::help(app, width, now, tz)),
+        Mode::Details(port) => Some(panel::details(app, port, width, now, tz)),
+    }
 }
 
 /// Draws everything. `app` must have been settled for this area.
@@ -76,10 +93,10 @@ pub fn draw(app: &App, buf: &mut Buffer, now: Timestamp, tz: &TimeZone) {
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
         if !area.is_empty() {
             let line = format!(
-                "{}: {} [{}]",
+                "{} [{}] {}",
                 text::fit(&app.name, 16),
-                counts(app, true),
-                status(app)
+                status(app),
+                counts(app, true)
             );
             let line = text::fit(&line, usize::from(area.width));
             buf.set_stringn(area.x, area.y, line, usize::from(area.width), Style::new());
@@ -92,194 +109,22 @@ pub fn draw(app: &App, buf: &mut Buffer, now: Timestamp, tz: &TimeZone) {
     for (row, line) in parts.banner.rows().zip(&banners) {
         buf.set_line(row.x, row.y, line, row.width);
     }
-    let whole = Rect {
-        height: parts.body.height + parts.log.height,
-        ..parts.body
-    };
-    match &app.mode {
-        Mode::Help => panel::scrolled(panel::help(app, whole.width), app.scroll, whole, buf),
-        Mode::Details(port) => {
-            let lines = panel::details(app, port, whole.width, now, tz);
-            panel::scrolled(lines, app.scroll, whole, buf);
-        }
-        Mode::Table | Mode::Filter => {
+    match panel(app, area.width, now, tz) {
+        Some(lines) => panel::scrolled(&lines, app.scroll, parts.whole(), buf),
+        None => {
             table::draw(app, parts.body, buf, now, tz);
             if app.rows().is_empty() {
-                let inner = Rect {
+                let below = Rect {
                     y: parts.body.y + 1,
                     height: parts.body.height.saturating_sub(1),
                     ..parts.body
                 };
-                panel::scrolled(panel::empty(app, whole.width), 0, inner, buf);
+                panel::scrolled(&panel::empty(app, area.width), 0, below, buf);
             }
             log(app, parts.log, buf, tz);
         }
     }
     footer(app, parts.footer, buf);
-}
-
-fn bold() -> Style {
-    Style::new().add_modifier(Modifier::BOLD)
-}
-
-fn colored(app: &App, color: Color) -> Style {
-    match app.color {
-        true => Style::new().fg(color),
-        false => Style::new(),
-    }
-}
-
-/// One word on whether what is seen is the case.
-fn status(app: &App) -> &'static str {
-    match app.known().agent.as_ref().map(|agent| agent.state) {
-        _ if app.gone.is_some() => "lost",
-        Some(AgentState::Lost) => "agent lost",
-        Some(AgentState::Awaited) | None => "waiting",
-        Some(AgentState::Connected) => "live",
-    }
-}
-
-/// `2 forwarded  1 conflict  2 hidden`.
-fn counts(app: &App, short: bool) -> String {
-    let known = &app.picture().known;
-    let count = |wanted: &dyn Fn(State) -> bool| known.ports().filter(|p| wanted(p.state)).count();
-    let mut out = vec![format!(
-        "{} forwarded",
-        count(&|s| s == State::Forwarded)
-    )];
-    let mut add = |n: usize, what: &str| {
-        if n > 0 {
-            out.push(format!("{n} {what}"));
-        }
-    };
-    if short {
-        let problems = count(&State::is_problem);
-        add(problems, if problems == 1 { "problem" } else { "problems" });
-    } else {
-        for state in State::ALL {
-            if state != State::Forwarded && !state.is_hidden() {
-                add(count(&|s| s == state), state.as_str());
-            }
-        }
-    }
-    add(count(&State::is_hidden), if app.all { "unused" } else { "hidden" });
-    out.join(if short { ", " } else { "  " })
-}
-
-fn header(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &TimeZone) {
-    let mut tags = String::new();
-    if app.is_frozen() {
-        tags.push_str("[frozen] ");
-    }
-    tags.push_str(&format!("[{}]", status(app)));
-    let room = usize::from(area.width).saturating_sub(text::width(&tags) + 3);
-    // From everything to the least.
-    let line = (0..5)
-        .map(|less| header_line(app, less, now, tz))
-        .find(|line| line.width() <= room)
-        .unwrap_or_else(|| header_line(app, 5, now, tz));
-    buf.set_line(area.x, area.y, &line, narrow(room));
-    let x = area.right().saturating_sub(narrow(text::width(&tags) + 1));
-    let style = match (app.is_stale(), app.is_frozen()) {
-        (true, _) => colored(app, Color::Red).patch(bold()),
-        (false, true) => colored(app, Color::Cyan).patch(bold()),
-        (false, false) => colored(app, Color::Green),
-    };
-    buf.set_stringn(x, area.y, tags, usize::from(area.width), style);
-}
-
-fn header_line(app: &App, less: u8, now: Timestamp, tz: &TimeZone) -> Line<'static> {
-    let name = text::fit(&app.name, if less < 3 { 64 } else { 16 });
-    let mut spans = vec![Span::styled(" rum  ", bold()), Span::styled(name, bold())];
-    if let Some(agent) = app.known().agent.as_ref().filter(|_| less < 5) {
-        let (word, color) = match agent.state {
-            AgentState::Connected => ("connected", Color::Green),
-            AgentState::Awaited => ("awaited", Color::Yellow),
-            AgentState::Lost => ("LOST", Color::Red),
-        };
-        let style = match app.gone {
-            Some(_) => Style::new().add_modifier(Modifier::DIM),
-            None => colored(app, color),
-        };
-        spans.push("  agent: ".into());
-        spans.push(Span::styled(word, style));
-        if less < 2 {
-            let since = text::since(&agent.since, now, tz);
-            let since = since.get(..5).filter(|_| since.contains(':')).unwrap_or(&since);
-            spans.push(format!(" since {since}").into());
-        }
-        if let Some(source) = agent.source.as_ref().filter(|_| less < 3) {
-            let source = text::fit(source, 16);
-            spans.push(match less {
-                0 => format!("  source: {source}").into(),
-                _ => format!(" ({source})").into(),
-            });
-        }
-        if agent.repaired > 0 && less < 2 {
-            spans.push(format!("  {} repaired", agent.repaired).into());
-        }
-    }
-    spans.push("   ".into());
-    spans.push(counts(app, less > 3).into());
-    Line::from(spans)
-}
-
-/// What is the matter with everything, above the table.
-fn banners(app: &App, width: u16, now: Timestamp) -> Vec<Line<'static>> {
-    let mut out = Vec::new();
-    let mut add = |text: String, style: Style| {
-        let columns = usize::from(width).saturating_sub(2);
-        let lines = text::wrap(&text, columns, MAX_BANNER).into_iter();
-        out.extend(lines.map(|line| Line::styled(format!(" {line}"), style)));
-    };
-    let alarm = colored(app, Color::Red).patch(bold());
-    if let Some(reason) = &app.gone {
-        add(
-            format!("rum up ended: {reason}; waiting for it to come back (q quits)"),
-            alarm,
-        );
-        return out;
-    }
-    let known = app.known();
-    if let Some(agent) = known.agent.as_ref().filter(|a| a.state != AgentState::Connected) {
-        let since = agent.since.parse().unwrap_or(app.agent_at);
-        let seconds = now.duration_since(since).as_secs();
-        let mut text = match agent.state {
-            AgentState::Lost => format!("AGENT LOST {}", text::age(seconds)),
-            _ => format!("Waiting for the agent {}", text::age(seconds)),
-        };
-        if let Some(reason) = &agent.reason {
-            text.push_str(&format!(": {reason}"));
-        }
-        if let Some(ms) = agent.retry_ms {
-            let left = i128::from(ms) - now.duration_since(app.agent_at).as_millis();
-            let left = (left + 999).div_euclid(1000);
-            let attempt = agent.attempts.saturating_add(1);
-            text.push_str(&match left {
-                1.. => format!("  retry {attempt} in {left}s"),
-                _ => format!("  retry {attempt} now"),
-            });
-        }
-        add(text, alarm);
-        if agent.state == AgentState::Lost {
-            let grace = i64::try_from(GRACE.as_secs()).unwrap_or(i64::MAX);
-            let text = match seconds < grace {
-                true => format!(
-                    "Host ports stay bound for {grace} s; new connections wait for the agent, \
-                     open ones may break"
-                ),
-                false => "Automatic forwards are closed until the agent is back".to_owned(),
-            };
-            add(text, Style::new());
-        }
-    }
-    if let Some(error) = known.config.as_ref().and_then(|c| c.error.as_ref()) {
-        add(
-            format!("! configuration not in force: {error}"),
-            colored(app, Color::Yellow).patch(bold()),
-        );
-    }
-    out
 }
 
 fn log(app: &App, area: Rect, buf: &mut Buffer, tz: &TimeZone) {
@@ -314,7 +159,11 @@ fn footer(app: &App, area: Rect, buf: &mut Buffer) {
     if let Some(notice) = &app.notice {
         put(buf, notice, bold());
     } else if app.mode == Mode::Filter {
-        let line = format!("/{}_  {}  Enter keeps it  Esc clears it", app.filter, found());
+        let line = format!(
+            "/{}_  {}  Enter keeps it  Esc clears it",
+            app.filter,
+            found()
+        );
         put(buf, &line, bold());
     } else {
         let filter = match app.filter.is_empty() {
@@ -351,6 +200,8 @@ fn keys(app: &App, filter: Option<String>, area: Rect, buf: &mut Buffer) {
     );
     if app.gone.is_some() {
         keys.insert(0, ("r", "look now"));
+    } else if app.is_stale() && app.known().agent.is_some() {
+        keys.insert(0, ("r", "retry now"));
     }
     if matches!(app.mode, Mode::Table) {
         keys.push(("s", "sort"));

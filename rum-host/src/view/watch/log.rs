@@ -86,8 +86,10 @@ fn port_text(op: Op, before: Option<&PortStatus>, port: &PortStatus) -> Option<S
         return Some(format!("{} closed", port.port));
     }
     let old = before.map(|p| p.state).filter(|_| op == Op::Changed);
-    let same = before
-        .is_some_and(|p| p.state == port.state && p.host == port.host && p.reason == port.reason);
+    // The words of a reason may count connections; its code and holder do not.
+    let why = |p: &PortStatus| p.reason.clone().map(|r| (r.code, r.holder));
+    let same =
+        before.is_some_and(|p| p.state == port.state && p.host == port.host && why(p) == why(port));
     if same && op == Op::Changed {
         return None;
     }

@@ -5,12 +5,12 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
-use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 
 use crate::control::model::{PortStatus, State};
 
 use super::app::App;
+use super::header::bold;
 use super::{table, text};
 
 /// Width of the names of the details.
@@ -29,7 +29,7 @@ const KEYS: [(&str, &str); 16] = [
     ("s", "sort: problems, port, process, latest"),
     ("a", "hidden ports too (ignored, out of range)"),
     ("Space", "freeze the picture; rum goes on"),
-    ("r", "look for rum up at once"),
+    ("r", "try a lost agent, or look for rum up, at once"),
     ("Ctrl+L", "draw everything anew"),
     ("Ctrl+Z", "stop the view, `fg` goes on"),
     ("Esc", "back; never quits"),
@@ -37,29 +37,23 @@ const KEYS: [(&str, &str); 16] = [
     ("q  Ctrl+C", "quit the view; rum up goes on"),
 ];
 
-fn bold() -> Style {
-    Style::new().add_modifier(Modifier::BOLD)
-}
-
-/// Draws `lines` from the first that `scroll` asks for, but not past the end.
-pub fn scrolled(lines: Vec<Line<'static>>, scroll: usize, area: Rect, buf: &mut Buffer) {
-    let most = lines.len().saturating_sub(usize::from(area.height));
-    for (row, line) in area.rows().zip(lines.iter().skip(scroll.min(most))) {
-        buf.set_line(row.x, row.y, line, row.width);
-    }
-    if most > scroll && area.height > 0 {
-        let y = area.bottom() - 1;
-        let more = "  (more: PgDn)";
-        buf.set_style(Rect::new(area.x, y, area.width, 1), Style::reset());
-        let blank = " ".repeat(usize::from(area.width));
-        buf.set_stringn(area.x, y, blank, usize::from(area.width), Style::new());
-        buf.set_stringn(area.x, y, more, usize::from(area.width), bold());
+/// Draws `lines` from the first that `scroll` asks for; the last line of a panel that goes on
+/// says so.
+pub fn scrolled(lines: &[Line<'static>], scroll: usize, area: Rect, buf: &mut Buffer) {
+    let height = usize::from(area.height);
+    let goes_on = lines.len() > scroll + height;
+    let lines = lines.iter().skip(scroll);
+    for (i, (row, line)) in area.rows().zip(lines).enumerate() {
+        match goes_on && i + 1 == height {
+            true => buf.set_stringn(row.x, row.y, "  (PgDn: more)", row.width.into(), bold()),
+            false => buf.set_line(row.x, row.y, line, row.width),
+        };
     }
 }
 
-/// Keys, then the marks.
-pub fn help(app: &App, _width: u16) -> Vec<Line<'static>> {
-    let mut lines = vec![Line::default()];
+/// Keys, marks, and the rest that is known of this `rum up`.
+pub fn help(app: &App, width: u16, now: Timestamp, tz: &TimeZone) -> Vec<Line<'static>> {
+    let mut lines = Vec::new();
     lines.extend(KEYS.iter().map(|(key, what)| {
         Line::from(vec![
             Span::styled(format!("  {key:<15}"), bold()),
@@ -78,7 +72,39 @@ pub fn help(app: &App, _width: u16) -> Vec<Line<'static>> {
         marks.push(Span::styled(table::mark(states).to_string(), style));
         marks.push(format!(" {word}   ").into());
     }
-    lines.extend([Line::default(), Line::from(marks)]);
+    lines.push(Line::from(marks));
+    let columns = usize::from(width).saturating_sub(4);
+    for text in about(app, now, tz) {
+        let wrapped = text::wrap(&text, columns, MAX_LINES).into_iter();
+        lines.extend(wrapped.map(|line| Line::from(format!("  {line}"))));
+    }
+    lines
+}
+
+/// Agent and configuration, a line each.
+fn about(app: &App, now: Timestamp, tz: &TimeZone) -> Vec<String> {
+    let known = app.known();
+    let mut lines = Vec::new();
+    if let Some(agent) = &known.agent {
+        let mut line = "Agent".to_owned();
+        for (word, value) in [(" ", &agent.version), (" on ", &agent.hostname)] {
+            if let Some(value) = value {
+                line.push_str(&format!("{word}{value}"));
+            }
+        }
+        line.push_str(&format!(" since {}", text::since(&agent.since, now, tz)));
+        if let Some(source) = &agent.source {
+            line.push_str(&format!(", events from {source}"));
+        }
+        line.push_str(&format!(", {} repaired", agent.repaired));
+        lines.push(line);
+    }
+    if let Some(config) = &known.config {
+        let file = config.file.as_deref().unwrap_or("the command line");
+        let range = config.range.as_deref().unwrap_or("no range");
+        let loaded = text::since(&config.loaded, now, tz);
+        lines.push(format!("Forwards {range}, from {file} read {loaded}"));
+    }
     lines
 }
 
@@ -111,7 +137,9 @@ pub fn empty(app: &App, width: u16) -> Vec<Line<'static>> {
             false => format!("Try, in the guest:  {server}"),
         });
         if hidden > 0 && !app.all {
-            said.push(format!("{hidden} hidden (ignored or out of range): a shows them."));
+            said.push(format!(
+                "{hidden} hidden (ignored or out of range): a shows them."
+            ));
         }
     }
     let columns = usize::from(width).saturating_sub(4);
@@ -135,7 +163,10 @@ pub fn details(
     let columns = usize::from(width).saturating_sub(NAMES + 3);
     let state = table::style(port.state, app.color).patch(bold());
     let mut title = vec![
-        Span::styled(format!("  {}/{}  ", port.port, text::fit(&port.proto, 8)), bold()),
+        Span::styled(
+            format!("  {}/{}  ", port.port, text::fit(&port.proto, 8)),
+            bold(),
+        ),
         Span::styled(port.state.as_str(), state),
     ];
     if gone {
@@ -145,14 +176,19 @@ pub fn details(
     }
     let mut lines = vec![Line::default(), Line::from(title), Line::default()];
     for (name, value) in facts(port, now, tz) {
-        for (i, line) in text::wrap(&value, columns, MAX_LINES).into_iter().enumerate() {
+        for (i, line) in text::wrap(&value, columns, MAX_LINES)
+            .into_iter()
+            .enumerate()
+        {
             let name = if i == 0 { name } else { "" };
             let name = Span::styled(format!("  {name:<NAMES$}"), bold());
             lines.push(Line::from(vec![name, line.into()]));
         }
     }
     let log = app.picture().log.entries();
-    let mut log = log.filter(|entry| entry.id.as_ref() == Some(&port.id)).peekable();
+    let mut log = log
+        .filter(|entry| entry.id.as_ref() == Some(&port.id))
+        .peekable();
     if log.peek().is_some() {
         lines.push(Line::default());
     }

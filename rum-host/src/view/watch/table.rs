@@ -122,8 +122,19 @@ pub fn style(state: State, color: bool) -> Style {
 pub fn draw(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &TimeZone) {
     let rows = app.rows();
     let columns = columns(area.width, &rows);
+    let height = usize::from(area.height.saturating_sub(1));
+    let first = app.selection.offset();
+    let place = (rows.len() > height).then(|| {
+        let last = (first + height).min(rows.len());
+        format!("{}-{last} of {}", first + 1, rows.len())
+    });
     let mut x = area.x + 2;
     for (column, width) in &columns {
+        // The last column's room is shared.
+        let shared = place.as_ref().filter(|_| *column == Column::Reason);
+        if shared.is_some_and(|place| place.len() + column.title().len() + 2 > *width) {
+            break;
+        }
         let mut style = Style::new().add_modifier(Modifier::BOLD);
         if column.is_sorted(app.sort) {
             style = style.add_modifier(Modifier::UNDERLINED);
@@ -138,19 +149,10 @@ pub fn draw(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &TimeZo
         );
         x = x.saturating_add(narrow(*width) + 1);
     }
-    let height = usize::from(area.height.saturating_sub(1));
-    let first = app.selection.offset();
-    if rows.len() > height {
-        let last = (first + height).min(rows.len());
-        let place = format!(" {}-{last} of {}", first + 1, rows.len());
-        let x = area.right().saturating_sub(narrow(text::width(&place)));
-        buf.set_stringn(
-            x,
-            area.y,
-            &place,
-            usize::from(area.width),
-            Style::new().add_modifier(Modifier::DIM),
-        );
+    if let Some(place) = place {
+        let x = area.right().saturating_sub(narrow(place.len()));
+        let dim = Style::new().add_modifier(Modifier::DIM);
+        buf.set_stringn(x, area.y, &place, usize::from(area.width), dim);
     }
     for (line, port) in rows.iter().enumerate().skip(first).take(height) {
         let y = area.y + 1 + narrow(line - first);

@@ -168,7 +168,8 @@ impl<B: Backend> Screen<B> {
         now: Timestamp,
         tz: &TimeZone,
     ) -> Result<(), B::Error> {
-        app.settle(draw::table_height(app, area, now));
+        let (rows, scroll) = draw::room(app, area, now, tz);
+        app.settle(rows, scroll);
         let mut next = Buffer::empty(area);
         draw::draw(app, &mut next, now, tz);
         if self.last.as_ref() == Some(&next) {

@@ -7,7 +7,6 @@ use std::io::Write;
 use std::rc::Rc;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use ratatui::backend::{CrosstermBackend, TestBackend};
 use ratatui::buffer::Buffer;
@@ -15,181 +14,16 @@ use ratatui::layout::Rect;
 use ratatui::style::Color;
 
 use crate::control::model::{
-    AgentState, AgentStatus, Bytes, ConfigStatus, Connections, Event, Op, PortStatus, ProcessName,
-    Reason, State, Update, What,
+    AgentState, AgentStatus, Bytes, ConfigStatus, Connections, Op, PortStatus, Reason, State,
+    Update, What,
 };
 
-use super::app::{App, Effect, Mode, Redraw};
+use super::app::{App, Mode, Redraw};
+use super::keys::Effect;
 use super::terminal::Screen;
+use samples::*;
 
-const NOW: &str = "2026-11-23T09:14:10Z";
-
-fn now() -> Timestamp {
-    NOW.parse().unwrap()
-}
-
-fn named(name: &str, pid: u32) -> Option<ProcessName> {
-    Some(ProcessName {
-        pid,
-        name: name.into(),
-    })
-}
-
-fn port(number: u16, state: State) -> PortStatus {
-    let host = format!("127.0.0.1:{number}");
-    let bound = matches!(state, State::Forwarded | State::Draining);
-    PortStatus {
-        id: format!("guest:{number}"),
-        proto: "tcp".into(),
-        port: number,
-        guest_addresses: vec!["127.0.0.1".into()],
-        url: bound.then(|| format!("http://{host}")),
-        host: bound.then_some(host),
-        state,
-        previous_state: None,
-        reason: None,
-        process: None,
-        uid: None,
-        label: None,
-        connections: Connections::default(),
-        bytes: Bytes::default(),
-        since: "2026-11-23T09:14:02.871Z".into(),
-        detected_us: None,
-        forwarded_us: None,
-    }
-}
-
-fn forwarded(number: u16) -> PortStatus {
-    PortStatus {
-        detected_us: Some(210),
-        forwarded_us: Some(412),
-        process: named("node", 1873),
-        uid: Some(1000),
-        ..port(number, State::Forwarded)
-    }
-}
-
-fn because(code: &str, message: &str, port: PortStatus) -> PortStatus {
-    PortStatus {
-        reason: Some(Reason {
-            code: code.into(),
-            message: message.into(),
-            hint: None,
-            holder: None,
-        }),
-        ..port
-    }
-}
-
-fn conflict() -> PortStatus {
-    PortStatus {
-        reason: Some(Reason {
-            code: "host-port-taken".into(),
-            message: "127.0.0.1:5432 is taken by postgres (pid 4121)".into(),
-            hint: Some("free it, or set on_conflict = \"next\"".into()),
-            holder: named("postgres", 4121),
-        }),
-        previous_state: Some(State::Pending),
-        process: named("postgres", 902),
-        uid: Some(999),
-        label: Some("db".into()),
-        ..port(5432, State::Conflict)
-    }
-}
-
-fn draining() -> PortStatus {
-    PortStatus {
-        connections: Connections {
-            now: 1,
-            total: 7,
-            refused: 0,
-        },
-        bytes: Bytes {
-            to_guest: 1300,
-            to_host: 35_000_000,
-        },
-        ..because("closed", "nothing listens any more", port(8080, State::Draining))
-    }
-}
-
-fn agent(state: AgentState) -> AgentStatus {
-    AgentStatus {
-        state,
-        since: "2026-11-23T09:00:00.000Z".into(),
-        reason: None,
-        retry_ms: None,
-        attempts: 0,
-        version: Some("0.1.0".into()),
-        hostname: Some("dev".into()),
-        source: Some("tracepoint".into()),
-        repaired: 0,
-    }
-}
-
-fn lost_agent() -> AgentStatus {
-    AgentStatus {
-        since: "2026-11-23T09:14:04.000Z".into(),
-        reason: Some("vsock reset".into()),
-        retry_ms: Some(2000),
-        attempts: 2,
-        ..agent(AgentState::Lost)
-    }
-}
-
-fn snapshot(ports: Vec<PortStatus>) -> Update {
-    Update::Snapshot {
-        seq: 1,
-        gap: false,
-        ports,
-        agent: agent(AgentState::Connected),
-        config: ConfigStatus {
-            file: Some("/home/me/rum.toml".into()),
-            loaded: "2026-11-23T09:00:00.000Z".into(),
-            range: Some("5000-6000,8080".into()),
-            error: None,
-        },
-    }
-}
-
-fn event(at: &str, what: What) -> Update {
-    Update::Events(vec![Event {
-        seq: 2,
-        at: format!("2026-11-23T{at}Z"),
-        what,
-    }])
-}
-
-fn changed(at: &str, port: PortStatus) -> Update {
-    let op = Op::Changed;
-    event(at, What::Port { op, port })
-}
-
-/// The usual view: the ports of the mock-up and how they came to be.
-fn usual() -> App {
-    let mut app = App::new("dev", true, false, true);
-    app.update(
-        &snapshot(vec![
-            port(5432, State::Pending),
-            draining(),
-            because("excluded", "excluded", port(5999, State::Ignored)),
-            because("not-in-range", "not in range", port(22, State::OutOfRange)),
-        ]),
-        now(),
-    );
-    let (op, added) = (Op::Added, forwarded(3000));
-    app.update(&event("09:14:02.871", What::Port { op, port: added }), now());
-    app.update(&changed("09:14:03.120", conflict()), now());
-    let busy = PortStatus {
-        connections: Connections {
-            now: 2,
-            total: 9,
-            refused: 1,
-        },
-        ..forwarded(3000)
-    };
-    app.update(&changed("09:14:04", busy), now());
-    app
-}
+mod samples;
 
 fn key(app: &mut App, code: KeyCode) -> Effect {
     app.key(KeyEvent::new(code, KeyModifiers::NONE))
@@ -210,7 +44,7 @@ fn buffer(app: &mut App, width: u16, height: u16) -> Buffer {
 
 fn frame(app: &mut App, width: u16, height: u16) -> String {
     let buffer = buffer(app, width, height);
-    let rows = buffer.content().chunks(usize::from(width));
+    let rows = buffer.content().chunks(usize::from(width).max(1));
     let line = |row: &[ratatui::buffer::Cell]| {
         let mut line = String::new();
         let mut skip = 0;
@@ -267,6 +101,7 @@ fn an_agent_that_is_lost_is_counted_in_seconds() {
     let told = event("09:14:04", What::Agent(lost_agent()));
     assert_eq!(app.update(&told, now()), Redraw::Soon);
     insta::assert_snapshot!("agent-lost", frame(&mut app, 80, 24));
+    assert_eq!(key(&mut app, KeyCode::Char('r')), Effect::Retry);
     let tick = app.tick("2026-11-23T09:14:10.250Z".parse().unwrap());
     assert_eq!(tick.unwrap().as_millis(), 750, "until the next full second");
     let awaited = AgentStatus {
@@ -291,14 +126,17 @@ fn rum_that_is_gone_is_said_and_awaited() {
     app.lost("the connection was closed", now());
     let text = frame(&mut app, 80, 16);
     insta::assert_snapshot!("gone", text);
-    assert_eq!(key(&mut app, KeyCode::Char('r')), Effect::Retry);
+    assert_eq!(key(&mut app, KeyCode::Char('r')), Effect::Look);
     assert!(app.is_stale());
     app.update(&snapshot(vec![forwarded(3000)]), now());
     let text = frame(&mut app, 80, 16);
-    assert!(text.contains("rum up is back") && text.contains("[live]"), "{text}");
+    assert!(
+        text.contains("rum up is back") && text.contains("[live]"),
+        "{text}"
+    );
     // Without a goodbye; then the same rum is found again.
     app.lost("killed", now());
-    assert!(frame(&mut app, 80, 16).contains("rum up ended: killed; waiting"));
+    assert!(frame(&mut app, 80, 16).contains("rum up does not answer: killed; waiting"));
     app.update(&Update::Events(vec![]), now());
     assert!(!app.is_stale());
 }
@@ -314,7 +152,12 @@ fn filter() {
     insta::assert_snapshot!("filter", frame(&mut app, 80, 12));
     assert_eq!(key(&mut app, KeyCode::Esc), Effect::None);
     assert_eq!(app.rows().len(), 3);
-    for (needle, want) in [("543", 5432), ("conflict", 5432), ("DB", 5432), ("drain", 8080)] {
+    for (needle, want) in [
+        ("543", 5432),
+        ("conflict", 5432),
+        ("DB", 5432),
+        ("drain", 8080),
+    ] {
         keys(&mut app, "/");
         app.paste(&format!("{needle}\n"));
         let found: Vec<_> = app.rows().iter().map(|p| p.port).collect();
@@ -351,12 +194,18 @@ fn frozen_is_the_picture_not_the_truth() {
     keys(&mut app, " ");
     let before = frame(&mut app, 80, 14);
     insta::assert_snapshot!("frozen", before);
-    assert_eq!(app.update(&changed("09:14:09", port(5432, State::Forwarded)), now()), Redraw::No);
+    assert_eq!(
+        app.update(&changed("09:14:09", port(5432, State::Forwarded)), now()),
+        Redraw::No
+    );
     assert_eq!(frame(&mut app, 80, 14), before);
     // What would make all of it a lie is said nevertheless.
     app.update(&event("09:14:04", What::Agent(lost_agent())), now());
     let text = frame(&mut app, 80, 14);
-    assert!(text.contains("AGENT LOST") && text.contains("[frozen] [agent lost]"), "{text}");
+    assert!(
+        text.contains("AGENT LOST") && text.contains("[frozen] [agent lost]"),
+        "{text}"
+    );
     keys(&mut app, " ");
     assert!(frame(&mut app, 80, 14).contains("conflict -> forwarded"));
 }
@@ -442,7 +291,10 @@ fn counters_alone_are_not_urgent_and_not_told() {
         },
         ..conflict()
     };
-    assert_eq!(app.update(&changed("09:14:05", busy), now()), Redraw::Lazily);
+    assert_eq!(
+        app.update(&changed("09:14:05", busy), now()),
+        Redraw::Lazily
+    );
     assert_eq!(app.update(&Update::Events(vec![]), now()), Redraw::No);
     assert_eq!(app.picture().log.entries().count(), lines);
 }
@@ -531,7 +383,10 @@ fn a_thousand_ports() {
     frame(&mut app, 80, 24);
     keys(&mut app, "G");
     let text = frame(&mut app, 80, 24);
-    assert!(text.contains("> 1999") && text.contains("of 1000"), "{text}");
+    assert!(
+        text.contains("> 1999") && text.contains("of 1000"),
+        "{text}"
+    );
     key(&mut app, KeyCode::PageUp);
     keys(&mut app, "k");
     insta::assert_snapshot!("thousand", frame(&mut app, 80, 24));
@@ -573,7 +428,10 @@ impl Counted {
 #[test]
 fn an_idle_view_writes_nothing_and_a_change_little() {
     let (mut app, mut screen) = (usual(), Counted::new());
-    assert!(screen.paint(&mut app, 120) > 1000, "the first frame is whole");
+    assert!(
+        screen.paint(&mut app, 120) > 1000,
+        "the first frame is whole"
+    );
     assert_eq!(screen.paint(&mut app, 120), 0);
     app.update(&Update::Events(vec![]), now());
     assert_eq!(screen.paint(&mut app, 120), 0, "rum is alive, nothing else");
