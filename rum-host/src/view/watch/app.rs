@@ -196,7 +196,7 @@ impl App {
         selection.settle(&ids(&self.rows()), height);
         self.selection = selection;
         if let Mode::Details(port) = &self.mode {
-            let now = self.picture().known.ports().find(|p| p.id == port.id);
+            let now = self.picture().known.port(port);
             if let Some(now) = now.cloned() {
                 self.mode = Mode::Details(Box::new(now));
             }
@@ -214,7 +214,8 @@ impl App {
             redraw = Redraw::Soon;
         }
         match update {
-            Update::Snapshot { gap, .. } => {
+            Update::Snapshot { gap, ports, .. } => {
+                self.live.log.note_all(&self.live.known, ports);
                 if *gap {
                     let text = "some events were missed; the table is complete again";
                     self.live.log.say(now, text, true);
@@ -254,8 +255,7 @@ impl App {
     }
 
     fn only_counts(&self, port: &PortStatus) -> bool {
-        let old = self.known().ports().find(|p| p.id == port.id);
-        old.is_some_and(|old| {
+        self.known().port(port).is_some_and(|old| {
             let mut old = old.clone();
             (old.connections, old.bytes) = (port.connections, port.bytes);
             old == *port

@@ -44,7 +44,7 @@ impl Log {
     pub fn note(&mut self, known: &Known, event: &Event) {
         let told = match &event.what {
             What::Port { op, port } => {
-                let before = known.ports().find(|p| p.id == port.id);
+                let before = known.port(port);
                 port_text(*op, before, port).map(|text| (text, port.state.is_problem()))
             }
             What::Agent(agent) => agent_text(known.agent.as_ref(), agent)
@@ -67,6 +67,27 @@ impl Log {
             text: shown(&text),
             problem,
         });
+    }
+
+    /// Adds what is news in a snapshot's `ports`, by the time when each came into its state.
+    pub fn note_all(&mut self, known: &Known, ports: &[PortStatus]) {
+        let is_news = |port: &&PortStatus| {
+            let before = known.port(port);
+            !port.state.is_hidden()
+                && before.is_none_or(|p| p.state != port.state || p.since != port.since)
+        };
+        let mut news: Vec<_> = ports.iter().filter(is_news).collect();
+        news.sort_by(|a, b| a.since.cmp(&b.since));
+        for port in news {
+            if let Some(text) = port_text(Op::Added, None, port) {
+                self.push(Entry {
+                    at: port.since.parse().ok(),
+                    id: Some(port.id.clone()),
+                    text: shown(&text),
+                    problem: port.state.is_problem(),
+                });
+            }
+        }
     }
 
     fn push(&mut self, entry: Entry) {

@@ -159,7 +159,7 @@ pub fn details(
     now: Timestamp,
     tz: &TimeZone,
 ) -> Vec<Line<'static>> {
-    let gone = !app.picture().known.ports().any(|p| p.id == port.id);
+    let gone = app.picture().known.port(port).is_none();
     let columns = usize::from(width).saturating_sub(NAMES + 3);
     let state = table::style(port.state, app.color).patch(bold());
     let mut title = vec![
