@@ -9,17 +9,29 @@ use rum_tests::wait::until;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::Termios;
 
-fn view(setup: &Setup, terminal: &Terminal) -> Child {
-    terminal.spawn(&mut setup.rum(["ports", "--watch"]))
+/// A running view. Killed when dropped.
+struct View(Child);
+
+impl View {
+    fn start(setup: &Setup, terminal: &Terminal) -> Self {
+        Self(terminal.spawn(&mut setup.rum(["ports", "--watch"])))
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        let ended = || self.0.try_wait().expect("a child of ours");
+        until("the end of the view", ended).code()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("it runs");
+    }
 }
 
-fn code(view: &mut Child) -> Option<i32> {
-    let ended = until("the end of the view", || view.try_wait().expect("a child"));
-    ended.code()
-}
-
-fn signal(view: &Child, signal: Signal) {
-    kill_process(Pid::from_child(view), signal).expect("it runs");
+impl Drop for View {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// The terminal is as it was: `before`, on its main screen, with a cursor.
@@ -42,7 +54,7 @@ fn a_day_with_the_view() {
         rum.stderr.wait("connected");
         let terminal = Terminal::new(80, 24);
         let before = terminal.modes();
-        let mut view = view(&setup, &terminal);
+        let mut view = View::start(&setup, &terminal);
         let empty = terminal.wait("[live]");
         assert!(empty.contains("Watching tcp 5000-6000"), "{empty}");
         assert_ne!(before.local_modes, terminal.modes().local_modes, "raw");
@@ -72,7 +84,7 @@ fn a_day_with_the_view() {
         terminal.keys("\u{1a}?");
         terminal.wait("this help");
         terminal.keys("q");
-        assert_eq!(code(&mut view), Some(0));
+        assert_eq!(view.code(), Some(0));
         until_restored(&terminal, &before);
     });
 }
@@ -86,10 +98,10 @@ fn signals_give_the_terminal_back() {
         for (number, want) in [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130)] {
             let terminal = Terminal::new(80, 24);
             let before = terminal.modes();
-            let mut view = view(&setup, &terminal);
+            let mut view = View::start(&setup, &terminal);
             terminal.wait("[live]");
-            signal(&view, number);
-            assert_eq!(code(&mut view), Some(want));
+            view.signal(number);
+            assert_eq!(view.code(), Some(want));
             until_restored(&terminal, &before);
         }
     });
@@ -102,7 +114,7 @@ fn the_view_outlives_rum_up() {
         let (mut rum, mut guest) = setup.start_guest(&["--range", "5000-6000"]);
         guest.tell("listen 127.0.0.1:5001 echo");
         let terminal = Terminal::new(80, 24);
-        let mut view = view(&setup, &terminal);
+        let mut view = View::start(&setup, &terminal);
         terminal.wait("127.0.0.1:5001");
         rum.signal(Signal::KILL);
         rum.wait();
@@ -121,7 +133,7 @@ fn the_view_outlives_rum_up() {
         rum.stderr.wait("Auto-forwarding");
         terminal.wait("rum up ended: ");
         terminal.keys("\u{3}");
-        assert_eq!(code(&mut view), Some(0));
+        assert_eq!(view.code(), Some(0));
     });
 }
 
@@ -132,7 +144,7 @@ fn a_port_more_writes_little() {
         let (rum, mut guest) = setup.start_guest(&["--range", "5000-6000"]);
         rum.stderr.wait("connected");
         let terminal = Terminal::new(80, 24);
-        let _view = view(&setup, &terminal);
+        let _view = View::start(&setup, &terminal);
         terminal.wait("[live]");
         guest.tell("listen 127.0.0.1:5001 echo");
         terminal.wait("5001 forwarded in");

@@ -41,15 +41,18 @@ pub fn open(url: &str) -> Result<Child, String> {
     unsafe { command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
     tokio::process::Command::from(command)
         .spawn()
-        .map_err(|error| format!("cannot run {OPENER} ({error}); open {url} yourself"))
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => format!("open {url} yourself: there is no {OPENER}"),
+            _ => format!("open {url} yourself: cannot run {OPENER}: {error}"),
+        })
 }
 
 /// What to say of the end of the process that opened `url`; None if all went well.
 pub fn opened(url: &str, ended: &std::io::Result<std::process::ExitStatus>) -> Option<String> {
     match ended {
         Ok(status) if status.success() => None,
-        Ok(status) => Some(format!("{OPENER} failed ({status}); open {url} yourself")),
-        Err(error) => Some(format!("{OPENER} is lost ({error}); open {url} yourself")),
+        Ok(status) => Some(format!("open {url} yourself: {OPENER} failed ({status})")),
+        Err(error) => Some(format!("open {url} yourself: {OPENER} is lost: {error}")),
     }
 }
 

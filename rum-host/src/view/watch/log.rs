@@ -101,12 +101,17 @@ impl Log {
     }
 }
 
-/// None when only counters differ.
+/// None when only counters differ, and for what the agent's loss and return do to every port:
+/// that is one line of its own.
 fn port_text(op: Op, before: Option<&PortStatus>, port: &PortStatus) -> Option<String> {
     if op == Op::Removed {
         return Some(format!("{} closed", port.port));
     }
     let old = before.map(|p| p.state).filter(|_| op == Op::Changed);
+    let went_back = |p: &PortStatus| p.state == State::Lost && p.previous_state == Some(port.state);
+    if op == Op::Changed && (port.state == State::Lost || before.is_some_and(went_back)) {
+        return None;
+    }
     // The words of a reason may count connections; its code and holder do not.
     let why = |p: &PortStatus| p.reason.clone().map(|r| (r.code, r.holder));
     let same =

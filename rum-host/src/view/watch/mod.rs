@@ -50,6 +50,9 @@ const FRAME: Duration = Duration::from_millis(33);
 /// As [`FRAME`], where only counters differ.
 const COUNTERS: Duration = Duration::from_secs(1);
 
+/// The first frame waits so long for something to show.
+const FIRST: Duration = Duration::from_millis(150);
+
 /// Shows the ports of `guest` until the user quits, which gives 0, or a signal does, which gives
 /// 128 + its number. With `all` hidden ports too. Both stdin and stdout must be a terminal.
 ///
@@ -80,7 +83,7 @@ pub async fn run(guest: RunningGuest, feed: Feed, all: bool, color: bool) -> Res
         tasks: JoinSet::new(),
         tz: TimeZone::system(),
         drawn: now.checked_sub(COUNTERS).unwrap_or(now),
-        due: Some(now),
+        due: Some(now + FIRST),
     };
     view.run(signals).await.map_err(io)
 }

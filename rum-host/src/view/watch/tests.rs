@@ -119,6 +119,26 @@ fn an_agent_that_is_lost_is_counted_in_seconds() {
 }
 
 #[test]
+fn the_agents_loss_is_one_line_however_many_ports() {
+    let mut app = usual();
+    let lines = |app: &App| app.picture().log.entries().count();
+    let before = lines(&app);
+    app.update(&event("09:14:04", What::Agent(lost_agent())), now());
+    let lost = PortStatus {
+        previous_state: Some(State::Forwarded),
+        ..because("agent-lost", "the agent is lost", port(3000, State::Lost))
+    };
+    app.update(&changed("09:14:04", lost.clone()), now());
+    app.update(&changed("09:14:05", forwarded(3000)), now());
+    assert_eq!(lines(&app), before + 1);
+    // What did change meanwhile is told.
+    app.update(&changed("09:14:06", lost), now());
+    app.update(&changed("09:14:07", port(3000, State::Conflict)), now());
+    let last = app.picture().log.entries().next().unwrap();
+    assert_eq!(last.text, "3000 lost -> conflict");
+}
+
+#[test]
 fn rum_that_is_gone_is_said_and_awaited() {
     let mut app = usual();
     let bye = event("09:14:09", What::Bye("ended by SIGTERM".into()));
