@@ -31,11 +31,13 @@ pub mod runtime_dir;
 pub mod sandbox;
 pub mod status;
 pub mod supervisor;
+pub mod tools;
 mod up;
 pub mod view;
 
 /// Runs the command line of this process; the exit code is documented in each command's help.
 pub fn main() -> ExitCode {
+    tools::completions::answer();
     let cli = Cli::parse();
     let outcome = output::init(&cli.global).and_then(|()| match &cli.command {
         Command::Up(args) => run_up(args, &cli.global),
@@ -44,11 +46,16 @@ pub fn main() -> ExitCode {
             exec::exec(name, &args.command)
         })),
         Command::Shell(args) => Err(run_inside(args.name.clone(), exec::shell)),
+        Command::Init(args) => tools::init::run(args),
+        Command::Check(args) => tools::check::run(args, &cli.global),
+        Command::Doctor(args) => tools::doctor::run(args, &cli.global),
+        Command::Completions(args) => tools::completions::run(args),
+        Command::Man(args) => tools::man::run(args),
     });
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            error::report(&error);
+            error::report(&error, cli.global.log_format);
             ExitCode::from(error.exit_code())
         }
     }
