@@ -80,6 +80,13 @@ fn a_day_with_the_view() {
         terminal.keys("\u{1b}");
         terminal.wait("127.0.0.1:5001");
 
+        // What is not forwarded shows when it is asked for.
+        guest.tell("listen 127.0.0.1:7001 echo");
+        terminal.keys("a");
+        terminal.wait("- out-of-range");
+        terminal.keys("a");
+        terminal.wait_for("fewer rows", |screen| !screen.contains("- out-of-range"));
+
         // With nobody to continue it, Ctrl+Z changes nothing.
         terminal.keys("\u{1a}?");
         terminal.wait("this help");
