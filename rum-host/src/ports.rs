@@ -24,6 +24,7 @@ use crate::view::changes::{Changes, Numbered};
 use crate::view::json;
 use crate::view::lines::Lines;
 use crate::view::table::{self, Look};
+use crate::view::watch;
 
 /// Width of the table where the terminal does not know its own, in columns.
 const DEFAULT_WIDTH: usize = 80;
@@ -46,6 +47,10 @@ pub async fn ports(
     };
     let mut feed = Feed::open(&guest, args.all, args.since.clone()).await?;
     if args.watch {
+        let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+        if terminal && !args.json && args.since.is_none() {
+            return watch::run(guest, feed, args.all, colored()).await;
+        }
         return follow(feed, args).await;
     }
     let update = feed.next().await?;

@@ -11,5 +11,6 @@ pub mod lines;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod table;
+pub mod watch;
 
 pub use known::Known;
