@@ -1,5 +1,6 @@
 //! The command line: definitions and help texts. What a command does is elsewhere.
 
+pub mod agent;
 pub mod ports;
 pub mod tools;
 
@@ -142,6 +143,9 @@ Exit codes:
     /// Open a shell in the guest of a running `rum up`
     #[command(after_help = "Starts $SHELL, or /bin/sh. Exit codes are those of `rum exec`.")]
     Shell(ShellArgs),
+    /// Get rum-agent into a VM that rum did not make
+    #[command(subcommand)]
+    Agent(agent::AgentCommand),
     /// Write a rum.toml with a comment on each key
     Init(tools::InitArgs),
     /// Say what `rum up` would forward, and what is in its way
@@ -270,6 +274,9 @@ mod tests {
             ("help-doctor", &["doctor", "-h"]),
             ("help-completions", &["completions", "-h"]),
             ("help-man", &["man", "-h"]),
+            ("help-agent", &["agent", "-h"]),
+            ("help-agent-binary", &["agent", "binary", "-h"]),
+            ("help-agent-install", &["agent", "install", "-h"]),
         ] {
             let (text, code) = printed(args);
             assert_eq!(code, 0);
@@ -303,6 +310,10 @@ mod tests {
             ("usage-quiet-verbose", &["-q", "-v", "up"]),
             ("usage-log-format", &["--log-format", "xml", "up"]),
             ("usage-completions", &["completions", "tcsh"]),
+            (
+                "usage-agent-ssh",
+                &["agent", "install", "--ssh=-oProxyCommand=x"],
+            ),
         ] {
             let (text, code) = printed(args);
             assert_eq!(code, i32::from(crate::exit::USAGE), "{args:?}");

@@ -53,6 +53,7 @@ pub fn main() -> ExitCode {
             exec::exec(name, &args.command)
         })),
         Command::Shell(args) => Err(run_inside(args.name.clone(), exec::shell)),
+        Command::Agent(command) => tools::agent::run(command),
         Command::Init(args) => tools::init::run(args),
         Command::Check(args) => tools::check::run(args, &cli.global),
         Command::Doctor(args) => tools::doctor::run(args, &cli.global),

@@ -2,12 +2,14 @@
 //!
 //! | command | module |
 //! |---|---|
+//! | `rum agent` | [`agent`] |
 //! | `rum init` | [`init`] |
 //! | `rum check` | [`check`] |
 //! | `rum doctor` | [`doctor`] |
 //! | `rum completions` | [`completions`] |
 //! | `rum man` | [`man`] |
 
+pub mod agent;
 pub mod check;
 pub mod completions;
 pub mod doctor;

@@ -1,0 +1,61 @@
+//! Arguments of `rum agent`.
+
+use clap::{Args, Subcommand, ValueHint};
+
+/// The commands of `rum agent`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum AgentCommand {
+    /// Install rum-agent in a running VM, or say how
+    Install(InstallArgs),
+    /// Write the program rum-agent to stdout
+    #[command(
+        after_help = "A static program for a Linux guest of this machine's architecture.
+
+Examples:
+  rum agent binary > rum-agent
+
+Exit codes:
+  0  written
+  1  stdout cannot be written to
+  2  the command line is wrong, or stdout is a terminal"
+    )]
+    Binary,
+    /// Print the systemd unit of rum-agent
+    #[command(after_help = "Examples:
+  rum agent unit > rum-agent.service")]
+    Unit,
+}
+
+/// Arguments of `rum agent install`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(
+    after_help = "For a VM that `rum up` did not make. Without --ssh the steps are printed.
+With it they are shown and run; ssh and sudo may ask for passwords.
+
+Examples:
+  rum agent install
+  rum agent install --ssh root@192.0.2.7
+  rum agent install --ssh ssh://me@localhost:2022
+
+Exit codes:
+  0  printed, or installed and started
+  1  a step failed
+  2  the command line is wrong"
+)]
+pub struct InstallArgs {
+    /// Install over ssh, where DEST is [USER@]HOST or what else ssh(1) takes
+    #[arg(long, value_name = "DEST", value_parser = destination, value_hint = ValueHint::Hostname)]
+    pub ssh: Option<String>,
+    /// Print the steps, run none
+    #[arg(long)]
+    pub print: bool,
+}
+
+/// A destination for ssh, which must be no option and one word.
+fn destination(text: &str) -> Result<String, String> {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || c == '\'';
+    if text.is_empty() || text.starts_with('-') || text.contains(odd) {
+        return Err("write a destination as for ssh(1), such as `root@192.0.2.7`".into());
+    }
+    Ok(text.to_owned())
+}

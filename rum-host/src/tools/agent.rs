@@ -1,0 +1,194 @@
+//! `rum agent`: the agent that rum carries, for VMs that rum did not make.
+//!
+//! Installing is three commands, and what is printed is what is run. The files go through the
+//! home directory, since only the last command needs root and may ask for a password.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::{Child, Command, Stdio};
+
+use crate::cli::agent::{AgentCommand, InstallArgs};
+use crate::error::RumError;
+use crate::exit;
+use crate::payload::{self, AGENT, AGENT_PATH, UNIT_PATH};
+
+/// In place of a destination that nobody has named.
+const SOME_VM: &str = "root@VM";
+
+/// Runs `rum agent`.
+///
+/// # Errors
+/// What the user is to know: stdout that cannot take it, a step that failed.
+pub fn run(command: &AgentCommand) -> Result<u8, RumError> {
+    match command {
+        AgentCommand::Install(args) => install(args)?,
+        AgentCommand::Binary => binary()?,
+        AgentCommand::Unit => super::print(&payload::unit())?,
+    }
+    Ok(exit::OK)
+}
+
+fn binary() -> Result<(), RumError> {
+    let mut out = io::stdout().lock();
+    if out.is_terminal() {
+        return Err(RumError::usage("a program is not written to a terminal")
+            .hint("send it to a file: `rum agent binary > rum-agent`"));
+    }
+    out.write_all(payload::agent())
+        .and_then(|()| out.flush())
+        .map_err(|error| RumError::new("cannot write to stdout").caused_by(error))
+}
+
+fn install(args: &InstallArgs) -> Result<(), RumError> {
+    let destination = args.ssh.as_deref().unwrap_or(SOME_VM);
+    let steps = steps(destination);
+    let Some(destination) = args.ssh.as_ref().filter(|_| !args.print) else {
+        return super::print(&instructions(&steps));
+    };
+    for step in &steps {
+        super::print(&format!("{}\n", step.shown()))?;
+        step.run()?;
+    }
+    super::print(&format!(
+        "Installed and started rum-agent {} on {destination}\n",
+        env!("CARGO_PKG_VERSION")
+    ))
+}
+
+/// One command.
+struct Step {
+    destination: String,
+    /// What goes to its standard input: the words of `rum` that print it, and it.
+    input: Option<(&'static str, Vec<u8>)>,
+    /// What runs in the VM; without single quotes.
+    script: String,
+}
+
+fn steps(destination: &str) -> [Step; 3] {
+    let step = |input, script| Step {
+        destination: destination.to_owned(),
+        input,
+        script,
+    };
+    let files = format!("{AGENT} {AGENT}.service");
+    [
+        step(
+            Some(("agent binary", payload::agent().to_vec())),
+            format!("cat >{AGENT}"),
+        ),
+        step(
+            Some(("agent unit", payload::unit().into_bytes())),
+            format!("cat >{AGENT}.service"),
+        ),
+        step(
+            None,
+            format!(
+                // Where there is no sudo, one should be root.
+                "$(command -v sudo || echo env) sh -ec \"{}\" && rm {files}",
+                as_root().join("; ")
+            ),
+        ),
+    ]
+}
+
+/// What root does in the VM, in the directory with the two files.
+fn as_root() -> [String; 5] {
+    [
+        format!("install -D -m 0755 {AGENT} {AGENT_PATH}"),
+        format!("install -D -m 0644 {AGENT}.service {UNIT_PATH}"),
+        "systemctl daemon-reload".to_owned(),
+        format!("systemctl enable {AGENT}.service"),
+        format!("systemctl restart {AGENT}.service"),
+    ]
+}
+
+/// The steps for somebody who takes them.
+fn instructions(steps: &[Step]) -> String {
+    let shown: String = steps.iter().map(|step| step.shown() + "\n").collect();
+    let root = as_root().join("\n");
+    format!(
+        "# On this machine, for a VM with ssh ({arch}, systemd):\n\
+         {shown}\n\
+         # Or copy the two files into the VM in any other way and run there, as root:\n\
+         {root}\n\n\
+         # Then, in rum.toml:\n\
+         [guest]\n\
+         kind = \"vsock\"\n\
+         cid = 3   # the VM's\n",
+        arch = std::env::consts::ARCH
+    )
+}
+
+impl Step {
+    /// As it would be typed.
+    fn shown(&self) -> String {
+        let from = match &self.input {
+            Some((words, _)) => format!("rum {words} | "),
+            None => String::new(),
+        };
+        let options = self.options().concat();
+        let Self {
+            destination,
+            script,
+            ..
+        } = self;
+        format!("{from}ssh {options}{destination} '{script}'")
+    }
+
+    /// A step without input may ask for a password, and has a terminal for it.
+    fn options(&self) -> &'static [&'static str] {
+        match self.input {
+            None => &["-t "],
+            Some(_) => &[],
+        }
+    }
+
+    fn run(&self) -> Result<(), RumError> {
+        let failed = || RumError::new(format!("`{}` failed", self.shown()));
+        let mut ssh = Command::new("ssh");
+        ssh.args(self.options().iter().map(|option| option.trim()))
+            .args(["--", &self.destination, &self.script]);
+        if self.input.is_some() {
+            ssh.stdin(Stdio::piped());
+        }
+        let mut child = ssh.spawn().map_err(|error| {
+            failed()
+                .caused_by(error)
+                .hint("install ssh, or take the steps by hand: `rum agent install`")
+        })?;
+        let sent = self.feed(&mut child);
+        let status = child.wait().map_err(|error| failed().caused_by(error))?;
+        match (status.success(), sent) {
+            (true, Ok(())) => Ok(()),
+            (true, Err(error)) => Err(failed().caused_by(error)),
+            (false, _) => Err(failed()
+                .caused_by(format!("ssh: {status}"))
+                .hint("what it said is above; take the steps by hand: `rum agent install`")),
+        }
+    }
+
+    /// Sends the input and closes it.
+    fn feed(&self, child: &mut Child) -> io::Result<()> {
+        match (child.stdin.take(), &self.input) {
+            (Some(mut stdin), Some((_, input))) => stdin.write_all(input),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_are_complete() {
+        insta::assert_snapshot!("install", instructions(&steps(SOME_VM)));
+    }
+
+    #[test]
+    fn scripts_survive_their_quotes() {
+        for step in steps("vm") {
+            assert!(!step.script.contains('\''), "{}", step.script);
+        }
+        assert!(!as_root().concat().contains(['"', '$', '`', '\\']));
+    }
+}
