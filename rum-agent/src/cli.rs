@@ -52,9 +52,9 @@ pub struct Args {
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     pub knock: Knock,
 
-    /// Serve vsock connections from this machine as well as from the host
-    #[arg(long)]
-    pub allow_local: bool,
+    /// Serve this vsock peer as well as the host (1 is this machine itself); may be repeated
+    #[arg(long, value_name = "CID")]
+    pub allow_cid: Vec<u32>,
 
     /// Hand connected sockets to the host, which must share this kernel and be trusted with them
     #[arg(long)]
@@ -110,7 +110,7 @@ impl From<Args> for Config {
             source: args.source,
             hint: args.hint,
             knock,
-            allow_local: args.allow_local,
+            allow_cid: args.allow_cid,
             hand_over: args.hand_over,
         }
     }
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(config.channel, ListenAddr::Vsock(2223));
         assert_eq!(config.knock, Some(KnockTarget::Vsock));
         assert_eq!((config.source, config.hint), (None, None));
-        assert!(!config.allow_local);
+        assert_eq!(config.allow_cid, [0; 0]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! the outside in: nothing more is accepted, sessions end, connections are reset.
 //!
 //! Invariants: no task outlives [`run`]; a failed accept (EMFILE and its kin) pauses and goes
-//! on; a vsock peer other than the host is turned away before a byte is read.
+//! on; a vsock peer that is neither the host nor allowed is turned away before a byte is read.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tokio_vsock::{VMADDR_CID_HOST, VMADDR_CID_LOCAL};
+use tokio_vsock::VMADDR_CID_HOST;
 use tracing::{debug, info, warn};
 
 use crate::forward::{Forwarder, MAX_CHANNELS, MAX_REFUSED};
@@ -55,8 +55,8 @@ pub struct Config {
     pub hint: Option<HintKind>,
     /// Where to knock while there is no session.
     pub knock: Option<KnockTarget>,
-    /// Serve vsock peers on this machine (CID 1) as well as the host (CID 2).
-    pub allow_local: bool,
+    /// vsock peers that are served beside the host (CID 2). CID 1 is this machine itself.
+    pub allow_cid: Vec<u32>,
     /// Hand connected sockets to a host on the same kernel.
     pub hand_over: bool,
 }
@@ -115,14 +115,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
         what: "session",
         places: MAX_SESSIONS,
         full: Full::Refuse,
-        allow_local: config.allow_local,
+        allow_cid: config.allow_cid.clone(),
     };
     let channel = Gate {
         acceptor: channel,
         what: "channel",
         places: MAX_CHANNELS + MAX_REFUSED,
         full: Full::Wait,
-        allow_local: config.allow_local,
+        allow_cid: config.allow_cid,
     };
     let mut parts = JoinSet::new();
     parts.spawn(watcher.run(stop.clone()));
@@ -199,7 +199,7 @@ struct Gate {
     what: &'static str,
     places: usize,
     full: Full,
-    allow_local: bool,
+    allow_cid: Vec<u32>,
 }
 
 impl Gate {
@@ -245,13 +245,12 @@ impl Gate {
     fn admits(&self, peer: Option<u32>, present: usize, log: &mut LogGate) -> bool {
         let known = match peer {
             None | Some(VMADDR_CID_HOST) => true,
-            Some(VMADDR_CID_LOCAL) => self.allow_local,
-            Some(_) => false,
+            Some(cid) => self.allow_cid.contains(&cid),
         };
         if !known && log.open() {
             let cid = peer.unwrap_or_default();
             warn!(
-                "a {} from CID {cid}, which is not the host, was refused",
+                "a {} from CID {cid}, which is not the host, was refused (--allow-cid)",
                 self.what
             );
         }

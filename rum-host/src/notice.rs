@@ -9,6 +9,9 @@ use rum_shared::rpc::AgentInfo;
 use crate::plan::{GuestPort, HostAddr, Key};
 use crate::reconcile::Repair;
 
+/// Our version: an agent of another one is served as far as it goes.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -98,7 +101,7 @@ impl Notice {
             | Self::Repaired(_)
             | Self::GuestEnded { .. }
             | Self::GuestKilled { .. } => true,
-            Self::AgentConnected { streaming, .. } => !streaming,
+            Self::AgentConnected { info, streaming } => !streaming || info.version != VERSION,
             Self::Forwarded { .. } | Self::Stopped { .. } | Self::Stopping { .. } => false,
         }
     }
@@ -132,6 +135,12 @@ impl fmt::Display for Notice {
         match self {
             Self::AgentConnected { info, streaming } => {
                 write!(f, "Agent {} connected (events: {}", info.version, info.hint)?;
+                if info.version != VERSION {
+                    write!(
+                        f,
+                        "; rum is {VERSION}, `rum agent install` tells how to update the agent"
+                    )?;
+                }
                 if !streaming {
                     f.write_str("; it does not stream, so it is polled each second")?;
                 }

@@ -28,6 +28,8 @@ pub struct FakeAgent {
     pub polls: watch::Sender<usize>,
     /// Whether it says that it can stream.
     pub can_watch: bool,
+    /// The version that it says it has.
+    pub version: &'static str,
 }
 
 impl FakeAgent {
@@ -39,6 +41,7 @@ impl FakeAgent {
             poll_gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             polls: watch::Sender::new(0),
             can_watch: true,
+            version: env!("CARGO_PKG_VERSION"),
         }
     }
 
@@ -80,7 +83,7 @@ impl RumAgent for FakeAgent {
     async fn hello(&self, _protocol: u32) -> AgentInfo {
         AgentInfo {
             protocol: PROTOCOL,
-            version: "fake".into(),
+            version: self.version.into(),
             hostname: "fake".into(),
             boot_id: String::new(),
             instance: 1,

@@ -168,6 +168,29 @@ fn an_agent_that_cannot_stream_is_polled() {
 }
 
 #[test]
+fn an_agent_of_another_version_is_served_and_said() {
+    run(async || {
+        let agent = FakeAgent {
+            version: "0.0.9\u{1b}[2J",
+            ..FakeAgent::new()
+        };
+        let mut host = Host::start(&agent);
+        let connected = host
+            .until(|n| matches!(n, Notice::AgentConnected { .. }))
+            .await;
+        assert!(connected.is_problem());
+        let text = connected.to_string();
+        assert!(!text.contains(char::is_control), "{text}");
+        assert!(text.starts_with("Agent 0.0.9"), "{text}");
+        let ours = concat!("rum is ", env!("CARGO_PKG_VERSION"));
+        assert!(text.contains(ours), "{text}");
+        agent.stream(&[5000]);
+        host.until_forwarded(5000).await;
+        host.end().await;
+    });
+}
+
+#[test]
 fn forwards_outlive_a_short_loss_and_an_end_closes_everything() {
     run(async || {
         let agent = FakeAgent::new();

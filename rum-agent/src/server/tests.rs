@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tokio_vsock::VMADDR_CID_LOCAL;
+
 use super::*;
 use rum_shared::channel;
 use rum_shared::rpc::RumAgentClient;
@@ -19,7 +21,7 @@ fn config(dir: &Path) -> Config {
         source: None,
         hint: None,
         knock: None,
-        allow_local: false,
+        allow_cid: vec![],
         hand_over: false,
     }
 }
@@ -191,22 +193,23 @@ fn only_the_host_is_served_over_vsock() {
         .unwrap();
     let _inside = runtime.enter();
     let dir = tempfile::tempdir().unwrap();
-    let gate = |allow_local| Gate {
+    let gate = |allow_cid: &[u32]| Gate {
         acceptor: ListenAddr::Unix(dir.path().join("s")).bind().unwrap(),
         what: "session",
         places: 2,
         full: Full::Refuse,
-        allow_local,
+        allow_cid: allow_cid.to_vec(),
     };
-    let admits = |peer, allow_local| {
+    let admits = |peer, allow_cid: &[u32]| {
         let _ = std::fs::remove_file(dir.path().join("s"));
-        gate(allow_local).admits(peer, 1, &mut LogGate::default())
+        gate(allow_cid).admits(peer, 1, &mut LogGate::default())
     };
-    assert!(admits(None, false));
-    assert!(admits(Some(VMADDR_CID_HOST), false));
-    assert!(!admits(Some(VMADDR_CID_LOCAL), false));
-    assert!(admits(Some(VMADDR_CID_LOCAL), true));
-    assert!(!admits(Some(3), true));
+    assert!(admits(None, &[]));
+    assert!(admits(Some(VMADDR_CID_HOST), &[]));
+    assert!(!admits(Some(VMADDR_CID_LOCAL), &[]));
+    assert!(admits(Some(VMADDR_CID_LOCAL), &[7, VMADDR_CID_LOCAL]));
+    assert!(admits(Some(VMADDR_CID_HOST), &[7]));
+    assert!(!admits(Some(3), &[7, VMADDR_CID_LOCAL]));
     let _ = std::fs::remove_file(dir.path().join("s"));
-    assert!(!gate(false).admits(None, 2, &mut LogGate::default()));
+    assert!(!gate(&[]).admits(None, 2, &mut LogGate::default()));
 }

@@ -88,7 +88,7 @@ fn all() -> Vec<Notice> {
     };
     let info = AgentInfo {
         protocol: 1,
-        version: "1.2.3".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
         hostname: "dev".into(),
         boot_id: String::new(),
         instance: 7,
@@ -106,8 +106,15 @@ fn all() -> Vec<Notice> {
             streaming,
         },
         Notice::AgentConnected {
-            info,
+            info: info.clone(),
             streaming: polled,
+        },
+        Notice::AgentConnected {
+            info: AgentInfo {
+                version: "0.0.9".into(),
+                ..info
+            },
+            streaming,
         },
         forwarded(
             Key::Static(host("127.0.0.1:8080")),
@@ -165,7 +172,7 @@ fn every_line() {
     let output = Output::to(shared.clone(), false, LogFormat::Text).unwrap();
     all().iter().for_each(|notice| output.say(notice));
     output.flush(DEADLINE);
-    insta::assert_snapshot!(shared.text());
+    insta::assert_snapshot!(shared.text().replace(env!("CARGO_PKG_VERSION"), "OURS"));
 }
 
 #[test]
@@ -183,7 +190,7 @@ fn every_line_as_json() {
         at,
     );
     assert!(!text.contains('\u{1b}'));
-    insta::assert_snapshot!(text);
+    insta::assert_snapshot!(text.replace(env!("CARGO_PKG_VERSION"), "OURS"));
 }
 
 #[test]

@@ -18,8 +18,11 @@ fn tool(command: &[&str]) -> Option<(bool, String)> {
     ))
 }
 
-/// Name, mode and content of each record of a newc archive, and what follows the last.
-fn newc(mut bytes: &[u8]) -> (Vec<(String, u32, &[u8])>, &[u8]) {
+/// Name, mode and content.
+type Record<'a> = (String, u32, &'a [u8]);
+
+/// The records of a newc archive, and what follows the last.
+fn newc(mut bytes: &[u8]) -> (Vec<Record<'_>>, &[u8]) {
     let mut records = Vec::new();
     loop {
         assert_eq!(&bytes[..6], b"070701");

@@ -1,0 +1,181 @@
+//! `rum agent`, as a user runs it: the program that comes out is one, and installing over ssh
+//! does what was shown. The ssh here is a script that runs the command on this machine, in a
+//! directory that stands for the VM.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Output, Stdio};
+
+use rum_tests::rum::Setup;
+
+/// Runs what it is told in `$VM`, with the VM's programs.
+const SSH: &str = r#"#!/bin/sh
+echo "ssh $*" >>"$VM/log"
+[ "$1" = -t ] && shift
+[ "$1" = -- ] && [ "$2" = me@vm ] || exit 255
+cd "$VM/home" && PATH=$VM/bin:$PATH exec sh -c "$3"
+"#;
+/// Notes what it was told, and fails at what `$BROKEN` names.
+const TOLD: &str = r#"#!/bin/sh
+echo "$(basename "$0") $*" >>"$VM/log"
+[ "$1" != "$BROKEN" ]
+"#;
+/// As the real one, for a `/` that is the VM's.
+const INSTALL: &str = r#"#!/bin/sh
+echo "install $*" >>"$VM/log"
+exec /usr/bin/install "$1" "$2" "$3" "$4" "$VM$5"
+"#;
+
+struct Vm {
+    setup: Setup,
+}
+
+impl Vm {
+    fn new() -> Self {
+        let setup = Setup::new();
+        for dir in ["bin", "path", "home"] {
+            fs::create_dir(setup.path().join(dir)).expect("a new directory");
+        }
+        for (name, script) in [
+            ("path/ssh", SSH),
+            ("bin/systemctl", TOLD),
+            ("bin/install", INSTALL),
+            // Passwords are none of our business.
+            ("bin/sudo", "#!/bin/sh\nexec \"$@\"\n"),
+        ] {
+            let file = setup.path().join(name);
+            fs::write(&file, script).expect("a new file");
+            fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("our own");
+        }
+        Self { setup }
+    }
+
+    fn rum(&self, args: &[&str], broken: &str) -> Output {
+        let path = std::env::var("PATH").expect("a PATH");
+        let own = self.setup.path().join("path");
+        let mut command = self.setup.rum(args);
+        command
+            .env("PATH", format!("{}:{path}", own.display()))
+            .env("VM", self.setup.path())
+            .env("BROKEN", broken)
+            .stdin(Stdio::null());
+        command.output().expect("rum starts")
+    }
+
+    fn read(&self, file: &str) -> Vec<u8> {
+        fs::read(self.setup.path().join(file.trim_start_matches('/'))).expect(file)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+#[test]
+fn the_program_that_comes_out_runs() {
+    let setup = Setup::new();
+    let rum = setup.rum(["agent", "binary"]);
+    // Written by another process: nobody here can still have it open when it is executed.
+    let mut sh = setup.command("sh");
+    sh.args([
+        "-euc",
+        "\"$1\" agent binary >a; chmod +x a; ./a --version",
+        "sh",
+    ])
+    .arg(rum.get_program());
+    let output = sh.output().expect("a shell");
+    let version = concat!("rum-agent ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(text(&output.stdout), version, "{output:?}");
+}
+
+#[test]
+fn no_program_is_written_to_a_terminal() {
+    let setup = Setup::new();
+    let rum = setup.rum(["agent", "binary"]);
+    let mut command = setup.command("script");
+    command
+        .args(["--quiet", "--return", "--command"])
+        .arg(format!("{} agent binary", rum.get_program().display()))
+        .arg("/dev/null")
+        .stdin(Stdio::null());
+    let output = command.output().expect("script, of bsdutils");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = text(&output.stdout);
+    assert!(said.contains("rum agent binary > rum-agent"), "{said}");
+    assert!(!said.contains("ELF"), "{said}");
+}
+
+#[test]
+fn a_reader_that_goes_away_gets_an_exit_code() {
+    let setup = Setup::new();
+    let mut command = setup.rum(["agent", "binary"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut rum = command.spawn().expect("rum starts");
+    let mut stdout = rum.stdout.take().expect("a pipe");
+    stdout.read_exact(&mut [0; 4]).expect("the first bytes");
+    drop(stdout);
+    let output = rum.wait_with_output().expect("a child of ours");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+#[test]
+fn installing_over_ssh_does_what_it_shows() {
+    let vm = Vm::new();
+    let shown = vm.rum(&["agent", "install", "--print", "--ssh", "me@vm"], "");
+    assert!(!vm.setup.path().join("log").exists(), "something was run");
+    let done = vm.rum(&["agent", "install", "--ssh", "me@vm"], "");
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+
+    let agent = vm.read(rum_host::payload::AGENT_PATH);
+    assert!(agent == rum_host::payload::agent(), "another agent");
+    let unit = vm.read(rum_host::payload::UNIT_PATH);
+    assert_eq!(text(&unit), rum_host::payload::unit());
+    assert_eq!(
+        fs::read_dir(vm.setup.path().join("home"))
+            .expect("it")
+            .count(),
+        0
+    );
+
+    let log = text(&vm.read("log"));
+    let told: Vec<_> = log.lines().filter(|l| l.starts_with("systemctl")).collect();
+    assert_eq!(
+        told,
+        [
+            "systemctl daemon-reload",
+            "systemctl enable rum-agent.service",
+            "systemctl restart rum-agent.service"
+        ]
+    );
+    // What was run is what was shown, at the time and before.
+    let (shown, done) = (text(&shown.stdout), text(&done.stdout));
+    let steps: Vec<_> = done.lines().filter(|l| l.contains("ssh ")).collect();
+    assert_eq!(steps.len(), 3, "{done}");
+    assert!(shown.contains(&steps.join("\n")), "{shown}");
+}
+
+#[test]
+fn a_step_that_fails_is_the_last() {
+    let vm = Vm::new();
+    let failed = vm.rum(&["agent", "install", "--ssh", "me@vm"], "enable");
+    assert_eq!(failed.status.code(), Some(1));
+    let said = text(&failed.stderr);
+    assert!(said.contains("failed") && said.contains("hint: "), "{said}");
+    let log = text(&vm.read("log"));
+    assert!(
+        !log.contains(
+            "
+systemctl restart"
+        ),
+        "went on: {log}"
+    );
+
+    let nowhere = vm.rum(&["agent", "install", "--ssh", "me@nowhere"], "");
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert_eq!(
+        text(&nowhere.stdout).matches("ssh ").count(),
+        1,
+        "{nowhere:?}"
+    );
+}
