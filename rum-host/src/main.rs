@@ -11,9 +11,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// `rum` is its own agent, so that there is one file to install and no two versions to differ.
+/// `rum` carries its agent, so that there is one file to install and no two versions to differ.
+/// Where a file in memory may not be executed (`vm.memfd_noexec`), rum itself is the agent.
 fn agent(args: Vec<OsString>) -> ExitCode {
     use clap::Parser as _;
+    let error = rum_host::payload::become_agent(&args);
+    eprintln!("rum: the agent takes more memory than it needs: {error}");
     let name = OsString::from("rum-agent");
     rum_agent::cli::main_with(rum_agent::cli::Args::parse_from(
         std::iter::once(name).chain(args),

@@ -1,14 +1,26 @@
-//! Getting the agent into a VM: rum carries a static `rum-agent` and packs it in the form that
-//! a VM takes it in.
+//! Getting the agent into a guest: rum carries a static `rum-agent` and packs it in the form
+//! that a guest takes it in.
 //!
-//! | the VM boots | the agent comes in | module |
+//! | the guest boots | the agent comes in | see |
 //! |---|---|---|
 //! | a kernel and an initramfs | an archive before the initramfs | [`initramfs`] |
 //! | a cloud image | a seed disk for cloud-init | [`seed`] |
+//! | no: a namespace guest | a file in memory that is executed | [`become_agent`] |
 //! | without rum's help | by hand or over ssh (`rum agent install`) | [`unit`](unit()) |
 //!
-//! The agent is built by `build.rs`, together with rum, so what rum puts into a VM is of its
-//! own version. Invariant: the same input makes the same bytes.
+//! The agent is built by `build.rs`, together with rum, so what rum puts into a guest is of
+//! its own version. Invariant: the same input makes the same bytes.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
 
 pub mod initramfs;
 pub mod seed;
@@ -31,6 +43,33 @@ pub fn agent() -> &'static [u8] {
 /// The systemd unit that runs the agent at [`AGENT_PATH`] with as little privilege as it needs.
 pub fn unit() -> String {
     include_str!("rum-agent.service").to_owned()
+}
+
+/// This process goes on as the agent, with `args`; returns why it cannot.
+///
+/// The agent is a fraction of rum, and so is the memory that it keeps resident.
+pub fn become_agent(args: &[OsString]) -> io::Error {
+    match execute(args) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn execute(args: &[OsString]) -> io::Result<Infallible> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Linux before 6.3 does not know that a file in memory may be one not to be executed.
+    let file = match memfd_create(AGENT, flags | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => memfd_create(AGENT, flags),
+        made => made,
+    }?;
+    let mut file = File::from(file);
+    file.write_all(agent())?;
+    fcntl_add_seals(
+        &file,
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Err(Command::new(path).arg0(AGENT).args(args).exec())
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@
 //! Each is `/proc/self/exe` with a hidden first argument, because setns(2) into a user namespace
 //! and a fork that is more than an exec want a process with a single thread: `main` calls
 //! [`dispatch_internal`] before it makes any other. And because the exec at each step is what
-//! drops the capabilities that an ordinary user has in a user namespace of his own.
+//! drops the capabilities that an ordinary user has in a user namespace of his own. The agent
+//! then goes on as the small program that rum carries ([`crate::payload::become_agent`]).
 //!
 //! # Nothing inside outlives rum
 //! - **rum ends**, in whatever way: only rum holds the other end of the keeper's standard input,
