@@ -1,9 +1,11 @@
 //! Step 2 of the data flow: where dumps come from, SOCK_DIAG or the /proc fallback.
 //!
 //! SOCK_DIAG is asked on the spot: a dump takes some 50 us. Reading /proc takes milliseconds
-//! and grows with the number of connections, so it happens on a blocking thread.
+//! and grows with the number of connections, so it happens on a blocking thread; and SOCK_DIAG
+//! is tried again now and then, since an agent that starts first in a guest may be there before
+//! the kernel module is.
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::chain;
 use crate::kernel::proc_net::ProcNet;
@@ -12,6 +14,10 @@ use crate::kernel::{DumpError, Socket};
 
 /// Confirmations after which other tasks get a turn; each takes a few microseconds.
 const CONFIRM_SLICE: usize = 64;
+
+/// Dumps of /proc between two attempts to use SOCK_DIAG after all. Each may make the kernel look
+/// for its module, which costs about as much as one of those dumps.
+const RETRY_AFTER: u32 = 16;
 
 /// The kinds of source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +55,10 @@ pub enum Source {
     /// NETLINK_SOCK_DIAG.
     Netlink(SockDiag),
     /// `/proc/net/tcp` and `/proc/net/tcp6`.
-    Proc,
+    Proc {
+        /// Dumps until SOCK_DIAG is tried again; `None` for never.
+        retry: Option<u32>,
+    },
     /// What a test says.
     #[cfg(test)]
     Fake(fake::FakeKernel),
@@ -62,17 +71,17 @@ impl Source {
     /// Why netlink cannot be used, only where it is forced.
     pub fn open(forced: Option<SourceKind>) -> Result<Self, DumpError> {
         if forced == Some(SourceKind::Proc) {
-            return Ok(Self::Proc);
+            return Ok(Self::Proc { retry: None });
         }
-        // Only an answered dump proves that the kernel knows the family.
-        let netlink = SockDiag::open().and_then(|mut diag| diag.dump().map(|_| diag));
-        match netlink {
-            Ok(diag) => Ok(Self::Netlink(diag)),
+        match try_netlink() {
+            Ok((diag, _)) => Ok(Self::Netlink(diag)),
             Err(error) if forced.is_some() => Err(error),
             Err(error) => {
                 let reason = chain(&error);
                 warn!("reading /proc/net/tcp, since SOCK_DIAG cannot be used: {reason}");
-                Ok(Self::Proc)
+                Ok(Self::Proc {
+                    retry: Some(RETRY_AFTER),
+                })
             }
         }
     }
@@ -81,7 +90,7 @@ impl Source {
     pub fn kind(&self) -> SourceKind {
         match self {
             Self::Netlink(_) => SourceKind::Netlink,
-            Self::Proc => SourceKind::Proc,
+            Self::Proc { .. } => SourceKind::Proc,
             #[cfg(test)]
             Self::Fake(_) => SourceKind::Netlink,
         }
@@ -94,7 +103,20 @@ impl Source {
     pub async fn dump(&mut self) -> Result<Vec<Socket>, DumpError> {
         match self {
             Self::Netlink(diag) => diag.dump(),
-            Self::Proc => read_proc().await,
+            Self::Proc { retry } => {
+                let Some(left) = retry else {
+                    return read_proc().await;
+                };
+                *left = left.checked_sub(1).unwrap_or(RETRY_AFTER);
+                if *left == 0
+                    && let Ok((diag, sockets)) = try_netlink()
+                {
+                    info!("SOCK_DIAG can be used now");
+                    *self = Self::Netlink(diag);
+                    return Ok(sockets);
+                }
+                read_proc().await
+            }
             #[cfg(test)]
             Self::Fake(fake) => fake.dump(),
         }
@@ -111,7 +133,7 @@ impl Source {
         }
         let mut alive = Vec::new();
         let second = match self {
-            Self::Proc => read_proc().await?,
+            Self::Proc { .. } => read_proc().await?,
             _ => Vec::new(),
         };
         for (i, socket) in missing.into_iter().enumerate() {
@@ -120,7 +142,7 @@ impl Source {
             }
             let exists = match self {
                 Self::Netlink(diag) => diag.exists(&socket)?,
-                Self::Proc => second
+                Self::Proc { .. } => second
                     .iter()
                     .any(|s| (s.port, s.ip) == (socket.port, socket.ip)),
                 #[cfg(test)]
@@ -132,6 +154,13 @@ impl Source {
         }
         Ok(alive)
     }
+}
+
+/// SOCK_DIAG and its first dump: only an answer proves that the kernel knows the family.
+fn try_netlink() -> Result<(SockDiag, Vec<Socket>), DumpError> {
+    let mut diag = SockDiag::open()?;
+    let sockets = diag.dump()?;
+    Ok((diag, sockets))
 }
 
 async fn read_proc() -> Result<Vec<Socket>, DumpError> {
@@ -196,6 +225,30 @@ pub mod fake {
                 let same = |s: &Socket| (s.port, s.ip) == (socket.port, socket.ip);
                 Ok(state.sockets.iter().any(same))
             })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fallback_is_left_when_netlink_answers_and_a_choice_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut fallen = Source::Proc { retry: Some(2) };
+        let mut chosen = Source::open(Some(SourceKind::Proc)).unwrap();
+        for expected in [SourceKind::Proc, SourceKind::Netlink, SourceKind::Netlink] {
+            for (source, kind) in [(&mut fallen, expected), (&mut chosen, SourceKind::Proc)] {
+                let dump = source.dump().await.unwrap();
+                assert!(dump.iter().any(|s| s.port == port));
+                assert_eq!(source.kind(), kind);
+            }
         }
     }
 }
