@@ -24,6 +24,7 @@ pub mod host_port;
 pub mod notice;
 pub mod output;
 pub mod plan;
+pub mod policy;
 mod pool;
 pub mod reconcile;
 pub mod runtime_dir;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::policy::{PROCESS_WAIT, Pattern, Rule, RuleAction};
 use proptest::prelude::*;
 
 /// A host on which some ports are taken by others; carries plans out as the supervisor does.
@@ -21,10 +22,8 @@ impl Host {
                 statics: vec![],
                 drain: DRAIN,
                 auto: Some(AutoPolicy {
-                    ranges: range.parse().unwrap(),
-                    bind: IpAddr::from([127, 0, 0, 1]),
                     on_conflict,
-                    drain: DRAIN,
+                    ..AutoPolicy::new(range.parse().unwrap())
                 }),
             },
             taken: BTreeSet::new(),
@@ -45,7 +44,13 @@ impl Host {
     /// Plans and executes until nothing is left to do; returns the next deadline.
     fn settle(&mut self, guest: &[u16]) -> Option<Instant> {
         let listeners: Vec<_> = guest.iter().map(|p| Listener::bare(*p)).collect();
-        let desired = self.policy.desired(&listeners);
+        self.settle_on(&listeners, self.now - PROCESS_WAIT)
+    }
+
+    /// The same for listeners of which the host heard at `known_since`.
+    fn settle_on(&mut self, listeners: &[Listener], known_since: Instant) -> Option<Instant> {
+        let listeners = listeners.iter().map(|l| (l, known_since));
+        let desired = self.policy.desired(listeners, self.now);
         for _ in 0..10_000 {
             let plan = self.policy.plan(&desired, &self.actual, self.now);
             if plan.actions.is_empty() {
@@ -152,6 +157,7 @@ fn a_static_forward_needs_no_listener_and_survives_it() {
     host.policy.statics.push(StaticForward {
         host: addr,
         guest: GuestPort(80),
+        label: None,
     });
     host.settle(&[]);
     assert!(host.bound(addr));

@@ -25,8 +25,10 @@ use crate::host_port;
 use crate::notice::{BlockReason, Notice};
 use crate::plan::{Binding, GuestPort, HostAddr, Key, Policy};
 use crate::reconcile::{CONFIRM_AFTER, Reconciler, Repair};
+use known_since::KnownSince;
 
 mod execute;
+mod known_since;
 
 /// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
 /// stall, short enough that a dead guest does not look alive.
@@ -39,6 +41,8 @@ pub struct Options {
     pub endpoint: Endpoint,
     /// What to forward.
     pub policy: Policy,
+    /// What to forward from now on, whenever that changes.
+    pub changes: Option<watch::Receiver<Policy>>,
     /// False: poll only, as with an agent that cannot stream.
     pub stream: bool,
 }
@@ -49,6 +53,7 @@ impl Options {
         Self {
             endpoint,
             policy,
+            changes: None,
             stream: true,
         }
     }
@@ -92,6 +97,8 @@ enum Done {
 pub struct Supervisor {
     options: Options,
     guest: ListenerSet,
+    /// When each of them was first heard of.
+    known_since: KnownSince,
     /// Whether the agent runs on this kernel, so that inodes can be compared.
     same_kernel: bool,
     reconciler: Reconciler,
@@ -134,6 +141,7 @@ impl Supervisor {
         Self {
             options,
             guest: ListenerSet::default(),
+            known_since: KnownSince::default(),
             same_kernel: false,
             reconciler: Reconciler::default(),
             bindings: BTreeMap::new(),
@@ -204,7 +212,7 @@ impl Supervisor {
                 listeners,
                 ..
             }) => {
-                self.guest = ListenerSet::new(generation, listeners);
+                self.replace(ListenerSet::new(generation, listeners), now);
                 self.reconciler.snapshot(now);
                 self.agent = AgentState::Up;
             }
@@ -224,7 +232,7 @@ impl Supervisor {
                 for port in named.chain(change.closed.iter().copied()) {
                     self.reconciler.event(port, now);
                 }
-                self.guest.apply(&change);
+                self.apply(&change, now);
             }
             AgentEvent::Watch(WatchEvent::Heartbeat { .. }) => {}
             AgentEvent::Polled {
@@ -237,12 +245,12 @@ impl Supervisor {
                     .into_iter()
                     .map(|port| known(port).unwrap_or_else(|| Listener::bare(port)))
                     .collect();
-                self.guest = ListenerSet::new(self.guest.generation, listeners);
+                self.replace(ListenerSet::new(self.guest.generation, listeners), now);
                 self.agent = AgentState::Up;
             }
             AgentEvent::Polled { sent, ports, .. } => {
                 for repair in self.reconciler.poll(sent, &self.guest, &ports) {
-                    self.repair(repair);
+                    self.repair(repair, now);
                     (shell.notify)(Notice::Repaired(repair));
                 }
                 let again = self.reconciler.has_suspects();
@@ -266,7 +274,16 @@ impl Supervisor {
         }
     }
 
-    fn repair(&mut self, repair: Repair) {
+    fn replace(&mut self, next: ListenerSet, now: Instant) {
+        self.apply(&self.guest.diff(&next), now);
+    }
+
+    fn apply(&mut self, change: &Change, now: Instant) {
+        self.known_since.change(&self.guest, change, now);
+        self.guest.apply(change);
+    }
+
+    fn repair(&mut self, repair: Repair, now: Instant) {
         let mut change = Change {
             generation: self.guest.generation,
             ..Change::default()
@@ -275,7 +292,7 @@ impl Supervisor {
             Repair::Opened(port) => change.opened.push(Listener::bare(port)),
             Repair::Closed(port) => change.closed.push(port),
         }
-        self.guest.apply(&change);
+        self.apply(&change, now);
     }
 
     fn timers(&mut self, poll_now: &watch::Sender<()>, shell: &mut Shell<'_>) {
@@ -285,7 +302,7 @@ impl Supervisor {
         }
         if matches!(self.agent, AgentState::Lost(since) if since + GRACE <= now) {
             self.agent = AgentState::GivenUp;
-            self.guest = ListenerSet::default();
+            self.replace(ListenerSet::default(), now);
             (shell.notify)(Notice::GraceOver);
         }
     }
@@ -320,8 +337,8 @@ impl Supervisor {
         mut stop: watch::Receiver<Stop>,
         mut shell: Shell<'_>,
     ) -> Summary {
-        for (_, forwarder) in std::mem::take(&mut self.forwarders) {
-            forwarder.stop();
+        for (key, forwarder) in std::mem::take(&mut self.forwarders) {
+            forwarder.stop(self.options.policy.drain(key));
         }
         let deadline = match how {
             Stop::Drain(time) => time,

@@ -6,14 +6,15 @@
 //! 1. the `toml` crate parses it strictly: [`syntax`], duplicate keys, and where everything is;
 //! 2. [`shape`] compares that with the reflection of the raw structs: unknown keys, missing keys
 //!    and wrong types; then facet-toml fills the structs of [`raw`];
-//! 3. [`check`] looks at the values: ranges, addresses, and what collides with what.
+//! 3. [`check`] and [`auto`] look at the values, [`clash`] at what collides with what.
 //!
 //! Invariants: a [`ConfigError`] names line, column and what to write instead, and the problems
 //! of one pass are told together; no text, however strange, makes this panic or take long.
 
+mod auto;
 mod check;
+mod clash;
 mod error;
-mod overlap;
 mod raw;
 mod shape;
 mod syntax;
@@ -30,9 +31,10 @@ use std::path::{Path, PathBuf};
 use rum_shared::range::PortRanges;
 use toml::de::DeTable;
 
+pub use auto::MAX_RULES;
 pub use check::MAX_FORWARDS;
 pub use error::{ConfigError, Located, MAX_PROBLEMS, Problem};
-pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig};
+pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig, RuleConfig};
 
 use crate::error::RumError;
 use crate::guest::GuestKind;

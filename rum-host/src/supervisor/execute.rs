@@ -15,15 +15,15 @@ use crate::plan::{Action, Binding, CONFLICT_RETRY, HostAddr, Key, OnConflict, Wa
 impl Supervisor {
     /// Plans and executes until the host is as wanted. Returns the next deadline.
     pub(super) fn settle(&mut self, shell: &mut Shell<'_>) -> Option<Instant> {
+        let now = Instant::now();
         let own: BTreeSet<u64> = match self.same_kernel {
             true => self.forwarders.values().map(Forwarder::inode).collect(),
             false => BTreeSet::new(),
         };
         let foreign = |l: &&Listener| !own.contains(&l.inode);
-        let desired = self
-            .options
-            .policy
-            .desired(self.guest.iter().filter(foreign));
+        let listeners = self.guest.iter().filter(foreign);
+        let listeners = listeners.map(|l| (l, self.known_since.of(l.port, now)));
+        let desired = self.options.policy.desired(listeners, now);
         loop {
             let plan = self
                 .options
@@ -52,13 +52,7 @@ impl Supervisor {
 
     fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
         let cut = shell.cut.child_token();
-        match Forwarder::bind(
-            at,
-            want.guest,
-            shell.dialer,
-            self.options.policy.drain(key),
-            cut,
-        ) {
+        match Forwarder::bind(at, want.guest, shell.dialer, cut) {
             Ok((forwarder, task)) => {
                 let guest = want.guest;
                 shell.tasks.spawn(async move {
@@ -128,11 +122,12 @@ impl Supervisor {
         self.bindings.remove(&key);
         if let Some(forwarder) = self.forwarders.remove(&key) {
             let guest = forwarder.guest();
-            let draining = match self.options.policy.drain(key).is_zero() {
+            let drain = self.options.policy.drain(key);
+            let draining = match drain.is_zero() {
                 true => 0,
                 false => forwarder.stats().active.load(Relaxed),
             };
-            forwarder.stop();
+            forwarder.stop(drain);
             (shell.notify)(Notice::Stopped { guest, draining });
         }
     }
