@@ -86,6 +86,16 @@ Exit codes:
   128+N  ended by signal N, after cleaning up"
     )]
     Up(UpArgs),
+    /// Stop a running `rum up`
+    #[command(
+        after_help = "Returns when it has ended. Connections get the drain time to finish.
+
+Exit codes:
+  0  it has ended
+  1  no such guest is running, or its `rum up` does not answer
+  2  the command line is wrong"
+    )]
+    Down(DownArgs),
     /// Run a program in the guest of a running `rum up`
     #[command(after_help = "Examples:
   rum exec -- ss -ltn
@@ -138,6 +148,17 @@ impl UpArgs {
             name: self.name.clone(),
         }
     }
+}
+
+/// Arguments of `rum down`.
+#[derive(Debug, Clone, Args)]
+pub struct DownArgs {
+    /// Name of the guest [default: the one in rum.toml, or the only one]
+    #[arg(long, value_parser = values::name)]
+    pub name: Option<String>,
+    /// Cut connections and kill what runs in the guest
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Arguments of `rum exec`.
@@ -197,6 +218,7 @@ mod tests {
         for (name, args) in [
             ("help", &["--help"][..]),
             ("help-up", &["help", "up"]),
+            ("help-down", &["help", "down"]),
             ("help-exec", &["help", "exec"]),
             ("help-shell", &["shell", "-h"]),
         ] {

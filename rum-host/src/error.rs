@@ -136,12 +136,20 @@ impl Diagnostic for RumError {
 
 /// Prints `error` to stderr. That stderr is closed is not a reason to fail once more.
 pub fn report(error: &RumError) {
+    let _ = std::io::stderr().write_all(for_stderr(error).as_bytes());
+}
+
+/// What [`report`] prints: as wide as the terminal, with colours if it has them.
+pub fn for_stderr(error: &RumError) -> String {
     let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr())
         .ok()
         .map(|size| usize::from(size.ws_col))
         .filter(|columns| *columns > 0);
     let text = render(error, width.unwrap_or(DEFAULT_WIDTH));
-    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+    match anstream::AutoStream::choice(&std::io::stderr()) {
+        anstream::ColorChoice::Never => anstream::adapter::strip_str(&text).to_string(),
+        _ => text,
+    }
 }
 
 /// Width of a snippet where there is no terminal, in columns.

@@ -9,9 +9,10 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 
+use crate::control;
 use crate::guest::namespace::enter_command;
 use crate::guest::{GuestError, NAMESPACE};
-use crate::runtime_dir::{self, RunningGuest, check_name};
+use crate::runtime_dir::RunningGuest;
 use crate::sandbox::enter::Job;
 
 /// Runs `command` in the running guest `name`, or in the only one there is. Returns only if that
@@ -31,10 +32,7 @@ pub fn shell(name: Option<&str>) -> GuestError {
 }
 
 fn try_exec(name: Option<&str>, command: &[OsString]) -> Result<Infallible, GuestError> {
-    if let Some(name) = name {
-        check_name(name)?;
-    }
-    let guest = pick(name, runtime_dir::list()?)?;
+    let guest = control::find(name)?;
     let pidfd = open(&guest)?;
     let source = enter_command(pidfd.as_fd(), Job::Own, &guest.name, command)?.exec();
     Err(GuestError::Io {
@@ -58,62 +56,21 @@ fn open(guest: &RunningGuest) -> Result<OwnedFd, GuestError> {
     })
 }
 
-/// The guest that is meant.
-fn pick(name: Option<&str>, mut running: Vec<RunningGuest>) -> Result<RunningGuest, GuestError> {
-    let names = |running: &[RunningGuest]| running.iter().map(|guest| guest.name.clone()).collect();
-    match name {
-        Some(name) => match running.iter().position(|guest| guest.name == name) {
-            Some(at) => Ok(running.swap_remove(at)),
-            None => Err(GuestError::NotRunning {
-                name: name.to_owned(),
-                running: names(&running),
-            }),
-        },
-        None if running.len() > 1 => Err(GuestError::Ambiguous {
-            running: names(&running),
-        }),
-        None => running.pop().ok_or(GuestError::NoneRunning),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::runtime_dir::ProcessId;
 
-    fn guests(names: &[&str]) -> Vec<RunningGuest> {
-        let guest = |name: &&str| RunningGuest {
-            name: (*name).to_owned(),
+    #[test]
+    fn opens_only_what_can_be_entered() {
+        let mut guest = RunningGuest {
+            name: "a".to_owned(),
             path: "/nowhere".into(),
             rum: None,
             kind: None,
             init: None,
         };
-        names.iter().map(guest).collect()
-    }
-
-    #[test]
-    fn picks_the_named_or_the_only_one() {
-        assert_eq!(pick(None, guests(&["a"])).unwrap().name, "a");
-        assert_eq!(pick(Some("b"), guests(&["a", "b"])).unwrap().name, "b");
-    }
-
-    #[test]
-    fn says_which_there_are() {
-        let error = pick(Some("c"), guests(&["a", "b"])).unwrap_err();
-        assert_eq!(error.to_string(), "no guest `c` is running (running: a, b)");
-        let error = pick(None, guests(&["a", "b"])).unwrap_err();
-        assert_eq!(error.to_string(), "more than one guest is running: a, b");
-        assert!(error.hint().unwrap().contains("--name a"));
-        let error = pick(None, guests(&[])).unwrap_err();
-        assert_eq!(error.to_string(), "no guest is running");
-        assert!(error.hint().unwrap().contains("rum up"));
-    }
-
-    #[test]
-    fn opens_only_what_can_be_entered() {
-        let mut guest = guests(&["a"]).remove(0);
         let me = ProcessId::current().unwrap();
         assert!(matches!(open(&guest), Err(GuestError::NotReady { .. })));
         guest.kind = Some(NAMESPACE.to_owned());

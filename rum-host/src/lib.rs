@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::cli::{Cli, Command, GlobalArgs, UpArgs};
+use crate::cli::{Cli, Command, DownArgs, GlobalArgs, UpArgs};
 use crate::error::RumError;
 
 pub mod agent;
@@ -15,11 +15,13 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod down;
 pub mod error;
 pub mod exec;
 pub mod exit;
 pub mod forwarder;
 pub mod guest;
+mod hangup;
 pub mod host_port;
 pub mod notice;
 pub mod output;
@@ -27,8 +29,10 @@ pub mod plan;
 pub mod policy;
 mod pool;
 pub mod reconcile;
+pub mod reload;
 pub mod runtime_dir;
 pub mod sandbox;
+pub mod status;
 pub mod supervisor;
 mod up;
 pub mod view;
@@ -38,6 +42,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = output::init(&cli.global).and_then(|()| match &cli.command {
         Command::Up(args) => run_up(args, &cli.global),
+        Command::Down(args) => run_down(args),
         Command::Exec(args) => Err(run_inside(args.name.clone(), |name| {
             exec::exec(name, &args.command)
         })),
@@ -71,16 +76,35 @@ fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     outcome
 }
 
+/// The name that a command means: its `--name`, else that of `rum.toml`, else none.
+fn guest_name(name: Option<&String>) -> Result<Option<String>, RumError> {
+    match name {
+        Some(name) => Ok(Some(name.clone())),
+        None => config::current_name(),
+    }
+}
+
+/// A runtime for commands that only talk to a `rum up`.
+fn small_runtime() -> Result<tokio::runtime::Runtime, RumError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| RumError::new("cannot start the runtime").caused_by(error))
+}
+
+fn run_down(args: &DownArgs) -> Result<u8, RumError> {
+    let name = guest_name(args.name.as_ref())?;
+    let asked = small_runtime()?.block_on(down::ask(name.as_deref(), args.force))?;
+    asked.map_or(Ok(()), |process| down::wait(&process))?;
+    Ok(exit::OK)
+}
+
 /// `exec` and `shell`: this process becomes the one that enters the guest, or there is an error.
 fn run_inside(
     name: Option<String>,
     enter: impl FnOnce(Option<&str>) -> guest::GuestError,
 ) -> RumError {
-    let name = match name {
-        Some(name) => Ok(Some(name)),
-        None => config::current_name(),
-    };
-    let error = match name {
+    let error = match guest_name(name.as_ref()) {
         Ok(name) => enter(name.as_deref()).into(),
         Err(error) => error,
     };

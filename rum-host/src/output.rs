@@ -8,7 +8,7 @@
 //! forwarding never depends on a reader. Lines that found no room are counted, and the count is
 //! told.
 //!
-//! Invariants: one line is one write; no line contains a control character; a reader that went
+//! Invariants: one line, or one error, is one write; no line contains a control character; a reader that went
 //! away ([`Output::closed`]) is not an error.
 
 use std::io::{self, IsTerminal, Write};
@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Color, GlobalArgs};
-use crate::error::RumError;
+use crate::error::{self, RumError};
 use crate::notice::Notice;
 
 /// Lines that wait for a slow reader: more than the largest burst, 500 listeners at once.
@@ -48,7 +48,8 @@ pub struct Output {
 
 #[derive(Debug)]
 enum Item {
-    Line(String),
+    /// Whole lines.
+    Text(String),
     /// Everything before it was written.
     Flush(Sender<()>),
 }
@@ -94,7 +95,16 @@ impl Output {
             return;
         }
         let line = notice.to_string().replace(char::is_control, "?") + "\n";
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Line(line)) {
+        self.queue(line);
+    }
+
+    /// Prints what [`error::for_stderr`] made of an error. Never waits.
+    pub fn report(&self, error: &RumError) {
+        self.queue(error::for_stderr(error));
+    }
+
+    fn queue(&self, text: String) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Text(text)) {
             self.omitted.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -118,7 +128,7 @@ impl Output {
 fn write_all(mut to: impl Write, items: &Receiver<Item>, omitted: &AtomicU64) -> io::Result<()> {
     for item in items {
         match item {
-            Item::Line(line) => to.write_all(line.as_bytes())?,
+            Item::Text(text) => to.write_all(text.as_bytes())?,
             Item::Flush(done) => {
                 to.flush()?;
                 // Gone if it waited too long.

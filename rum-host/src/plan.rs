@@ -38,6 +38,15 @@ pub struct Desired {
     pub awaiting: BTreeMap<Key, Instant>,
 }
 
+impl Desired {
+    /// How many forwards are only in one of the two, or differ.
+    pub fn differences(&self, other: &Self) -> usize {
+        let keys: BTreeSet<&Key> = self.wants.keys().chain(other.wants.keys()).collect();
+        let differs = |key: &&&Key| self.wants.get(key) != other.wants.get(key);
+        keys.iter().filter(differs).count()
+    }
+}
+
 /// A forward as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Binding {

@@ -148,6 +148,11 @@ impl RuntimeDir {
         self.path.join(CHANNEL)
     }
 
+    /// Where `rum up` answers other `rum` processes.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path.join(CONTROL)
+    }
+
     /// The lock, to be inherited by the helper that must outlive us.
     pub(crate) fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
@@ -293,6 +298,13 @@ pub struct RunningGuest {
     pub kind: Option<String>,
     /// The first process in it, for kinds that have one on this machine.
     pub init: Option<ProcessId>,
+}
+
+impl RunningGuest {
+    /// Where its `rum up` answers.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path.join(CONTROL)
+    }
 }
 
 /// The running guests of this user, sorted by name.

@@ -9,26 +9,31 @@
 //! closes nothing before [`GRACE`] is over; rum's own listeners are never forwarded; when
 //! [`Supervisor::run`] returns, no task and no socket of it is left.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rum_shared::listener::{Change, Listener, ListenerSet, Process};
+use rum_shared::range::PortRange;
 use rum_shared::rpc::WatchEvent;
 use rum_shared::transport::Endpoint;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::known_since::KnownSince;
+use self::publish::{Drain, Notes};
 use crate::agent::client::{AgentClient, AgentEvent, EVENT_QUEUE, LinkState};
+use crate::control::board::Board;
 use crate::forwarder::{Dialer, Forwarder};
 use crate::host_port;
 use crate::notice::{BlockReason, Notice};
 use crate::plan::{Binding, GuestPort, HostAddr, Key, Policy};
 use crate::reconcile::{CONFIRM_AFTER, Reconciler, Repair};
-use known_since::KnownSince;
 
 mod execute;
 mod known_since;
+mod publish;
 
 /// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
 /// stall, short enough that a dead guest does not look alive.
@@ -41,10 +46,12 @@ pub struct Options {
     pub endpoint: Endpoint,
     /// What to forward.
     pub policy: Policy,
-    /// What to forward from now on, whenever that changes.
+    /// What to forward from then on, whenever that changes.
     pub changes: Option<watch::Receiver<Policy>>,
     /// False: poll only, as with an agent that cannot stream.
     pub stream: bool,
+    /// Where to put what is the case.
+    pub board: Arc<Board>,
 }
 
 impl Options {
@@ -55,6 +62,7 @@ impl Options {
             policy,
             changes: None,
             stream: true,
+            board: Arc::default(),
         }
     }
 }
@@ -83,6 +91,7 @@ pub struct Summary {
 enum Done {
     Agent,
     Forward {
+        serial: u64,
         guest: GuestPort,
         cut: usize,
     },
@@ -97,19 +106,41 @@ enum Done {
 pub struct Supervisor {
     options: Options,
     guest: ListenerSet,
-    /// When each of them was first heard of.
-    known_since: KnownSince,
     /// Whether the agent runs on this kernel, so that inodes can be compared.
     same_kernel: bool,
     reconciler: Reconciler,
     bindings: BTreeMap<Key, Binding>,
-    forwarders: BTreeMap<Key, Forwarder>,
+    /// With a number of their own, which outlives them in the task's result.
+    forwarders: BTreeMap<Key, (u64, Forwarder)>,
+    /// The inodes of their sockets.
+    own: HashSet<u64>,
+    /// Number of the latest forwarder.
+    serial: u64,
+    /// Former forwards with connections.
+    draining: Vec<Drain>,
     /// Forwards whose block the user was told of.
-    told: BTreeSet<Key>,
+    told: BTreeMap<Key, Told>,
     agent: AgentState,
+    /// What the set of guest listeners is about.
+    covers: Option<PortRange>,
+    /// When the host first heard of each guest listener.
+    known_since: KnownSince,
+    /// The ports that a rule waited with when the plan was last made.
+    awaiting: BTreeSet<Key>,
+    /// From that to the bound host port.
+    took: BTreeMap<Key, Duration>,
+    notes: Notes,
     /// When to poll again because of a suspect.
     confirm_at: Option<Instant>,
     summary: Summary,
+}
+
+/// A block that the user was told of.
+#[derive(Debug)]
+struct Told {
+    at: HostAddr,
+    /// None while it is being found out who has the port.
+    reason: Option<BlockReason>,
 }
 
 /// How the agent stands.
@@ -138,16 +169,24 @@ struct Shell<'a> {
 impl Supervisor {
     /// A supervisor that has not started.
     pub fn new(options: Options) -> Self {
+        let notes = Notes::new(options.board.clone());
         Self {
             options,
             guest: ListenerSet::default(),
-            known_since: KnownSince::default(),
             same_kernel: false,
             reconciler: Reconciler::default(),
             bindings: BTreeMap::new(),
             forwarders: BTreeMap::new(),
-            told: BTreeSet::new(),
+            own: HashSet::new(),
+            serial: 0,
+            draining: Vec::new(),
+            told: BTreeMap::new(),
             agent: AgentState::Awaited,
+            covers: None,
+            known_since: KnownSince::default(),
+            awaiting: BTreeSet::new(),
+            took: BTreeMap::new(),
+            notes,
             confirm_at: None,
             summary: Summary::default(),
         }
@@ -165,18 +204,20 @@ impl Supervisor {
         let (events_tx, mut events) = mpsc::channel(EVENT_QUEUE);
         let (link_tx, link) = watch::channel(LinkState::Down);
         let (poll_now, poll_rx) = watch::channel(());
+        let (range, range_rx) = watch::channel(self.range());
+        let (retry_now, retry_rx) = watch::channel(());
         let dialer = Dialer::new(self.options.endpoint.clone(), link);
-        if let Some(range) = self.options.policy.hull() {
-            let client = AgentClient {
-                endpoint: self.options.endpoint.clone(),
-                range,
-                stream: self.options.stream,
-            };
-            tasks.spawn(async move {
-                client.run(events_tx, link_tx, poll_rx).await;
-                Done::Agent
-            });
-        }
+        let client = AgentClient {
+            endpoint: self.options.endpoint.clone(),
+            range: range_rx,
+            stream: self.options.stream,
+            retry_now: retry_rx,
+        };
+        tasks.spawn(async move {
+            client.run(events_tx, link_tx, poll_rx).await;
+            Done::Agent
+        });
+        let mut retried = 0;
         loop {
             let mut shell = Shell {
                 tasks: &mut tasks,
@@ -185,6 +226,8 @@ impl Supervisor {
                 notify: &mut notify,
             };
             let wake = self.settle(&mut shell);
+            self.publish(Instant::now());
+            let wake = wake.into_iter().chain(self.notes.tick_at()).min();
             tokio::select! {
                 how = at_least(&mut stop, Stop::Drain(Duration::ZERO)) => {
                     events.close();
@@ -195,9 +238,58 @@ impl Supervisor {
                     Ok(done) => self.task_done(done, &mut shell),
                     Err(error) => tracing::error!(%error, "a task failed"),
                 },
+                policy = changed(&mut self.options.changes) => {
+                    self.policy_changed(policy, &mut shell);
+                }
                 () = sleep_until(wake) => self.timers(&poll_now, &mut shell),
+                () = self.notes.demand() => {
+                    let retry = self.notes.wanted().retry;
+                    if std::mem::replace(&mut retried, retry) != retry {
+                        retry_now.send_replace(());
+                    }
+                }
             }
+            let wanted = self.range();
+            range.send_if_modified(|range| std::mem::replace(range, wanted) != wanted);
         }
+    }
+
+    /// What to ask the agent for.
+    fn range(&self) -> PortRange {
+        match self.notes.wanted().all {
+            0 => self.options.policy.hull().unwrap_or(PortRange::ALL),
+            _ => PortRange::ALL,
+        }
+    }
+
+    /// Whether `listener` is a forward of ours, seen through an agent on this kernel.
+    fn is_own(&self, listener: &Listener) -> bool {
+        self.same_kernel && self.own.contains(&listener.inode)
+    }
+
+    /// Takes over a complete set of guest listeners.
+    fn learn(&mut self, set: ListenerSet, range: PortRange, at: Instant) {
+        for port in self.guest.iter().chain(set.iter()).map(|l| l.port) {
+            self.notes.port(GuestPort(port));
+        }
+        let change = self.guest.diff(&set);
+        self.known_since.change(&self.guest, &change, at);
+        self.guest = set;
+        self.covers = Some(range);
+        if self.agent != AgentState::Up {
+            self.agent = AgentState::Up;
+            self.notes.everything();
+        }
+    }
+
+    /// Takes over a difference.
+    fn apply(&mut self, change: &Change, at: Instant) {
+        self.known_since.change(&self.guest, change, at);
+        let named = change.opened.iter().chain(&change.changed).map(|l| l.port);
+        for port in named.chain(change.closed.iter().copied()) {
+            self.notes.port(GuestPort(port));
+        }
+        self.guest.apply(change);
     }
 
     fn agent_event(&mut self, event: AgentEvent, shell: &mut Shell<'_>) {
@@ -205,51 +297,29 @@ impl Supervisor {
         match event {
             AgentEvent::Connected { info, streaming } => {
                 self.same_kernel = host_port::boot_id().is_some_and(|id| id == info.boot_id);
+                self.notes.connected(info.clone());
                 (shell.notify)(Notice::AgentConnected { info, streaming });
             }
-            AgentEvent::Watch(WatchEvent::Snapshot {
-                generation,
-                listeners,
-                ..
-            }) => {
-                self.replace(ListenerSet::new(generation, listeners), now);
-                self.reconciler.snapshot(now);
-                self.agent = AgentState::Up;
-            }
-            AgentEvent::Watch(WatchEvent::Delta {
-                generation,
-                opened,
-                changed,
-                closed,
-            }) => {
-                let change = Change {
-                    generation,
-                    opened,
-                    changed,
-                    closed,
-                };
-                let named = change.opened.iter().chain(&change.changed).map(|l| l.port);
-                for port in named.chain(change.closed.iter().copied()) {
-                    self.reconciler.event(port, now);
-                }
-                self.apply(&change, now);
-            }
-            AgentEvent::Watch(WatchEvent::Heartbeat { .. }) => {}
+            AgentEvent::Watch { at, range, event } => self.watch_event(event, range, at),
             AgentEvent::Polled {
                 ports,
+                range,
+                sent,
                 authoritative: true,
-                ..
             } => {
                 let known = |port: u16| self.guest.get(port).cloned();
                 let listeners: Vec<_> = ports
                     .into_iter()
                     .map(|port| known(port).unwrap_or_else(|| Listener::bare(port)))
                     .collect();
-                self.replace(ListenerSet::new(self.guest.generation, listeners), now);
-                self.agent = AgentState::Up;
+                let set = ListenerSet::new(self.guest.generation, listeners);
+                self.learn(set, range, sent);
             }
-            AgentEvent::Polled { sent, ports, .. } => {
-                for repair in self.reconciler.poll(sent, &self.guest, &ports) {
+            AgentEvent::Polled {
+                sent, ports, range, ..
+            } => {
+                let known = ListenerSet::new(0, self.guest.within(range).cloned());
+                for repair in self.reconciler.poll(sent, &known, &ports) {
                     self.repair(repair, now);
                     (shell.notify)(Notice::Repaired(repair));
                 }
@@ -258,6 +328,8 @@ impl Supervisor {
             }
             AgentEvent::Lost { reason, retry } => {
                 tracing::debug!(reason, ?retry, "the agent cannot be reached");
+                self.notes.lost(reason.clone(), retry);
+                self.notes.everything();
                 match self.agent {
                     AgentState::Up => {
                         self.agent = AgentState::Lost(now);
@@ -274,13 +346,46 @@ impl Supervisor {
         }
     }
 
-    fn replace(&mut self, next: ListenerSet, now: Instant) {
-        self.apply(&self.guest.diff(&next), now);
+    fn watch_event(&mut self, event: WatchEvent, range: PortRange, at: Instant) {
+        match event {
+            WatchEvent::Snapshot {
+                generation,
+                listeners,
+                ..
+            } => {
+                self.reconciler.snapshot(at);
+                self.learn(ListenerSet::new(generation, listeners), range, at);
+            }
+            WatchEvent::Delta {
+                generation,
+                opened,
+                changed,
+                closed,
+            } => {
+                let change = Change {
+                    generation,
+                    opened,
+                    changed,
+                    closed,
+                };
+                let named = change.opened.iter().chain(&change.changed).map(|l| l.port);
+                for port in named.chain(change.closed.iter().copied()) {
+                    self.reconciler.event(port, at);
+                }
+                self.apply(&change, at);
+            }
+            WatchEvent::Heartbeat { .. } => {}
+        }
     }
 
-    fn apply(&mut self, change: &Change, now: Instant) {
-        self.known_since.change(&self.guest, change, now);
-        self.guest.apply(change);
+    /// Another policy holds from now on; `settle` does what differs, and nothing else.
+    fn policy_changed(&mut self, policy: Policy, shell: &mut Shell<'_>) {
+        let before = self.desired(Instant::now());
+        self.options.policy = policy;
+        let forwards = self.desired(Instant::now()).differences(&before);
+        // A block that the user was told of may have another reason now.
+        self.notes.everything();
+        (shell.notify)(Notice::Reloaded { forwards });
     }
 
     fn repair(&mut self, repair: Repair, now: Instant) {
@@ -302,7 +407,10 @@ impl Supervisor {
         }
         if matches!(self.agent, AgentState::Lost(since) if since + GRACE <= now) {
             self.agent = AgentState::GivenUp;
-            self.replace(ListenerSet::default(), now);
+            self.guest = ListenerSet::default();
+            self.known_since = KnownSince::default();
+            self.covers = None;
+            self.notes.everything();
             (shell.notify)(Notice::GraceOver);
         }
     }
@@ -311,8 +419,12 @@ impl Supervisor {
         match done {
             // Ends only with the loop.
             Done::Agent => {}
-            Done::Forward { cut: 0, .. } => {}
-            Done::Forward { guest, cut } => {
+            Done::Forward { serial, guest, cut } => {
+                self.draining.retain(|drain| drain.serial != serial);
+                self.notes.port(guest);
+                if cut == 0 {
+                    return;
+                }
                 self.summary.cut += cut;
                 let connections = cut;
                 (shell.notify)(Notice::Cut { guest, connections });
@@ -320,11 +432,15 @@ impl Supervisor {
             Done::Holder { key, at, holder } => {
                 // Bound or given up meanwhile: no longer news.
                 if let Some(Binding::Blocked { want, .. }) = self.bindings.get(&key) {
+                    let reason = BlockReason::Conflict { holder };
                     (shell.notify)(Notice::Blocked {
                         host: at,
                         guest: want.guest,
-                        reason: BlockReason::Conflict { holder },
+                        reason: reason.clone(),
                     });
+                    let reason = Some(reason);
+                    self.told.insert(key, Told { at, reason });
+                    self.notes.port(want.guest);
                 }
             }
         }
@@ -337,7 +453,7 @@ impl Supervisor {
         mut stop: watch::Receiver<Stop>,
         mut shell: Shell<'_>,
     ) -> Summary {
-        for (key, forwarder) in std::mem::take(&mut self.forwarders) {
+        for (key, (_, forwarder)) in std::mem::take(&mut self.forwarders) {
             forwarder.stop(self.options.policy.drain(key));
         }
         let deadline = match how {
@@ -371,6 +487,17 @@ async fn at_least(stop: &mut watch::Receiver<Stop>, level: Stop) -> Stop {
         Ok(stop) => *stop,
         Err(_) => Stop::Cut,
     }
+}
+
+/// The next policy. Cancel-safe.
+async fn changed(changes: &mut Option<watch::Receiver<Policy>>) -> Policy {
+    if let Some(changes) = changes
+        && changes.changed().await.is_ok()
+    {
+        return changes.borrow_and_update().clone();
+    }
+    // Whoever could change it is gone.
+    std::future::pending().await
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

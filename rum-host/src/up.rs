@@ -8,24 +8,35 @@
 //! Who gets Ctrl+C: with a command the terminal is the command's, and the terminal driver sends
 //! SIGINT to it as well as to rum, which lets the first one be. A second one soon after is
 //! rum's, and so is every SIGTERM.
+//!
+//! SIGHUP makes it read its configuration file again (`reload`). Without such a file, and when
+//! its terminal is gone, it ends rum as SIGTERM does.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::process::Child;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::cli::{GlobalArgs, UpArgs};
 use crate::config::Settings;
+use crate::control::board::{Board, timestamp};
+use crate::control::model::{CONTROL_PROTOCOL, ControlInfo};
+use crate::control::server::{Ask, Server};
 use crate::error::RumError;
 use crate::exit;
 use crate::guest::{Guest, GuestSpec, Stopped};
+use crate::hangup::Terminals;
 use crate::notice::Notice;
 use crate::output::{Output, Target};
+use crate::policy::Policy;
+use crate::reload::{self, Reload, Told};
 use crate::runtime_dir::RuntimeDir;
 use crate::supervisor::{Options, Stop, Summary, Supervisor};
 
@@ -45,6 +56,8 @@ enum End {
     Command(ExitStatus),
     Guest(String),
     Signal(i32),
+    /// `rum down`, at once or not.
+    Asked(Ask),
     /// Nobody reads stdout any more.
     Reader,
 }
@@ -59,8 +72,20 @@ impl End {
                     .map_or(exit::FAILED, signalled),
             },
             Self::Guest(_) => exit::FAILED,
+            Self::Asked(_) => exit::OK,
             Self::Signal(number) => signalled(*number),
             Self::Reader => signalled(rustix::process::Signal::PIPE.as_raw()),
+        }
+    }
+
+    /// In words, for those who watch.
+    fn reason(&self) -> String {
+        match self {
+            Self::Command(status) => format!("its command ended ({status})"),
+            Self::Guest(reason) => format!("the guest ended: {reason}"),
+            Self::Asked(_) => "rum down".to_owned(),
+            Self::Signal(number) => format!("signal {number}"),
+            Self::Reader => "nobody reads its output any more".to_owned(),
         }
     }
 }
@@ -141,9 +166,18 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
         guest = Guest::start(&spec, &dir, &agent_args) => guest?,
         number = signals.next() => return Ok(End::Signal(number).exit_code()),
     };
+    let info = control_info(settings);
+    let board = Arc::new(Board::new(info.boot.clone(), reload::status(settings)));
+    let control = Server::bind(&dir.control_socket(), info, board.clone())
+        .map_err(io("listen on the control socket"))?;
+    let asked = control.asked();
     let command = start_command(&guest, &args.command)?;
+    let (new_policy, policy) = watch::channel(settings.policy.clone());
+    let reload = Reload::new(settings, args.overrides(), new_policy, board.clone());
     let options = Options {
         stream: !args.no_stream,
+        board: board.clone(),
+        changes: Some(policy.clone()),
         ..Options::new(guest.endpoint().clone(), settings.policy.clone())
     };
     let (stop, stopped) = watch::channel(Stop::Run);
@@ -160,8 +194,12 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
         supervisor,
         stop,
         signals,
+        asked,
+        reload: reload.map(|reload| Reloading::start(reload, &ui)),
         ui,
-        drain: settings.policy.drain,
+        policy,
+        board,
+        _control: AbortOnDropHandle::new(tokio::spawn(control.run())),
     };
     let end = running.until_the_end().await;
     let code = end.exit_code();
@@ -169,10 +207,44 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     Ok(code)
 }
 
+fn control_info(settings: &Settings) -> ControlInfo {
+    ControlInfo {
+        protocol: CONTROL_PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: settings.name.clone(),
+        kind: settings.guest.name().to_owned(),
+        pid: std::process::id(),
+        boot: format!("{:016x}", fastrand::u64(..)),
+        started: timestamp(),
+    }
+}
+
 fn start_command(guest: &Guest, command: &[OsString]) -> Result<Option<Child>, RumError> {
     match command {
         [] => Ok(None),
         command => Ok(Some(guest.spawn(command)?)),
+    }
+}
+
+/// The watch on the configuration.
+struct Reloading {
+    asked: Arc<Notify>,
+    terminals: Terminals,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Reloading {
+    fn start(reload: Reload, ui: &Ui) -> Self {
+        let (asked, ui) = (reload.asked(), ui.clone());
+        let run = reload.run(move |told| match told {
+            Told::Notice(notice) => ui.say(&notice),
+            Told::Error(error) => ui.rest.report(&error),
+        });
+        Self {
+            asked,
+            terminals: Terminals::now(),
+            _task: AbortOnDropHandle::new(tokio::spawn(run)),
+        }
     }
 }
 
@@ -183,8 +255,13 @@ struct Running {
     supervisor: JoinHandle<Summary>,
     stop: watch::Sender<Stop>,
     signals: Signals,
+    asked: watch::Receiver<Ask>,
     ui: Ui,
-    drain: Duration,
+    policy: watch::Receiver<Policy>,
+    /// None: there is no file to read again.
+    reload: Option<Reloading>,
+    board: Arc<Board>,
+    _control: AbortOnDropHandle<()>,
 }
 
 impl Running {
@@ -205,8 +282,16 @@ impl Running {
                 },
                 end = self.guest.ended() => return End::Guest(end.reason),
                 () = self.ui.data.closed().cancelled() => return End::Reader,
+                ask = asked(&mut self.asked, Ask::Stop) => return End::Asked(ask),
                 number = self.signals.next() => number,
             };
+            if number == SignalKind::hangup().as_raw_value()
+                && let Some(reload) = &self.reload
+                && !reload.terminals.hung_up().await
+            {
+                reload.asked.notify_one();
+                continue;
+            }
             let again = interrupted.is_some_and(|at| at.elapsed() < TWICE);
             let Some(child) = &self.command else {
                 return End::Signal(number);
@@ -223,20 +308,24 @@ impl Running {
     }
 
     async fn shut_down(mut self, end: End) {
+        self.reload = None;
+        let drain = self.policy.borrow().drain;
         let drain = match &end {
-            End::Command(_) => self.drain.min(LAST_BYTES),
+            End::Command(_) => drain.min(LAST_BYTES),
             End::Guest(reason) => {
                 let reason = reason.clone();
                 self.ui.say(&Notice::GuestEnded { reason });
                 Duration::ZERO
             }
-            End::Signal(_) | End::Reader => {
-                self.ui.say(&Notice::Stopping { drain: self.drain });
-                self.drain
+            End::Asked(Ask::Force) => Duration::ZERO,
+            End::Signal(_) | End::Reader | End::Asked(_) => {
+                self.ui.say(&Notice::Stopping { drain });
+                drain
             }
         };
+        self.board.put_bye(end.reason());
         self.stop.send_replace(Stop::Drain(drain));
-        let mut forced = false;
+        let mut forced = matches!(end, End::Asked(Ask::Force));
         loop {
             tokio::select! {
                 ended = &mut self.supervisor => {
@@ -245,7 +334,7 @@ impl Running {
                     }
                     break;
                 }
-                _ = self.signals.next() => {
+                () = force(&mut self.signals, &mut self.asked, forced) => {
                     forced = true;
                     self.stop.send_replace(Stop::Cut);
                 }
@@ -258,7 +347,7 @@ impl Running {
         let stopped = tokio::select! {
             stopped = self.guest.stop(deadline) => stopped,
             // Dropping the guest kills it at once.
-            _ = self.signals.next() => Stopped::Killed,
+            () = force(&mut self.signals, &mut self.asked, forced) => Stopped::Killed,
         };
         match stopped {
             Stopped::Clean => {}
@@ -272,6 +361,23 @@ impl Running {
         }
         self.ui.data.flush(FLUSH);
         self.ui.rest.flush(FLUSH);
+    }
+}
+
+/// Waits until a client of the control socket has asked for `level`.
+async fn asked(asked: &mut watch::Receiver<Ask>, level: Ask) -> Ask {
+    match asked.wait_for(|ask| *ask >= level).await {
+        Ok(ask) => *ask,
+        // The socket is gone, and with it whoever could ask.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Waits for the word to end at once: one more signal, or a client that says so.
+async fn force(signals: &mut Signals, ask: &mut watch::Receiver<Ask>, forced: bool) {
+    tokio::select! {
+        _ = signals.next() => {}
+        _ = asked(ask, Ask::Force), if !forced => {}
     }
 }
 

@@ -42,11 +42,20 @@ pub enum AgentEvent {
         streaming: bool,
     },
     /// An item of the stream, validated and cleaned.
-    Watch(WatchEvent),
+    Watch {
+        /// When it arrived.
+        at: Instant,
+        /// What it is about: it says nothing of other ports.
+        range: PortRange,
+        /// The item.
+        event: WatchEvent,
+    },
     /// The answer to a poll.
     Polled {
         /// When it was asked.
         sent: Instant,
+        /// What was asked for.
+        range: PortRange,
         /// Sorted, without duplicates, within the range.
         ports: Vec<u16>,
         /// Whether polls are the only source of truth (no stream).
@@ -77,10 +86,12 @@ pub enum LinkState {
 pub struct AgentClient {
     /// Where the agent is.
     pub endpoint: Endpoint,
-    /// What to ask for.
-    pub range: PortRange,
+    /// What to ask for; a change takes effect at once.
+    pub range: watch::Receiver<PortRange>,
     /// False: behave as if the agent could not stream (measurements).
     pub stream: bool,
+    /// A change makes a lost agent be tried at once.
+    pub retry_now: watch::Receiver<()>,
 }
 
 /// The supervisor is gone: nothing is left to do.
@@ -95,6 +106,8 @@ enum Over {
     Gone,
     /// The session has received about as much as one may: make a new one, then drop it.
     Worn,
+    /// Another range is wanted: ask again.
+    Range,
 }
 
 type Agent = Session<RumAgentClient>;
@@ -135,6 +148,7 @@ impl AgentClient {
         link: &watch::Sender<LinkState>,
     ) -> Gone {
         let mut backoff = Backoff::default();
+        let mut retry_now = self.retry_now.clone();
         let mut knocks = self.endpoint.knock_listener().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
             None
@@ -155,7 +169,11 @@ impl AgentClient {
             if events.send(lost).await.is_err() {
                 return Gone;
             }
-            tokio::time::sleep(retry).await;
+            retry_now.mark_unchanged();
+            tokio::select! {
+                () = tokio::time::sleep(retry) => {}
+                Ok(()) = retry_now.changed() => {}
+            }
         }
     }
 
@@ -183,6 +201,7 @@ impl AgentClient {
             };
             match over {
                 Over::Gone => return Ok(()),
+                Over::Range => {}
                 Over::Worn => session = self.connect().await.map_err(clean_error)?.0,
             }
         }
@@ -198,9 +217,11 @@ impl AgentClient {
         // Dropping an `Rx` or a call tells the agent nothing; dropping this does.
         let (_stop, stop_rx) = roam::channel();
         let client = session.client().clone();
-        let call = client.watch_ports(self.range.min(), self.range.max(), tx, stop_rx);
+        let mut wanted = self.range.clone();
+        let range = *wanted.borrow_and_update();
+        let call = client.watch_ports(range.min(), range.max(), tx, stop_rx);
         tokio::pin!(call);
-        let mut validator = StreamValidator::new(self.range);
+        let mut validator = StreamValidator::new(range);
         loop {
             let item = tokio::select! {
                 // In this order: `recv` needs the channel that the call's first poll binds.
@@ -211,15 +232,18 @@ impl AgentClient {
                     Err(error) => clean_error(SessionError::from(error)),
                 }),
                 () = session.closed() => return Err("the connection was closed".to_owned()),
+                Ok(_) = wanted.wait_for(|wanted| *wanted != range) => return Ok(Over::Range),
                 item = tokio::time::timeout(HEARTBEAT_DEADLINE, rx.recv()) => item,
             };
+            let at = Instant::now();
             let item = item
                 .map_err(|_| format!("no heartbeat for {} s", HEARTBEAT_DEADLINE.as_secs()))?
                 .map_err(|error| clean_error(format!("unreadable stream: {error:?}")))?
                 .ok_or("the agent ended the stream")?;
             let event = validator.check(&item)?;
             backoff.reset();
-            if events.send(AgentEvent::Watch(event)).await.is_err() {
+            let event = AgentEvent::Watch { at, range, event };
+            if events.send(event).await.is_err() {
                 return Ok(Over::Gone);
             }
             if session.is_worn() {
@@ -236,30 +260,34 @@ impl AgentClient {
         backoff: &mut Backoff,
     ) -> Ended {
         for _ in 0..CALLS_PER_SESSION {
-            let (sent, ports) = self.poll(session).await.map_err(clean_error)?;
+            let polled = self.poll(session, true).await.map_err(clean_error)?;
             backoff.reset();
-            let polled = AgentEvent::Polled {
-                sent,
-                ports,
-                authoritative: true,
-            };
             if events.send(polled).await.is_err() {
                 return Ok(Over::Gone);
             }
+            let mut wanted = self.range.clone();
+            let range = *wanted.borrow_and_update();
             tokio::select! {
                 () = session.closed() => return Err("the connection was closed".to_owned()),
+                Ok(_) = wanted.wait_for(|wanted| *wanted != range) => {}
                 () = tokio::time::sleep(POLL_PERIOD) => {}
             }
         }
         Ok(Over::Worn)
     }
 
-    async fn poll(&self, session: &Agent) -> Result<(Instant, Vec<u16>), SessionError> {
+    async fn poll(&self, session: &Agent, authoritative: bool) -> Result<AgentEvent, SessionError> {
         let sent = Instant::now();
+        let range = *self.range.borrow();
         let client = session.client().clone();
-        let call = client.listening_ports(self.range.min(), self.range.max());
+        let call = client.listening_ports(range.min(), range.max());
         let answer = session.call(CALL_DEADLINE, call).await?;
-        Ok((sent, clean_ports(answer.ports, self.range)))
+        Ok(AgentEvent::Polled {
+            sent,
+            range,
+            ports: clean_ports(answer.ports, range),
+            authoritative,
+        })
     }
 
     /// The safety net: polls while the stream is up, on a connection of its own.
@@ -305,13 +333,8 @@ impl AgentClient {
             }
             let Some(current) = &session else { continue };
             calls += 1;
-            match self.poll(current).await {
-                Ok((sent, ports)) => {
-                    let polled = AgentEvent::Polled {
-                        sent,
-                        ports,
-                        authoritative: false,
-                    };
+            match self.poll(current, false).await {
+                Ok(polled) => {
                     if events.send(polled).await.is_err() {
                         return Gone;
                     }

@@ -82,26 +82,54 @@ pub struct Overrides {
 pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, RumError> {
     let file = path.unwrap_or(Path::new(FILE_NAME));
     let shown = file.display().to_string();
-    let settings = match read(file) {
-        Ok(text) => Settings {
-            origin: Some(file.to_owned()),
-            ..parse_with(&text, &shown, overrides)?
+    match read(file) {
+        Ok(text) => usable(Some(file), &text, &shown, overrides),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match (path, &overrides.ranges) {
+            (None, Some(_)) => usable(None, "", &shown, overrides),
+            (Some(_), Some(_)) => Err(RumError::usage(format!("there is no {shown}"))
+                .hint("leave out `-c`: with `--range` no file is needed")),
+            (_, None) => Err(missing(&shown)),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            match (path, &overrides.ranges) {
-                (None, Some(_)) => {}
-                (Some(_), Some(_)) => {
-                    return Err(RumError::usage(format!("there is no {shown}"))
-                        .hint("leave out `-c`: with `--range` no file is needed"));
-                }
-                (_, None) => return Err(missing(&shown)),
-            }
-            parse_with("", &shown, overrides)?
+        Err(error) => Err(unreadable(&shown, &error)),
+    }
+}
+
+/// What a file holds, or why it cannot be read: to tell whether it is as it was.
+pub type Content = Result<String, String>;
+
+/// Reads `file` once more, while the configuration from before is in force.
+pub fn load_again(file: &Path, overrides: &Overrides) -> (Content, Result<Settings, RumError>) {
+    let shown = file.display().to_string();
+    match read(file) {
+        Ok(text) => {
+            let settings = usable(Some(file), &text, &shown, overrides);
+            (Ok(text), settings)
         }
-        Err(error) => return Err(unreadable(&shown, &error)),
+        Err(error) => {
+            let content = Err(error.to_string());
+            let error = match error.kind() {
+                io::ErrorKind::NotFound => RumError::usage(format!("{shown} is gone"))
+                    .hint("put it back, or start `rum up` anew with `-c FILE`"),
+                _ => unreadable(&shown, &error),
+            };
+            (content, Err(error))
+        }
+    }
+}
+
+/// The settings of `text`, if they forward something.
+fn usable(
+    origin: Option<&Path>,
+    text: &str,
+    shown: &str,
+    overrides: &Overrides,
+) -> Result<Settings, RumError> {
+    let settings = Settings {
+        origin: origin.map(Path::to_owned),
+        ..parse_with(text, shown, overrides)?
     };
     if settings.policy.hull().is_none() {
-        return Err(nothing(&shown));
+        return Err(nothing(shown));
     }
     if settings.policy.auto.is_none() && overrides.bind.is_some() {
         return Err(

@@ -1,4 +1,79 @@
 //! The control socket: what `rum up` tells other `rum` processes of this user, and what they may
 //! ask of it.
+//!
+//! The supervisor writes on the [`board`]; the [`server`] lets any number of readers follow it,
+//! each at its own pace; the [`client`] is the reader's end.
 
+pub mod board;
+pub mod client;
+pub mod direct;
 pub mod model;
+pub mod server;
+mod service;
+
+use crate::guest::GuestError;
+use crate::runtime_dir::{self, RunningGuest, check_name};
+
+/// The running guest `name`, or the only one there is.
+///
+/// # Errors
+/// There is none, or more than one and no name.
+pub fn find(name: Option<&str>) -> Result<RunningGuest, GuestError> {
+    if let Some(name) = name {
+        check_name(name)?;
+    }
+    pick(name, runtime_dir::list()?)
+}
+
+/// The guest that is meant.
+fn pick(name: Option<&str>, mut running: Vec<RunningGuest>) -> Result<RunningGuest, GuestError> {
+    let names = |running: &[RunningGuest]| running.iter().map(|guest| guest.name.clone()).collect();
+    match name {
+        Some(name) => match running.iter().position(|guest| guest.name == name) {
+            Some(at) => Ok(running.swap_remove(at)),
+            None => Err(GuestError::NotRunning {
+                name: name.to_owned(),
+                running: names(&running),
+            }),
+        },
+        None if running.len() > 1 => Err(GuestError::Ambiguous {
+            running: names(&running),
+        }),
+        None => running.pop().ok_or(GuestError::NoneRunning),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn guests(names: &[&str]) -> Vec<RunningGuest> {
+        let guest = |name: &&str| RunningGuest {
+            name: (*name).to_owned(),
+            path: "/nowhere".into(),
+            rum: None,
+            kind: None,
+            init: None,
+        };
+        names.iter().map(guest).collect()
+    }
+
+    #[test]
+    fn picks_the_named_or_the_only_one() {
+        assert_eq!(pick(None, guests(&["a"])).unwrap().name, "a");
+        assert_eq!(pick(Some("b"), guests(&["a", "b"])).unwrap().name, "b");
+    }
+
+    #[test]
+    fn says_which_there_are() {
+        let error = pick(Some("c"), guests(&["a", "b"])).unwrap_err();
+        assert_eq!(error.to_string(), "no guest `c` is running (running: a, b)");
+        let error = pick(None, guests(&["a", "b"])).unwrap_err();
+        assert_eq!(error.to_string(), "more than one guest is running: a, b");
+        assert!(error.hint().unwrap().contains("--name a"));
+        let error = pick(None, guests(&[])).unwrap_err();
+        assert_eq!(error.to_string(), "no guest is running");
+        assert!(error.hint().unwrap().contains("rum up"));
+    }
+}

@@ -308,3 +308,21 @@ pub enum Update {
     /// What happened since the item before, in order; none: rum is alive.
     Events(Vec<Event>),
 }
+
+/// Where a reader was.
+#[derive(Debug, Clone, PartialEq, Eq, Facet)]
+pub struct Since {
+    /// The boot.
+    pub boot: String,
+    /// The latest event it has.
+    pub seq: u64,
+}
+
+/// What a reader wants to follow.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Facet)]
+pub struct WatchRequest {
+    /// Every port of the guest, not only those in the range.
+    pub all: bool,
+    /// Go on after this event, if that can still be done.
+    pub since: Option<Since>,
+}

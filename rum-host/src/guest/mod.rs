@@ -52,6 +52,17 @@ impl GuestKind {
     }
 }
 
+impl GuestKind {
+    /// Where the agent of a guest is to be dialled that rum does not start; None for the others.
+    pub fn running_endpoint(&self) -> Option<Endpoint> {
+        match self {
+            Self::Namespace => None,
+            Self::Vsock { cid } => Some(vsock::endpoint(*cid)),
+            Self::Unix { socket } => Some(unix::endpoint(socket)),
+        }
+    }
+}
+
 /// [`GuestKind::name`] of the kind in which rum can run commands.
 pub(crate) const NAMESPACE: &str = "namespace";
 

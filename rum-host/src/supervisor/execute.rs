@@ -6,24 +6,23 @@ use std::time::Instant;
 
 use rum_shared::listener::Listener;
 
-use super::{AgentState, Done, GRACE, Shell, Supervisor};
+use super::publish::Drain;
+use super::{AgentState, Done, GRACE, Shell, Supervisor, Told};
 use crate::forwarder::{BindError, Forwarder};
 use crate::host_port;
 use crate::notice::{BlockReason, Notice};
-use crate::plan::{Action, Binding, CONFLICT_RETRY, HostAddr, Key, OnConflict, Want};
+use crate::plan::{Action, Binding, CONFLICT_RETRY, Desired, HostAddr, Key, OnConflict, Want};
 
 impl Supervisor {
     /// Plans and executes until the host is as wanted. Returns the next deadline.
     pub(super) fn settle(&mut self, shell: &mut Shell<'_>) -> Option<Instant> {
-        let now = Instant::now();
-        let own: BTreeSet<u64> = match self.same_kernel {
-            true => self.forwarders.values().map(Forwarder::inode).collect(),
-            false => BTreeSet::new(),
-        };
-        let foreign = |l: &&Listener| !own.contains(&l.inode);
-        let listeners = self.guest.iter().filter(foreign);
-        let listeners = listeners.map(|l| (l, self.known_since.of(l.port, now)));
-        let desired = self.options.policy.desired(listeners, now);
+        let desired = self.desired(Instant::now());
+        let awaiting: BTreeSet<Key> = desired.awaiting.keys().copied().collect();
+        for key in std::mem::replace(&mut self.awaiting, awaiting.clone()) {
+            if let (Key::Auto(port), false) = (key, awaiting.contains(&key)) {
+                self.notes.port(port);
+            }
+        }
         loop {
             let plan = self
                 .options
@@ -40,14 +39,19 @@ impl Supervisor {
             for action in plan.actions {
                 match action {
                     Action::Unbind(key) => self.unbind(key, shell),
-                    Action::Forget(key) => {
-                        self.bindings.remove(&key);
-                        self.told.remove(&key);
-                    }
+                    Action::Forget(key) => self.forget(key),
                     Action::Bind { key, want, at } => self.bind(key, want, at, shell),
                 }
             }
         }
+    }
+
+    /// The forwards that should be now.
+    pub(super) fn desired(&self, now: Instant) -> Desired {
+        let foreign = |l: &&Listener| !self.is_own(l);
+        let listeners = self.guest.iter().filter(foreign);
+        let listeners = listeners.map(|l| (l, self.known_since.of(l.port).unwrap_or(now)));
+        self.options.policy.desired(listeners, now)
     }
 
     fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
@@ -55,11 +59,18 @@ impl Supervisor {
         match Forwarder::bind(at, want.guest, shell.dialer, cut) {
             Ok((forwarder, task)) => {
                 let guest = want.guest;
+                self.serial += 1;
+                let serial = self.serial;
                 shell.tasks.spawn(async move {
                     let cut = task.run().await;
-                    Done::Forward { guest, cut }
+                    Done::Forward { serial, guest, cut }
                 });
-                self.forwarders.insert(key, forwarder);
+                self.own.insert(forwarder.inode());
+                self.forwarders.insert(key, (serial, forwarder));
+                if let (Key::Auto(_), Some(since)) = (key, self.known_since.of(guest.0)) {
+                    self.took.insert(key, since.elapsed());
+                }
+                self.notes.port(guest);
                 self.bindings.insert(key, Binding::Bound { want, at });
                 self.told.remove(&key);
                 (shell.notify)(Notice::Forwarded {
@@ -98,8 +109,10 @@ impl Supervisor {
         let reason = match error {
             // Another port may do: nothing to tell yet.
             _ if at == want.host && want.on_conflict == OnConflict::Next => return,
-            _ if !self.told.insert(key) => return,
+            _ if self.told.contains_key(&key) => return,
             BindError::InUse => {
+                self.told.insert(key, Told { at, reason: None });
+                self.notes.port(want.guest);
                 // Looking through /proc takes milliseconds: not in this loop.
                 shell.tasks.spawn(async move {
                     let find = tokio::task::spawn_blocking(move || host_port::holder(at));
@@ -114,20 +127,46 @@ impl Supervisor {
         (shell.notify)(Notice::Blocked {
             host: at,
             guest: want.guest,
-            reason,
+            reason: reason.clone(),
         });
+        let reason = Some(reason);
+        self.told.insert(key, Told { at, reason });
+        self.notes.port(want.guest);
+    }
+
+    /// Forgets a forward that never came to be bound.
+    fn forget(&mut self, key: Key) {
+        if let Some(Binding::Blocked { want, .. }) = self.bindings.remove(&key) {
+            self.notes.port(want.guest);
+        }
+        self.told.remove(&key);
     }
 
     fn unbind(&mut self, key: Key, shell: &mut Shell<'_>) {
-        self.bindings.remove(&key);
-        if let Some(forwarder) = self.forwarders.remove(&key) {
+        let Some(Binding::Bound { at, .. }) = self.bindings.remove(&key) else {
+            return;
+        };
+        self.took.remove(&key);
+        if let Some((serial, forwarder)) = self.forwarders.remove(&key) {
+            self.own.remove(&forwarder.inode());
             let guest = forwarder.guest();
+            let stats = forwarder.stats().clone();
             let drain = self.options.policy.drain(key);
             let draining = match drain.is_zero() {
                 true => 0,
-                false => forwarder.stats().active.load(Relaxed),
+                false => stats.active.load(Relaxed),
             };
             forwarder.stop(drain);
+            self.notes.port(guest);
+            if draining > 0 {
+                self.draining.push(Drain {
+                    serial,
+                    key,
+                    guest,
+                    at,
+                    stats,
+                });
+            }
             (shell.notify)(Notice::Stopped { guest, draining });
         }
     }

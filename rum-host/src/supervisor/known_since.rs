@@ -15,9 +15,9 @@ use rum_shared::listener::{Change, ListenerSet};
 pub(super) struct KnownSince(BTreeMap<u16, Instant>);
 
 impl KnownSince {
-    /// When the host first heard of `port`; `now` for one that it has not heard of.
-    pub(super) fn of(&self, port: u16, now: Instant) -> Instant {
-        self.0.get(&port).copied().unwrap_or(now)
+    /// When the host first heard of `port`; None for one that is not in the set.
+    pub(super) fn of(&self, port: u16) -> Option<Instant> {
+        self.0.get(&port).copied()
     }
 
     /// The set was `before`, and `change` comes.
@@ -29,10 +29,10 @@ impl KnownSince {
             let same = before.get(listener.port).is_some_and(|old| {
                 old.inode == listener.inode && (old.process.is_none() || listener.process.is_some())
             });
-            match same {
-                true => self.0.entry(listener.port).or_insert(now),
-                false => self.0.entry(listener.port).insert_entry(now).into_mut(),
-            };
+            let since = self.0.entry(listener.port).or_insert(now);
+            if !same {
+                *since = now;
+            }
         }
     }
 }
@@ -60,19 +60,19 @@ mod tests {
         let mut known = KnownSince::default();
         let mut set = ListenerSet::default();
         for (now, listener, since) in [
-            (0, Some(named(1, "")), 0),
-            (1, Some(named(1, "a")), 0),
-            (2, Some(named(1, "b")), 0),
-            (3, Some(named(2, "b")), 3),
-            (4, Some(named(2, "")), 4),
-            (5, Some(named(2, "")), 4),
-            (6, None, 6),
-            (7, Some(named(2, "")), 7),
+            (0, Some(named(1, "")), Some(0)),
+            (1, Some(named(1, "a")), Some(0)),
+            (2, Some(named(1, "b")), Some(0)),
+            (3, Some(named(2, "b")), Some(3)),
+            (4, Some(named(2, "")), Some(4)),
+            (5, Some(named(2, "")), Some(4)),
+            (6, None, None),
+            (7, Some(named(2, "")), Some(7)),
         ] {
             let next = ListenerSet::new(0, listener);
             known.change(&set, &set.diff(&next), at(now));
             set = next;
-            assert_eq!(known.of(7, at(now)), at(since), "at {now}");
+            assert_eq!(known.of(7), since.map(at), "at {now}");
         }
     }
 }

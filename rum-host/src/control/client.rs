@@ -1,0 +1,231 @@
+//! The other end of the control socket: how `rum ports` and its kin talk to a `rum up`.
+
+use std::time::Duration;
+
+use roam::{Rx, Tx};
+use rum_shared::session::{Session, SessionError};
+use rum_shared::transport::{Endpoint, Service};
+use tokio_util::task::AbortOnDropHandle;
+
+pub use super::model::Since;
+use super::model::{CONTROL_PROTOCOL, ControlInfo, Update, WatchRequest};
+use super::service::{HEARTBEAT_DEADLINE, LIMITS, RumControlClient};
+use crate::error::RumError;
+use crate::runtime_dir::RunningGuest;
+
+/// Time for a call to be answered.
+const CALL_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Why there is no answer from a `rum up`.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It cannot be reached, or is gone.
+    #[error("the `rum up` of guest `{name}` does not answer: {why}")]
+    Gone {
+        /// The guest.
+        name: String,
+        /// What was seen.
+        why: String,
+    },
+    /// It is of another version that speaks another protocol.
+    #[error("the `rum up` of guest `{name}` is rum {version}, this is rum {}", env!("CARGO_PKG_VERSION"))]
+    Version {
+        /// The guest.
+        name: String,
+        /// Its version.
+        version: String,
+    },
+}
+
+impl ControlError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Gone { .. } => "look whether it is just starting or ending, or stopped (Ctrl+Z)",
+            Self::Version { .. } => "stop it and start it again with this version",
+        }
+    }
+}
+
+impl From<ControlError> for RumError {
+    fn from(error: ControlError) -> Self {
+        let hint = error.hint();
+        Self::new(error.to_string()).hint(hint)
+    }
+}
+
+/// A session with a `rum up`.
+pub struct Control {
+    name: String,
+    session: Session<RumControlClient>,
+    info: ControlInfo,
+}
+
+impl Control {
+    /// Connects to the `rum up` that holds `guest`.
+    ///
+    /// # Errors
+    /// It does not answer within some seconds, or speaks another protocol.
+    pub async fn connect(guest: &RunningGuest) -> Result<Self, ControlError> {
+        let name = guest.name.clone();
+        let gone = |error: &dyn ToString| ControlError::Gone {
+            name: name.clone(),
+            why: error.to_string(),
+        };
+        let socket = guest.control_socket();
+        let endpoint = Endpoint::Unix {
+            rpc: socket.clone(),
+            channel: socket,
+        };
+        let stream = endpoint.dial(Service::Rpc).await.map_err(|e| gone(&e))?;
+        let session = Session::<RumControlClient>::connect(stream, LIMITS)
+            .await
+            .map_err(|e| gone(&e))?;
+        let client = session.client().clone();
+        let info = session
+            .call(CALL_DEADLINE, client.hello(CONTROL_PROTOCOL))
+            .await
+            .map_err(|e| gone(&e))?;
+        if info.protocol != CONTROL_PROTOCOL {
+            let version = rum_shared::text::clean(&info.version, 64);
+            return Err(ControlError::Version { name, version });
+        }
+        Ok(Self {
+            name,
+            session,
+            info,
+        })
+    }
+
+    fn gone(&self, error: &dyn ToString) -> ControlError {
+        ControlError::Gone {
+            name: self.name.clone(),
+            why: error.to_string(),
+        }
+    }
+
+    /// Who answered.
+    pub fn info(&self) -> &ControlInfo {
+        &self.info
+    }
+
+    /// Asks it to end, with `force` at once.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn stop(&self, force: bool) -> Result<(), ControlError> {
+        let client = self.session.client().clone();
+        let asked = self.session.call(CALL_DEADLINE, client.stop(force)).await;
+        asked.map_err(|error| self.gone(&error))
+    }
+
+    /// Asks it to try a lost agent at once.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn retry(&self) -> Result<(), ControlError> {
+        let client = self.session.client().clone();
+        let asked = self.session.call(CALL_DEADLINE, client.retry()).await;
+        asked.map_err(|error| self.gone(&error))
+    }
+}
+
+/// One watch on a running `rum up`: a snapshot, then events.
+pub struct Feed {
+    guest: RunningGuest,
+    all: bool,
+    control: Control,
+    updates: Rx<Update>,
+    /// Dropping it ends the stream over there.
+    _stop: Tx<()>,
+    /// The call, which has to be polled for the stream to flow.
+    _call: AbortOnDropHandle<()>,
+    /// The latest event that was handed out.
+    seq: u64,
+}
+
+impl Feed {
+    /// Starts to watch the `rum up` that holds `guest`; `all`: every port of the guest, not only
+    /// those in the range. With `since` it goes on after that event if it still can; the first
+    /// update says which.
+    ///
+    /// # Errors
+    /// It does not answer within some seconds, or speaks another protocol.
+    pub async fn open(
+        guest: &RunningGuest,
+        all: bool,
+        since: Option<Since>,
+    ) -> Result<Self, ControlError> {
+        let control = Control::connect(guest).await?;
+        let (tx, updates) = roam::channel();
+        let (stop, stop_rx) = roam::channel();
+        let client = control.session.client().clone();
+        let seq = since.as_ref().map_or(0, |since| since.seq);
+        let request = WatchRequest { all, since };
+        let call = async move {
+            // How it ends is seen by the receiver.
+            let _ = client.watch(request, tx, stop_rx).await;
+        };
+        Ok(Self {
+            guest: guest.clone(),
+            all,
+            control,
+            updates,
+            _stop: stop,
+            _call: AbortOnDropHandle::new(tokio::spawn(call)),
+            seq,
+        })
+    }
+
+    /// Who answered.
+    pub fn info(&self) -> &ControlInfo {
+        self.control.info()
+    }
+
+    /// The session, for other calls.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The next update; while nothing happens this waits. Cancel-safe.
+    ///
+    /// # Errors
+    /// The `rum up` is gone, or was silent for [`HEARTBEAT_DEADLINE`].
+    pub async fn next(&mut self) -> Result<Update, ControlError> {
+        loop {
+            if self.control.session.is_worn() {
+                self.renew().await?;
+            }
+            let received = tokio::select! {
+                biased;
+                received = tokio::time::timeout(HEARTBEAT_DEADLINE, self.updates.recv()) => received,
+                () = self.control.session.closed() => {
+                    return Err(self.control.gone(&SessionError::Closed));
+                }
+            };
+            let silent = || format!("nothing heard for {} s", HEARTBEAT_DEADLINE.as_secs());
+            let item = received.map_err(|_| self.control.gone(&silent()))?;
+            let item = item.map_err(|error| self.control.gone(&format!("{error:?}")))?;
+            let item = item.ok_or_else(|| self.control.gone(&SessionError::Closed))?;
+            match &*item {
+                Update::Events(events) => match events.last() {
+                    // A heartbeat.
+                    None => continue,
+                    Some(last) => self.seq = last.seq,
+                },
+                Update::Snapshot { seq, .. } => self.seq = *seq,
+            }
+            return Ok((*item).clone());
+        }
+    }
+
+    /// A session may receive a bounded amount: goes on in a new one where the old one was.
+    async fn renew(&mut self) -> Result<(), ControlError> {
+        let since = Since {
+            boot: self.info().boot.clone(),
+            seq: self.seq,
+        };
+        *self = Self::open(&self.guest, self.all, Some(since)).await?;
+        Ok(())
+    }
+}

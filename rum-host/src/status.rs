@@ -1,0 +1,345 @@
+//! What is the matter with a guest port, in words: the rows of `rum ports`.
+//!
+//! Pure: the supervisor gives everything it knows of one guest port, and gets its rows, one for
+//! each forward and one if it has none. Only `since` and `previous_state` are left open, which the
+//! board fills in.
+//!
+//! Invariant: `forwarded` only what is bound on the host and was in the latest dump; every other
+//! state has a reason, which says what to do where there is something to do.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use rum_shared::listener::{BoundAddr, Listener};
+
+use crate::control::model::{Bytes, Connections, PortStatus, ProcessName, Reason, State};
+use crate::forwarder::Stats;
+use crate::notice::BlockReason;
+use crate::plan::{GuestPort, HostAddr, Key, Verdict};
+
+/// How sure it is what the guest listens on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Knowledge {
+    /// The agent has not told yet.
+    None,
+    /// The agent tells.
+    Current,
+    /// The agent was lost, for this reason; what it told last is kept for a while.
+    Stale(String),
+    /// It did not come back: nothing is kept.
+    Forgotten(String),
+}
+
+/// How a wanted forward stands.
+#[derive(Debug)]
+pub enum Standing<'a> {
+    /// Bound there.
+    Bound {
+        /// The address it got.
+        at: HostAddr,
+        /// What went through it.
+        stats: &'a Stats,
+        /// From the agent's word to the bound port.
+        took: Option<Duration>,
+    },
+    /// It could not be bound there, for this reason.
+    Blocked {
+        /// The address it should have.
+        at: HostAddr,
+        /// Why not; None while it is being found out.
+        reason: Option<&'a BlockReason>,
+    },
+}
+
+/// A forward that is wanted.
+#[derive(Debug)]
+pub struct Forward<'a> {
+    /// What names it.
+    pub key: Key,
+    /// How it stands.
+    pub standing: Standing<'a>,
+    /// From the configuration.
+    pub label: Option<&'a str>,
+}
+
+/// A forward that is no longer wanted, with connections that live on.
+#[derive(Debug)]
+pub struct Draining<'a> {
+    /// What named it.
+    pub key: Key,
+    /// Where it was bound.
+    pub at: HostAddr,
+    /// What went through it.
+    pub stats: &'a Stats,
+    /// From the configuration.
+    pub label: Option<&'a str>,
+}
+
+/// All that is known of one guest port.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The port.
+    pub port: GuestPort,
+    /// Who listens there.
+    pub listener: Option<&'a Listener>,
+    /// What the policy says about automatic forwarding of it, if somebody listens.
+    pub verdict: Option<Verdict>,
+    /// The ranges of automatic forwards, as configured.
+    pub ranges: Option<String>,
+    /// Its forwards.
+    pub forwards: Vec<Forward<'a>>,
+    /// Its former forwards.
+    pub draining: Vec<Draining<'a>>,
+    /// How sure that is.
+    pub knowledge: &'a Knowledge,
+}
+
+/// The rows of one guest port, by id.
+pub fn rows(facts: &Facts<'_>) -> Vec<PortStatus> {
+    let mut rows: Vec<PortStatus> = facts.forwards.iter().map(|f| facts.forward(f)).collect();
+    let is_auto = |f: &Forward<'_>| matches!(f.key, Key::Auto(_));
+    if let (Some(_), Some(verdict)) = (facts.listener, &facts.verdict)
+        && !facts.forwards.iter().any(is_auto)
+    {
+        // A static forward leads there: that it is not forwarded a second time is no news.
+        let unforwarded = facts.forwards.is_empty();
+        rows.extend(unforwarded.then(|| facts.without(verdict)).flatten());
+    }
+    for draining in &facts.draining {
+        let mut row = facts.drain(draining);
+        let taken = |id: &str| rows.iter().any(|other| other.id == id);
+        if taken(&row.id) {
+            let free = (2..)
+                .map(|n| format!("{}#{n}", row.id))
+                .find(|id| !taken(id));
+            row.id = free.unwrap_or_default();
+        }
+        rows.push(row);
+    }
+    rows.sort_by(|a, b| a.id.cmp(&b.id));
+    rows
+}
+
+/// The row of a port that would be forwarded if a `rum up` ran.
+pub fn not_running(facts: &Facts<'_>) -> PortStatus {
+    let message = "no `rum up` runs, so nothing is forwarded";
+    let reason = reason("not-running", message, Some("start `rum up`"));
+    facts.row(id(Key::Auto(facts.port)), State::Pending, Some(reason))
+}
+
+fn id(key: Key) -> String {
+    match key {
+        Key::Auto(port) => format!("guest:{port}"),
+        Key::Static(host) => format!("static:{host}"),
+    }
+}
+
+fn reason(code: &str, message: impl Into<String>, hint: Option<&str>) -> Reason {
+    Reason {
+        code: code.to_owned(),
+        message: message.into(),
+        hint: hint.map(str::to_owned),
+        holder: None,
+    }
+}
+
+fn address(addr: &BoundAddr) -> String {
+    match addr.ip {
+        IpAddr::V6(ip) if ip.is_unspecified() && addr.dual_stack => "*".to_owned(),
+        ip => ip.to_string(),
+    }
+}
+
+impl Facts<'_> {
+    fn row(&self, id: String, state: State, reason: Option<Reason>) -> PortStatus {
+        let listener = self.listener;
+        let addresses = listener.map(|l| l.addresses.iter().map(address).collect());
+        PortStatus {
+            id,
+            proto: "tcp".to_owned(),
+            port: self.port.0,
+            guest_addresses: addresses.unwrap_or_default(),
+            host: None,
+            state,
+            previous_state: None,
+            reason,
+            process: listener
+                .and_then(|l| l.process.as_ref())
+                .map(|p| ProcessName {
+                    pid: p.pid,
+                    name: p.name.clone(),
+                }),
+            uid: listener.filter(|l| l.inode != 0).map(|l| l.uid),
+            label: None,
+            url: None,
+            connections: Connections::default(),
+            bytes: Bytes::default(),
+            since: String::new(),
+            detected_us: None,
+            forwarded_us: None,
+        }
+    }
+
+    fn forward(&self, forward: &Forward<'_>) -> PortStatus {
+        let (state, reason) = self.state(forward);
+        let mut row = self.row(id(forward.key), state, reason);
+        row.label = forward.label.map(str::to_owned);
+        if let Standing::Bound { at, stats, took } = &forward.standing {
+            row.bound(*at, stats);
+            row.url = Some(format!("http://{at}/"));
+            if let Key::Auto(_) = forward.key {
+                row.forwarded_us = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(0));
+            }
+        }
+        row
+    }
+
+    fn state(&self, forward: &Forward<'_>) -> (State, Option<Reason>) {
+        let (at, blocked) = match &forward.standing {
+            Standing::Blocked { at, reason } => (*at, *reason),
+            Standing::Bound { .. } => return self.bound_state(forward.key),
+        };
+        match blocked {
+            None => (
+                State::Pending,
+                Some(reason(
+                    "bind-failed",
+                    format!("{at} is not bound yet"),
+                    None,
+                )),
+            ),
+            Some(BlockReason::Conflict { holder }) => {
+                let (message, holder) = match holder {
+                    Some(holder) => (
+                        format!("{at} is taken by {} (pid {})", holder.name, holder.pid),
+                        Some(ProcessName {
+                            pid: holder.pid,
+                            name: holder.name.clone(),
+                        }),
+                    ),
+                    None => (format!("{at} is taken"), None),
+                };
+                let hint = match forward.key {
+                    Key::Auto(_) => "free it, or set on_conflict = \"next\"",
+                    Key::Static(_) => "free it, or give the forward another `host` port",
+                };
+                let reason = Reason {
+                    holder,
+                    ..reason("host-port-taken", message, Some(hint))
+                };
+                (State::Conflict, Some(reason))
+            }
+            Some(BlockReason::Privileged) => {
+                let message = format!("{at} needs privilege, as any port below 1024");
+                let hint = "give it a host port from 1024 up, run rum as root, or lower \
+                            net.ipv4.ip_unprivileged_port_start";
+                let reason = reason("host-port-privileged", message, Some(hint));
+                (State::RefusedPrivileged, Some(reason))
+            }
+            Some(BlockReason::Other(why)) => {
+                let message = format!("cannot bind {at}: {why}");
+                (State::Pending, Some(reason("bind-failed", message, None)))
+            }
+        }
+    }
+
+    fn bound_state(&self, key: Key) -> (State, Option<Reason>) {
+        match self.knowledge {
+            Knowledge::Current if self.listener.is_some() => (State::Forwarded, None),
+            Knowledge::Current => {
+                let message = format!("nothing listens on guest port {} yet", self.port);
+                let hint = "start its program in the guest; until then connections are reset";
+                let reason = reason("not-listening", message, Some(hint));
+                (State::Pending, Some(reason))
+            }
+            Knowledge::None => {
+                let message = "the agent in the guest has not answered yet";
+                let hint = "connections wait for it";
+                (
+                    State::Pending,
+                    Some(reason("agent-awaited", message, Some(hint))),
+                )
+            }
+            Knowledge::Stale(why) => {
+                let hint = match key {
+                    Key::Auto(_) => {
+                        "the port stays bound for a while and new connections wait for the agent"
+                    }
+                    Key::Static(_) => "new connections wait for the agent",
+                };
+                let message = format!("the agent is lost: {why}");
+                (State::Lost, Some(reason("agent-lost", message, Some(hint))))
+            }
+            Knowledge::Forgotten(why) => {
+                let message = format!("the agent is lost: {why}");
+                let hint = "look whether the guest still runs";
+                (State::Lost, Some(reason("agent-lost", message, Some(hint))))
+            }
+        }
+    }
+
+    /// The row of a port that is not forwarded automatically; None if it is about to be.
+    fn without(&self, verdict: &Verdict) -> Option<PortStatus> {
+        let id = id(Key::Auto(self.port));
+        let (state, reason) = match verdict {
+            Verdict::Forward(_) => return None,
+            Verdict::Ignored { code, message } => {
+                let hint = match *code {
+                    "excluded" => format!("take {} out of `exclude`", self.port),
+                    _ => format!("write a rule for {} before it", self.port),
+                };
+                (State::Ignored, reason(code, message, Some(&hint)))
+            }
+            Verdict::AwaitingProcess { .. } => {
+                let message = "a rule waits for the name of its process";
+                (State::Pending, reason("awaiting-process", message, None))
+            }
+            Verdict::OutOfRange => {
+                let hint = format!("widen `range` to take in {}", self.port);
+                let message = match &self.ranges {
+                    Some(ranges) => format!("not in range = \"{ranges}\""),
+                    None => "there are no automatic forwards".to_owned(),
+                };
+                (
+                    State::OutOfRange,
+                    reason("not-in-range", message, Some(&hint)),
+                )
+            }
+        };
+        Some(self.row(id, state, Some(reason)))
+    }
+
+    fn drain(&self, draining: &Draining<'_>) -> PortStatus {
+        let left = draining.stats.active.load(Relaxed);
+        let message = match left {
+            1 => "closed; 1 connection left".to_owned(),
+            n => format!("closed; {n} connections left"),
+        };
+        let hint = "they are cut when the drain time is over";
+        let reason = reason("closed", message, Some(hint));
+        let mut row = self.row(id(draining.key), State::Draining, Some(reason));
+        row.label = draining.label.map(str::to_owned);
+        row.bound(draining.at, draining.stats);
+        row
+    }
+}
+
+impl PortStatus {
+    fn bound(&mut self, at: HostAddr, stats: &Stats) {
+        self.host = Some(at.to_string());
+        self.connections = Connections {
+            now: stats.active.load(Relaxed),
+            total: stats.accepted.load(Relaxed),
+            refused: stats.refused.load(Relaxed),
+        };
+        self.bytes = Bytes {
+            to_guest: stats.bytes.from_tcp.load(Relaxed),
+            to_host: stats.bytes.to_tcp.load(Relaxed),
+        };
+    }
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,227 @@
+#![allow(clippy::unwrap_used)]
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use rum_shared::listener::Process;
+
+use super::*;
+use crate::plan::{OnConflict, Want};
+
+const PORT: GuestPort = GuestPort(5000);
+
+fn host(port: u16) -> HostAddr {
+    HostAddr(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+fn listener() -> Listener {
+    let addr = |ip: &str, dual_stack| BoundAddr {
+        ip: ip.parse().unwrap(),
+        dual_stack,
+    };
+    Listener {
+        addresses: vec![
+            addr("127.0.0.1", false),
+            addr("::", true),
+            addr("::", false),
+        ],
+        uid: 33,
+        inode: 9,
+        process: Some(Process {
+            pid: 12,
+            name: "nginx".into(),
+        }),
+        ..Listener::bare(5000)
+    }
+}
+
+fn forward() -> Verdict {
+    Verdict::Forward(Want {
+        guest: PORT,
+        host: host(5000),
+        on_conflict: OnConflict::Wait,
+    })
+}
+
+fn facts<'a>(listener: Option<&'a Listener>, knowledge: &'a Knowledge) -> Facts<'a> {
+    Facts {
+        port: PORT,
+        listener,
+        verdict: listener.map(|_| forward()),
+        ranges: Some("5000-6000".into()),
+        forwards: Vec::new(),
+        draining: Vec::new(),
+        knowledge,
+    }
+}
+
+fn bound(key: Key, stats: &Stats) -> Forward<'_> {
+    Forward {
+        key,
+        standing: Standing::Bound {
+            at: host(5000),
+            stats,
+            took: Some(Duration::from_micros(400)),
+        },
+        label: Some("web"),
+    }
+}
+
+/// State, code, message and hint of the only row.
+fn told(facts: &Facts<'_>) -> (State, String) {
+    let [row] = &rows(facts)[..] else {
+        panic!("{:?}", rows(facts));
+    };
+    let text = row.reason.as_ref().map_or(String::new(), |r| {
+        let hint = r.hint.as_deref().unwrap_or("-");
+        format!("{} | {} | {hint}", r.code, r.message)
+    });
+    (row.state, text)
+}
+
+#[test]
+fn forwarded_is_bound_and_listened_on() {
+    let (listener, stats) = (listener(), Stats::default());
+    stats.active.store(2, Relaxed);
+    stats.bytes.from_tcp.store(10, Relaxed);
+    let mut facts = facts(Some(&listener), &Knowledge::Current);
+    facts.forwards.push(bound(Key::Auto(PORT), &stats));
+    let row = &rows(&facts)[0];
+    assert_eq!((row.state, &row.reason), (State::Forwarded, &None));
+    assert_eq!(row.id, "guest:5000");
+    assert_eq!(row.host.as_deref(), Some("127.0.0.1:5000"));
+    assert_eq!(row.url.as_deref(), Some("http://127.0.0.1:5000/"));
+    assert_eq!(row.guest_addresses, ["127.0.0.1", "*", "::"]);
+    assert_eq!((row.connections.now, row.bytes.to_guest), (2, 10));
+    assert_eq!((row.forwarded_us, row.uid), (Some(400), Some(33)));
+    assert_eq!(row.process.as_ref().unwrap().name, "nginx");
+    assert_eq!(row.label.as_deref(), Some("web"));
+}
+
+#[test]
+fn bound_is_not_enough() {
+    let (listener, stats) = (listener(), Stats::default());
+    let is_static = Key::Static(host(5000));
+    for (listener, knowledge, state, code) in [
+        (None, Knowledge::Current, State::Pending, "not-listening"),
+        (None, Knowledge::None, State::Pending, "agent-awaited"),
+        (
+            Some(&listener),
+            Knowledge::Stale("reset".into()),
+            State::Lost,
+            "agent-lost | the agent is lost: reset",
+        ),
+        (
+            None,
+            Knowledge::Forgotten("reset".into()),
+            State::Lost,
+            "agent-lost",
+        ),
+    ] {
+        let mut facts = facts(listener, &knowledge);
+        facts.forwards.push(bound(is_static, &stats));
+        let (is, text) = told(&facts);
+        assert_eq!(is, state);
+        assert!(text.starts_with(code), "{text}");
+        assert_eq!(rows(&facts)[0].id, "static:127.0.0.1:5000");
+    }
+}
+
+#[test]
+fn a_block_says_why_and_what_to_do() {
+    let listener = listener();
+    let holder = Process {
+        pid: 4711,
+        name: "postgres".into(),
+    };
+    let other = BlockReason::Other("no descriptors".into());
+    for (reason, state, text) in [
+        (
+            Some(BlockReason::Conflict {
+                holder: Some(holder),
+            }),
+            State::Conflict,
+            "host-port-taken | 127.0.0.1:5000 is taken by postgres (pid 4711) | \
+             free it, or set on_conflict = \"next\"",
+        ),
+        (
+            Some(BlockReason::Conflict { holder: None }),
+            State::Conflict,
+            "host-port-taken | 127.0.0.1:5000 is taken | free it, or set on_conflict = \"next\"",
+        ),
+        (
+            Some(BlockReason::Privileged),
+            State::RefusedPrivileged,
+            "host-port-privileged | 127.0.0.1:5000 needs privilege, as any port below 1024 | \
+             give it a host port from 1024 up, run rum as root, or lower \
+             net.ipv4.ip_unprivileged_port_start",
+        ),
+        (
+            Some(other),
+            State::Pending,
+            "bind-failed | cannot bind 127.0.0.1:5000: no descriptors | -",
+        ),
+        (
+            None,
+            State::Pending,
+            "bind-failed | 127.0.0.1:5000 is not bound yet | -",
+        ),
+    ] {
+        let mut facts = facts(Some(&listener), &Knowledge::Current);
+        facts.forwards.push(Forward {
+            key: Key::Auto(PORT),
+            standing: Standing::Blocked {
+                at: host(5000),
+                reason: reason.as_ref(),
+            },
+            label: None,
+        });
+        assert_eq!(told(&facts), (state, text.to_owned()));
+        assert_eq!(rows(&facts)[0].host, None);
+    }
+}
+
+#[test]
+fn what_is_not_forwarded_says_so_unless_a_static_forward_leads_there() {
+    let (listener, stats) = (listener(), Stats::default());
+    let mut facts = facts(Some(&listener), &Knowledge::Current);
+    facts.verdict = Some(Verdict::OutOfRange);
+    let hint = "widen `range` to take in 5000";
+    let text = format!("not-in-range | not in range = \"5000-6000\" | {hint}");
+    assert_eq!(told(&facts), (State::OutOfRange, text));
+    facts.forwards.push(bound(Key::Static(host(8080)), &stats));
+    assert_eq!(told(&facts).0, State::Forwarded);
+}
+
+#[test]
+fn draining_keeps_its_id_until_the_port_is_back() {
+    let (listener, old, new) = (listener(), Stats::default(), Stats::default());
+    old.active.store(1, Relaxed);
+    let draining = || Draining {
+        key: Key::Auto(PORT),
+        at: host(5000),
+        stats: &old,
+        label: None,
+    };
+    let mut gone = facts(None, &Knowledge::Current);
+    gone.draining.push(draining());
+    let row = &rows(&gone)[0];
+    assert_eq!(
+        (row.id.as_str(), row.state),
+        ("guest:5000", State::Draining)
+    );
+    let reason = row.reason.as_ref().unwrap();
+    assert_eq!(reason.message, "closed; 1 connection left");
+    let mut back = facts(Some(&listener), &Knowledge::Current);
+    back.forwards.push(bound(Key::Auto(PORT), &new));
+    back.draining.extend([draining(), draining()]);
+    let ids: Vec<_> = rows(&back).into_iter().map(|r| (r.id, r.state)).collect();
+    let named = |id: &str, state| (id.to_owned(), state);
+    assert_eq!(
+        ids,
+        [
+            named("guest:5000", State::Forwarded),
+            named("guest:5000#2", State::Draining),
+            named("guest:5000#3", State::Draining),
+        ]
+    );
+}

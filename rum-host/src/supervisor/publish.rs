@@ -1,0 +1,230 @@
+//! From the loop's state to the board: which guest ports differ, and their rows.
+//!
+//! Whatever touches a port notes it ([`Notes::port`]); after each turn of the loop the rows of the
+//! noted ports are made anew. So a change costs the same however many ports there are.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rum_shared::range::PortRange;
+use rum_shared::rpc::AgentInfo;
+use tokio::sync::watch;
+
+use super::{AgentState, Supervisor};
+use crate::control::board::{Board, Demand};
+use crate::control::model;
+use crate::forwarder::Stats;
+use crate::plan::{Binding, GuestPort, HostAddr, Key};
+use crate::status::{self, Draining, Facts, Forward, Knowledge, Standing};
+
+/// Counters are put on the board this often while somebody reads.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What is to be put on the board.
+#[derive(Debug)]
+pub(super) struct Notes {
+    pub board: Arc<Board>,
+    demand: watch::Receiver<Demand>,
+    ports: BTreeSet<u16>,
+    everything: bool,
+    next_tick: Option<Instant>,
+    /// The last [`Demand::fresh`] that was answered.
+    fresh: u64,
+    /// Who the agent is, or was.
+    info: Option<AgentInfo>,
+    /// Why it is not there.
+    lost: Option<String>,
+    /// When the next attempt is made, from the failure of the last, in milliseconds.
+    retry_ms: Option<u64>,
+    attempts: u32,
+}
+
+impl Notes {
+    pub fn new(board: Arc<Board>) -> Self {
+        let demand = board.demand();
+        Self {
+            board,
+            demand,
+            ports: BTreeSet::new(),
+            everything: true,
+            next_tick: None,
+            fresh: 0,
+            info: None,
+            lost: None,
+            retry_ms: None,
+            attempts: 0,
+        }
+    }
+
+    /// Something about `port` may differ.
+    pub fn port(&mut self, port: GuestPort) {
+        self.ports.insert(port.0);
+    }
+
+    /// Anything may differ.
+    pub fn everything(&mut self) {
+        self.everything = true;
+    }
+
+    pub fn connected(&mut self, info: AgentInfo) {
+        (self.info, self.lost) = (Some(info), None);
+        (self.retry_ms, self.attempts) = (None, 0);
+    }
+
+    pub fn lost(&mut self, reason: String, retry: Duration) {
+        self.lost = Some(reason);
+        self.retry_ms = u64::try_from(retry.as_millis()).ok();
+        self.attempts = self.attempts.saturating_add(1);
+    }
+
+    /// When the counters are due.
+    pub fn tick_at(&self) -> Option<Instant> {
+        self.next_tick
+    }
+
+    /// Completes when the readers want something else.
+    pub async fn demand(&mut self) {
+        if self.demand.changed().await.is_err() {
+            // The board, which has the sender, is ours too.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// What the readers want now.
+    pub fn wanted(&self) -> Demand {
+        *self.demand.borrow()
+    }
+}
+
+/// A former forward with connections that live on.
+#[derive(Debug)]
+pub(super) struct Drain {
+    /// Its forwarder's number.
+    pub serial: u64,
+    pub key: Key,
+    pub guest: GuestPort,
+    pub at: HostAddr,
+    pub stats: Arc<Stats>,
+}
+
+impl Supervisor {
+    /// Puts on the board what was noted, and counters where somebody waits for them.
+    pub(super) fn publish(&mut self, now: Instant) {
+        let demand = self.notes.wanted();
+        let ticked = self.notes.next_tick.is_some_and(|at| at <= now);
+        if ticked || demand.fresh != self.notes.fresh {
+            let bound = self.forwarders.values().map(|(_, f)| f.guest());
+            let draining = self.draining.iter().map(|d| d.guest);
+            self.notes.ports.extend(bound.chain(draining).map(|g| g.0));
+            self.notes.next_tick = None;
+        }
+        self.notes.next_tick = match (demand.readers, self.notes.next_tick) {
+            (0, _) => None,
+            (_, Some(at)) => Some(at),
+            (_, None) => Some(now + TICK),
+        };
+        self.publish_agent();
+        let mut ports = std::mem::take(&mut self.notes.ports);
+        if std::mem::take(&mut self.notes.everything) {
+            ports.extend(self.notes.board.ports());
+            ports.extend(self.guest.iter().map(|l| l.port));
+            ports.extend(self.bindings.values().map(|binding| match binding {
+                Binding::Bound { want, .. } | Binding::Blocked { want, .. } => want.guest.0,
+            }));
+        }
+        let knowledge = self.knowledge();
+        for port in ports {
+            let rows = status::rows(&self.facts(GuestPort(port), &knowledge, now));
+            self.notes.board.put_port(port, rows);
+        }
+        self.notes.fresh = demand.fresh;
+        let covers_all = self.covers == Some(PortRange::ALL);
+        self.notes.board.refreshed(demand.fresh, covers_all);
+    }
+
+    fn publish_agent(&self) {
+        let notes = &self.notes;
+        let state = match self.agent {
+            AgentState::Awaited | AgentState::AwaitedLong => model::AgentState::Awaited,
+            AgentState::Up => model::AgentState::Connected,
+            AgentState::Lost(_) | AgentState::GivenUp => model::AgentState::Lost,
+        };
+        let info = notes.info.as_ref();
+        let away = state != model::AgentState::Connected;
+        notes.board.put_agent(model::AgentStatus {
+            state,
+            since: String::new(),
+            reason: notes.lost.clone().filter(|_| away),
+            retry_ms: notes.retry_ms.filter(|_| away),
+            attempts: notes.attempts,
+            version: info.map(|info| info.version.clone()),
+            hostname: info.map(|info| info.hostname.clone()),
+            source: info.map(|info| match self.options.stream {
+                true => info.hint.clone(),
+                false => "none".to_owned(),
+            }),
+            repaired: self.reconciler.repaired,
+        });
+    }
+
+    fn knowledge(&self) -> Knowledge {
+        let why = || self.notes.lost.clone().unwrap_or_default();
+        match self.agent {
+            AgentState::Awaited | AgentState::AwaitedLong => Knowledge::None,
+            AgentState::Up => Knowledge::Current,
+            AgentState::Lost(_) => Knowledge::Stale(why()),
+            AgentState::GivenUp => Knowledge::Forgotten(why()),
+        }
+    }
+
+    fn facts<'a>(&'a self, port: GuestPort, knowledge: &'a Knowledge, now: Instant) -> Facts<'a> {
+        let policy = &self.options.policy;
+        let listener = self.guest.get(port.0).filter(|l| !self.is_own(l));
+        let statics = policy.statics.iter().filter(|s| s.guest == port);
+        let keys = statics
+            .map(|s| Key::Static(s.host))
+            .chain([Key::Auto(port)]);
+        let forwards = keys.filter_map(|key| {
+            let standing = match self.bindings.get(&key)? {
+                Binding::Bound { at, .. } => Standing::Bound {
+                    at: *at,
+                    stats: self.forwarders.get(&key)?.1.stats(),
+                    took: self.took.get(&key).copied(),
+                },
+                Binding::Blocked { want, .. } => {
+                    let told = self.told.get(&key);
+                    Standing::Blocked {
+                        at: told.map_or(want.host, |told| told.at),
+                        reason: told.and_then(|told| told.reason.as_ref()),
+                    }
+                }
+            };
+            Some(Forward {
+                key,
+                standing,
+                label: policy.label(key, listener),
+            })
+        });
+        let draining = self.draining.iter().filter(|d| d.guest == port);
+        Facts {
+            port,
+            listener,
+            verdict: listener.map(|l| {
+                let known_since = self.known_since.of(l.port).unwrap_or(now);
+                policy.judge(l, known_since, now)
+            }),
+            ranges: policy.auto.as_ref().map(|auto| auto.ranges.to_string()),
+            forwards: forwards.collect(),
+            draining: draining
+                .map(|d| Draining {
+                    key: d.key,
+                    at: d.at,
+                    stats: &d.stats,
+                    label: policy.label(d.key, listener),
+                })
+                .collect(),
+            knowledge,
+        }
+    }
+}
