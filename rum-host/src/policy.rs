@@ -92,7 +92,7 @@ pub struct StaticForward {
 }
 
 /// A pattern of process names: `*` is any text, `?` any one character.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Pattern(WildMatch);
 
 /// Equality of patterns is equality of texts.
@@ -107,6 +107,12 @@ impl Pattern {
     /// Whether `name` is like it, from its first to its last character.
     pub fn matches(&self, name: &str) -> bool {
         self.0.matches(name)
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pattern({:?})", self.0.pattern())
     }
 }
 

@@ -66,7 +66,7 @@ impl Check<'_> {
         if file.rule.len() > MAX_RULES {
             let message = format!("{} rules are too many", file.rule.len());
             let hint = format!("write at most {MAX_RULES}; `guest` and `process` can hold many");
-            self.problem(at, "rule", "", message, hint);
+            self.problem(at, "rule", "the first of them", message, hint);
         }
         for (index, raw) in file.rule.iter().take(MAX_RULES).enumerate() {
             let rule = self.rule(at, index, raw);

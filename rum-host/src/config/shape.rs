@@ -220,8 +220,11 @@ impl Pass {
         let meant = similar(text, fields);
         let hint = if let Some(field) = meant {
             format!("did you mean `{}`?", place.key(field))
-        } else if let Some(home) = home_of(text, self.root, &Place::default()) {
-            format!("`{text}` belongs {home}")
+        } else if let Some((home, key)) = home_of(text, self.root, &Place::default()) {
+            match is_table {
+                true => format!("write `{key}`"),
+                false => format!("`{text}` belongs {home}"),
+            }
         } else {
             let known: Vec<_> = fields
                 .iter()
@@ -243,13 +246,15 @@ impl Pass {
     }
 }
 
-/// Where a key that is unknown in its table would be known, from the table `place` on.
-fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<String> {
-    if fields.iter().any(|f| f.effective_name() == key) {
-        return Some(match place.is_file() {
+/// Where a key that is unknown in its table would be known, from the table `place` on, and how
+/// it is written there.
+fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<(String, String)> {
+    if let Some(field) = fields.iter().find(|f| f.effective_name() == key) {
+        let home = match place.is_file() {
             true => "at the top of the file, before the first `[table]`".to_owned(),
             false => place.to_string().trim().to_owned(),
-        });
+        };
+        return Some((home, place.key(field)));
     }
     fields.iter().find_map(|field| match kind(field) {
         Kind::Table(inner) | Kind::Tables(inner) => home_of(key, inner, &place.of(field)),
