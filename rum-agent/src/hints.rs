@@ -71,11 +71,22 @@ impl std::str::FromStr for HintKind {
     }
 }
 
+/// Something began to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Began {
+    /// The port, 0 if unknown.
+    pub port: u16,
+    /// The process that did.
+    pub pid: u32,
+    /// When, in nanoseconds on CLOCK_MONOTONIC.
+    pub at_ns: u64,
+}
+
 /// Something may have changed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Wake {
-    /// Ports that something began to listen on (0: unknown which) and the process that did.
-    pub listening: Vec<(u16, u32)>,
+    /// Ports that something began to listen on (0: unknown which).
+    pub listening: Vec<Began>,
     /// Whether to look at once: not for a process that our PID namespace does not show.
     pub urgent: bool,
 }
@@ -183,8 +194,8 @@ impl Wake {
     fn add(&mut self, hint: Hint) {
         match hint {
             Hint::Listen { pid: 0, .. } => {}
-            Hint::Listen { port, pid } => {
-                self.listening.push((port, pid));
+            Hint::Listen { port, pid, at_ns } => {
+                self.listening.push(Began { port, pid, at_ns });
                 self.urgent = true;
             }
             // The dump that follows every wake answers both.
@@ -274,6 +285,14 @@ mod tests {
 
     use super::*;
 
+    fn listen(port: u16, pid: u32) -> Hint {
+        Hint::Listen {
+            port,
+            pid,
+            at_ns: 5,
+        }
+    }
+
     fn foreign() -> (mpsc::Sender<Hint>, Hints) {
         let (tx, rx) = mpsc::channel(MAX_DRAIN * 2);
         (tx, Hints::default().also_from(rx))
@@ -283,10 +302,17 @@ mod tests {
     async fn pending_hints_make_one_wake() {
         let (tx, mut hints) = foreign();
         for port in [80, 0, 81] {
-            tx.try_send(Hint::Listen { port, pid: 7 }).unwrap();
+            tx.try_send(listen(port, 7)).unwrap();
         }
         tx.try_send(Hint::Unlisten { port: 80 }).unwrap();
-        assert_eq!(hints.next().await.listening, [(80, 7), (0, 7), (81, 7)]);
+        let ports: Vec<_> = hints
+            .next()
+            .await
+            .listening
+            .iter()
+            .map(|b| b.port)
+            .collect();
+        assert_eq!(ports, [80, 0, 81]);
         assert!(hints.other.as_mut().unwrap().try_recv().is_err());
     }
 
@@ -294,7 +320,7 @@ mod tests {
     async fn a_storm_is_gathered_in_bounded_pieces() {
         let (tx, mut hints) = foreign();
         for _ in 0..MAX_DRAIN * 2 {
-            tx.try_send(Hint::Listen { port: 1, pid: 7 }).unwrap();
+            tx.try_send(listen(1, 7)).unwrap();
         }
         assert_eq!(hints.next().await.listening.len(), MAX_DRAIN + 1);
         assert_eq!(hints.next().await.listening.len(), MAX_DRAIN - 1);
@@ -311,13 +337,14 @@ mod tests {
     #[tokio::test]
     async fn what_our_pid_namespace_does_not_show_is_not_urgent() {
         let (tx, mut hints) = foreign();
-        tx.try_send(Hint::Listen { port: 80, pid: 0 }).unwrap();
+        tx.try_send(listen(80, 0)).unwrap();
         assert_eq!(hints.next().await, Wake::default());
-        tx.try_send(Hint::Listen { port: 80, pid: 0 }).unwrap();
-        tx.try_send(Hint::Listen { port: 81, pid: 7 }).unwrap();
+        tx.try_send(listen(80, 0)).unwrap();
+        tx.try_send(listen(81, 7)).unwrap();
         let wake = hints.next().await;
         assert!(wake.urgent);
-        assert_eq!(wake.listening, [(81, 7)]);
+        let (port, pid, at_ns) = (81, 7, 5);
+        assert_eq!(wake.listening, [Began { port, pid, at_ns }]);
     }
 
     #[tokio::test]

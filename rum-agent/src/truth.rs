@@ -24,18 +24,31 @@ use rum_shared::listener::{BoundAddr, Change, Listener, ListenerSet, MAX_ADDRESS
 
 use crate::kernel::Socket;
 
+/// Most hinted ports that are remembered; those that never come to listen are forgotten together.
+const MAX_HINTED: usize = 4096;
+
 /// The sockets that are known to listen, and the set that they make.
 #[derive(Debug, Default)]
 pub struct Truth {
     /// Sorted; so the sockets of one port are neighbours.
     sockets: Vec<Socket>,
     set: ListenerSet,
+    /// When the kernel told of a port that is yet to be shown by a dump.
+    hinted: HashMap<u16, u64>,
 }
 
 impl Truth {
     /// The set that the last fold made. Its generation is 0 before the first fold.
     pub fn set(&self) -> &ListenerSet {
         &self.set
+    }
+
+    /// The kernel told at `at_ns` that something begins to listen on `port`.
+    pub fn hint(&mut self, port: u16, at_ns: u64) {
+        if self.hinted.len() >= MAX_HINTED {
+            self.hinted.clear();
+        }
+        self.hinted.insert(port, at_ns);
     }
 
     /// The known sockets that `dump` lacks and that the kernel has to be asked about, one for
@@ -73,7 +86,10 @@ impl Truth {
         };
         for twins in sockets.chunk_by(|a, b| a.port == b.port) {
             match self.set.get(twins[0].port) {
-                None => change.opened.push(listener(twins, None, now_ns)),
+                None => change.opened.push(Listener {
+                    hinted_ns: self.hinted.remove(&twins[0].port),
+                    ..listener(twins, None, now_ns)
+                }),
                 Some(old) => {
                     let new = listener(twins, Some(old), now_ns);
                     if new != *old {
@@ -137,6 +153,7 @@ fn listener(twins: &[Socket], old: Option<&Listener>, now_ns: u64) -> Listener {
         inode: lead.inode,
         process: kept.and_then(|(old, _)| old.process.clone()),
         seen_ns: kept.map_or(now_ns, |(old, _)| old.seen_ns),
+        hinted_ns: kept.and_then(|(old, _)| old.hinted_ns),
     }
 }
 

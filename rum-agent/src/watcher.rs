@@ -188,9 +188,10 @@ impl Watcher {
             true => self.due.dump = true,
             false => self.look_after(FOREIGN_AFTER),
         }
-        for (port, pid) in wake.listening {
-            self.again.expect(port);
-            self.names.first = Some(pid);
+        for began in wake.listening {
+            self.again.expect(began.port);
+            self.truth.hint(began.port, began.at_ns);
+            self.names.first = Some(began.pid);
         }
     }
 

@@ -345,6 +345,11 @@ fn look(base: &Path, name: String) -> Option<RunningGuest> {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() {
         return None;
     }
+    let rum = read_holder(&lock);
+    if rum.is_some_and(|rum| !rum.is_alive()) {
+        // Its helpers are about to end the guest.
+        return None;
+    }
     let state = open(STATE).map(read_text).unwrap_or_default();
     let field = |key: &str| {
         state
@@ -352,7 +357,7 @@ fn look(base: &Path, name: String) -> Option<RunningGuest> {
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
     };
     Some(RunningGuest {
-        rum: read_holder(&lock),
+        rum,
         kind: field("kind").map(str::to_owned),
         init: field("init").and_then(|text| text.parse().ok()),
         name,

@@ -187,6 +187,7 @@ impl Facts<'_> {
         row.label = forward.label.map(str::to_owned);
         if let Standing::Bound { at, stats, took } = &forward.standing {
             row.bound(*at, stats);
+            row.detected_us = self.listener.and_then(detected_us);
             row.url = Some(format!("http://{at}/"));
             if let Key::Auto(_) = forward.key {
                 row.forwarded_us = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(0));
@@ -323,6 +324,13 @@ impl Facts<'_> {
         row.bound(draining.at, draining.stats);
         row
     }
+}
+
+/// From the kernel's event to the dump that showed the port, both on the agent's clock. The agent
+/// may be lying, but not with a number that means nothing.
+fn detected_us(listener: &Listener) -> Option<u64> {
+    let took = listener.seen_ns.checked_sub(listener.hinted_ns?)?;
+    Some(took / 1000)
 }
 
 impl PortStatus {

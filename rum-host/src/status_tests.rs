@@ -30,6 +30,8 @@ fn listener() -> Listener {
             pid: 12,
             name: "nginx".into(),
         }),
+        seen_ns: 5_200_000,
+        hinted_ns: Some(5_000_000),
         ..Listener::bare(5000)
     }
 }
@@ -92,7 +94,8 @@ fn forwarded_is_bound_and_listened_on() {
     assert_eq!(row.url.as_deref(), Some("http://127.0.0.1:5000/"));
     assert_eq!(row.guest_addresses, ["127.0.0.1", "*", "::"]);
     assert_eq!((row.connections.now, row.bytes.to_guest), (2, 10));
-    assert_eq!((row.forwarded_us, row.uid), (Some(400), Some(33)));
+    assert_eq!((row.detected_us, row.forwarded_us), (Some(200), Some(400)));
+    assert_eq!(row.uid, Some(33));
     assert_eq!(row.process.as_ref().unwrap().name, "nginx");
     assert_eq!(row.label.as_deref(), Some("web"));
 }

@@ -57,6 +57,9 @@ pub struct Listener {
     /// When the agent first saw it: nanoseconds on the agent's CLOCK_MONOTONIC. Not
     /// comparable with any clock of the host.
     pub seen_ns: u64,
+    /// When the kernel's event for it fired, on the same clock as `seen_ns`; None where no event
+    /// told of it.
+    pub hinted_ns: Option<u64>,
 }
 
 impl Listener {
@@ -69,6 +72,7 @@ impl Listener {
             inode: 0,
             process: None,
             seen_ns: 0,
+            hinted_ns: None,
         }
     }
 }

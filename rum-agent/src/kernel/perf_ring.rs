@@ -33,10 +33,14 @@ const RESERVE: u64 = 512;
 const TYPE_TRACEPOINT: u32 = 2;
 /// PERF_SAMPLE_TID: process and thread id come first in a sample.
 const SAMPLE_TID: u64 = 1 << 1;
+/// PERF_SAMPLE_TIME: then the time of the event.
+const SAMPLE_TIME: u64 = 1 << 2;
 /// PERF_SAMPLE_RAW: then a length and the tracepoint's own bytes.
 const SAMPLE_RAW: u64 = 1 << 10;
 /// Bit `disabled` of the attribute's flags.
 const DISABLED: u64 = 1;
+/// Bit `use_clockid`: times are those of the clock `clockid`.
+const USE_CLOCKID: u64 = 1 << 25;
 /// PERF_FLAG_FD_CLOEXEC
 const FD_CLOEXEC: libc::c_ulong = 1 << 3;
 /// PERF_RECORD_LOST
@@ -52,8 +56,8 @@ const DATA_TAIL: usize = 1032;
 const IOC_ENABLE: Opcode = opcode::none(b'$', 0);
 const IOC_SET_FILTER: Opcode = opcode::write::<*const u8>(b'$', 6);
 
-/// struct perf_event_attr as of its first version (PERF_ATTR_SIZE_VER0), which every kernel
-/// takes.
+/// struct perf_event_attr up to `clockid`, which came with Linux 4.1 (PERF_ATTR_SIZE_VER3); the
+/// tracepoint itself is younger.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Attr {
@@ -67,15 +71,23 @@ struct Attr {
     wakeup_events: u32,
     bp_type: u32,
     config1: u64,
+    config2: u64,
+    branch_sample_type: u64,
+    sample_regs_user: u64,
+    sample_stack_user: u32,
+    clockid: i32,
 }
 
 /// One record of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record<'a> {
-    /// A sample: the process (0 when our pid namespace does not have it) and the event's bytes.
+    /// A sample: the process (0 when our pid namespace does not have it), the time, and the
+    /// event's bytes.
     Sample {
         /// Process id.
         pid: u32,
+        /// Nanoseconds on CLOCK_MONOTONIC.
+        at_ns: u64,
         /// The tracepoint's fields.
         raw: &'a [u8],
     },
@@ -117,14 +129,16 @@ fn split_record(bytes: &[u8]) -> Option<(Option<Record<'_>>, &[u8])> {
     Some((record, bytes.get(size..)?))
 }
 
-/// A sample's body: pid, tid, length, bytes.
+/// A sample's body: pid, tid, time, length, bytes.
 fn sample(body: &[u8]) -> Option<Record<'_>> {
     let (pid, body) = body.split_first_chunk::<4>()?;
     let (_tid, body) = body.split_first_chunk::<4>()?;
+    let (time, body) = body.split_first_chunk::<8>()?;
     let (length, body) = body.split_first_chunk::<4>()?;
     let length = usize::try_from(u32::from_ne_bytes(*length)).ok()?;
     Some(Record::Sample {
         pid: u32::from_ne_bytes(*pid),
+        at_ns: u64::from_ne_bytes(*time),
         raw: body.get(..length)?,
     })
 }
@@ -167,8 +181,9 @@ impl PerfRing {
             size: size_of::<Attr>() as u32,
             config: id,
             sample_period: 1,
-            sample_type: SAMPLE_TID | SAMPLE_RAW,
-            flags: DISABLED,
+            sample_type: SAMPLE_TID | SAMPLE_TIME | SAMPLE_RAW,
+            flags: DISABLED | USE_CLOCKID,
+            clockid: libc::CLOCK_MONOTONIC,
             wakeup_events: 1,
             ..Attr::default()
         };

@@ -40,6 +40,8 @@ pub enum Hint {
         port: u16,
         /// The process, 0 when our pid namespace does not have it.
         pid: u32,
+        /// When, in nanoseconds on CLOCK_MONOTONIC.
+        at_ns: u64,
     },
     /// A socket left LISTEN.
     Unlisten {
@@ -188,7 +190,7 @@ impl Tracepoint {
 
 /// What a record says, if anything.
 fn hint(event: &Event, record: Record<'_>) -> Option<Hint> {
-    let Record::Sample { pid, raw } = record else {
+    let Record::Sample { pid, at_ns, raw } = record else {
         return Some(Hint::Lost);
     };
     let state = |offset: usize| {
@@ -205,7 +207,7 @@ fn hint(event: &Event, record: Record<'_>) -> Option<Hint> {
     };
     let port = u16::from_ne_bytes(*port);
     if new == u32::from(TCP_LISTEN) {
-        Some(Hint::Listen { port, pid })
+        Some(Hint::Listen { port, pid, at_ns })
     } else if old == u32::from(TCP_LISTEN) {
         Some(Hint::Unlisten { port })
     } else {

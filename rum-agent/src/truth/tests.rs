@@ -158,3 +158,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_opened_port_knows_its_event_once() {
+    let mut truth = Truth::default();
+    truth.hint(80, 3);
+    let opened = |change: Option<Change>| change.unwrap().opened[0].hinted_ns;
+    assert_eq!(opened(fold(&mut truth, &[socket(80, "::", 1)], 5)), Some(3));
+    // Other details change, the event stays that of the opening.
+    let twice = [socket(80, "::", 1), socket(80, "0.0.0.0", 2)];
+    let change = fold(&mut truth, &twice, 6).unwrap();
+    assert_eq!(change.changed[0].hinted_ns, Some(3));
+    fold(&mut truth, &[], 7);
+    assert_eq!(opened(fold(&mut truth, &[socket(80, "::", 3)], 8)), None);
+    // Hints that never came true do not pile up.
+    (1..=MAX_HINTED as u64 * 2).for_each(|n| truth.hint((n % 60_000) as u16 + 1, n));
+    assert!(truth.hinted.len() <= MAX_HINTED);
+}

@@ -62,7 +62,13 @@ impl Bench {
     }
 
     fn hint(&self, port: u16) {
-        self.hints.try_send(Hint::Listen { port, pid: 1 }).unwrap();
+        self.hints
+            .try_send(Hint::Listen {
+                port,
+                pid: 1,
+                at_ns: 1,
+            })
+            .unwrap();
     }
 
     fn dumps(&self) -> u32 {

@@ -38,6 +38,7 @@ fn sets() -> [ListenerSet; 2] {
             name: "nöde".into(),
         }),
         seen_ns: 1 << 60,
+        hinted_ns: Some(1 << 59),
         ..Listener::bare(port)
     };
     [

@@ -11,19 +11,30 @@ use std::thread;
 use rum_agent::kernel::destroy::{Destroy, DestroyEvents};
 use rum_agent::kernel::sock_diag::SockDiag;
 use rum_agent::kernel::tracepoint::{Hint, Tracepoint};
+use rum_tests::monotonic_ns;
 use rustix::net::{AddressFamily, Shutdown, SocketType, shutdown, socket};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::*;
 
-/// Waits for a hint; others are passed over.
+/// Waits for a hint; others are passed over. Times are checked here and left out of `wanted`.
 async fn wait_for(tracepoint: &mut Tracepoint, wanted: Hint) {
-    while tracepoint.next().await != wanted {}
+    loop {
+        let mut hint = tracepoint.next().await;
+        if let Hint::Listen { at_ns, .. } = &mut hint {
+            assert!(*at_ns > 0 && *at_ns <= monotonic_ns());
+            *at_ns = 0;
+        }
+        if hint == wanted {
+            return;
+        }
+    }
 }
 
 fn listens(port: u16) -> Hint {
     let pid = std::process::id();
-    Hint::Listen { port, pid }
+    let at_ns = 0;
+    Hint::Listen { port, pid, at_ns }
 }
 
 #[test]
@@ -68,6 +79,7 @@ fn listen_without_bind_is_reported_with_port_0_in_any_range() {
 fn the_kernel_filters_the_range_and_the_range_can_change() {
     in_async_netns(|| async {
         let mut tracepoint = Tracepoint::open().unwrap();
+        let me = std::process::id();
         for wanted in [20004, 20005, 20004] {
             // What was in the ring before the change is kept.
             let before = listener(&format!("127.0.0.1:{wanted}"));
@@ -80,7 +92,7 @@ fn the_kernel_filters_the_range_and_the_range_can_change() {
             let _listener = listener(&format!("127.0.0.1:{wanted}"));
             loop {
                 match tracepoint.next().await {
-                    hint if hint == listens(wanted) => break,
+                    Hint::Listen { port, pid, .. } if (port, pid) == (wanted, me) => break,
                     Hint::Listen { port, .. } | Hint::Unlisten { port } => {
                         assert!(port == 0 || port == wanted, "{port}, not {wanted}");
                     }

@@ -27,10 +27,11 @@ fn fixture(file: &[u8]) -> (Vec<u8>, bool) {
 
 #[test]
 fn the_attribute_has_the_kernels_layout() {
-    // PERF_ATTR_SIZE_VER0 in include/uapi/linux/perf_event.h.
-    assert_eq!(size_of::<Attr>(), 64);
+    // PERF_ATTR_SIZE_VER3 in include/uapi/linux/perf_event.h.
+    assert_eq!(size_of::<Attr>(), 96);
     assert_eq!(std::mem::offset_of!(Attr, flags), 40);
     assert_eq!(std::mem::offset_of!(Attr, wakeup_events), 48);
+    assert_eq!(std::mem::offset_of!(Attr, clockid), 92);
     // _IO('$', 0) and _IOW('$', 6, char *), which holds the size of a pointer.
     assert_eq!(IOC_ENABLE as u64, 0x2400);
     #[cfg(all(target_pointer_width = "64", target_arch = "x86_64"))]
@@ -43,11 +44,14 @@ fn a_real_ring_that_wraps_is_read() {
     assert!(wraps, "the fixture does not wrap");
     let found: Vec<_> = records(&bytes).collect();
     assert!(!found.is_empty());
+    let mut last = 0;
     for record in found {
-        let Record::Sample { pid, raw } = record else {
+        let Record::Sample { pid, at_ns, raw } = record else {
             panic!("{record:?}");
         };
         assert_ne!(pid, 0);
+        assert!(at_ns > last, "one CPU's events are in order");
+        last = at_ns;
         // The place of `sport` in the fixture of the format file.
         assert_eq!(u16::from_ne_bytes([raw[24], raw[25]]), 5010);
     }

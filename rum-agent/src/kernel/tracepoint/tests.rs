@@ -22,12 +22,32 @@ fn raw(old: u32, new: u32, port: u16) -> Vec<u8> {
 
 #[test]
 fn samples_become_hints() {
-    let hint = |raw: &[u8]| super::hint(&EVENT, Record::Sample { pid: 7, raw });
+    let hint = |raw: &[u8]| {
+        super::hint(
+            &EVENT,
+            Record::Sample {
+                pid: 7,
+                at_ns: 9,
+                raw,
+            },
+        )
+    };
     assert_eq!(
         hint(&raw(7, 10, 5000)),
-        Some(Hint::Listen { port: 5000, pid: 7 })
+        Some(Hint::Listen {
+            port: 5000,
+            pid: 7,
+            at_ns: 9
+        })
     );
-    assert_eq!(hint(&raw(7, 10, 0)), Some(Hint::Listen { port: 0, pid: 7 }));
+    assert_eq!(
+        hint(&raw(7, 10, 0)),
+        Some(Hint::Listen {
+            port: 0,
+            pid: 7,
+            at_ns: 9
+        })
+    );
     assert_eq!(
         hint(&raw(10, 7, 65535)),
         Some(Hint::Unlisten { port: 65535 })
