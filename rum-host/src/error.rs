@@ -13,9 +13,11 @@ use std::io::Write as _;
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, SourceCode};
 
+use crate::cli::LogFormat;
 use crate::config::{ConfigError, Located};
 use crate::exit;
 use crate::guest::GuestError;
+use crate::output::json;
 use crate::runtime_dir::RuntimeDirError;
 
 /// Something went wrong that a user has to know.
@@ -78,6 +80,23 @@ impl RumError {
         self
     }
 
+    /// What the user can do about it, if anything, on one line.
+    pub(crate) fn one_line_hint(&self) -> Option<String> {
+        let lines = self.0.example.iter().flat_map(|lines| lines.lines());
+        let example: Vec<_> = lines.collect();
+        let hint = self.0.hint.as_ref()?;
+        Some(
+            format!("{hint} {}", example.join("; "))
+                .trim_end()
+                .to_owned(),
+        )
+    }
+
+    /// The mistakes of a configuration, if this is about them.
+    pub(crate) fn config(&self) -> Option<&ConfigError> {
+        self.0.config.as_ref()
+    }
+
     /// The code that the process ends with.
     pub fn exit_code(&self) -> u8 {
         self.0.exit
@@ -135,21 +154,30 @@ impl Diagnostic for RumError {
 }
 
 /// Prints `error` to stderr. That stderr is closed is not a reason to fail once more.
-pub fn report(error: &RumError) {
-    let _ = std::io::stderr().write_all(for_stderr(error).as_bytes());
+pub fn report(error: &RumError, format: LogFormat) {
+    let _ = std::io::stderr().write_all(for_stderr(error, format).as_bytes());
 }
 
 /// What [`report`] prints: as wide as the terminal, with colours if it has them.
-pub fn for_stderr(error: &RumError) -> String {
+pub fn for_stderr(error: &RumError, format: LogFormat) -> String {
+    match format {
+        LogFormat::Json => json::error(error, jiff::Timestamp::now()),
+        LogFormat::Text => {
+            let text = render(error, terminal_width());
+            match anstream::AutoStream::choice(&std::io::stderr()) {
+                anstream::ColorChoice::Never => anstream::adapter::strip_str(&text).to_string(),
+                _ => text,
+            }
+        }
+    }
+}
+
+fn terminal_width() -> usize {
     let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr())
         .ok()
         .map(|size| usize::from(size.ws_col))
         .filter(|columns| *columns > 0);
-    let text = render(error, width.unwrap_or(DEFAULT_WIDTH));
-    match anstream::AutoStream::choice(&std::io::stderr()) {
-        anstream::ColorChoice::Never => anstream::adapter::strip_str(&text).to_string(),
-        _ => text,
-    }
+    width.unwrap_or(DEFAULT_WIDTH)
 }
 
 /// Width of a snippet where there is no terminal, in columns.

@@ -15,6 +15,7 @@ pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod descriptors;
 mod down;
 pub mod error;
 pub mod exec;
@@ -34,11 +35,13 @@ pub mod runtime_dir;
 pub mod sandbox;
 pub mod status;
 pub mod supervisor;
+pub mod tools;
 mod up;
 pub mod view;
 
 /// Runs the command line of this process; the exit code is documented in each command's help.
 pub fn main() -> ExitCode {
+    tools::completions::answer();
     let cli = Cli::parse();
     let outcome = output::init(&cli.global).and_then(|()| match &cli.command {
         Command::Up(args) => run_up(args, &cli.global),
@@ -47,11 +50,16 @@ pub fn main() -> ExitCode {
             exec::exec(name, &args.command)
         })),
         Command::Shell(args) => Err(run_inside(args.name.clone(), exec::shell)),
+        Command::Init(args) => tools::init::run(args),
+        Command::Check(args) => tools::check::run(args, &cli.global),
+        Command::Doctor(args) => tools::doctor::run(args, &cli.global),
+        Command::Completions(args) => tools::completions::run(args),
+        Command::Man(args) => tools::man::run(args),
     });
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            error::report(&error);
+            error::report(&error, cli.global.log_format);
             ExitCode::from(error.exit_code())
         }
     }
@@ -62,6 +70,7 @@ const MAX_WORKERS: usize = 8;
 
 fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     let settings = config::load(args.config.as_deref(), &args.overrides())?;
+    descriptors::raise();
     // One processor is left to the programs at both ends of the relays. On two processors a
     // single worker is also the fastest way from an event to a bound port: no hand-offs.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -217,7 +217,8 @@ pub(crate) fn open_private(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     Ok(dir)
 }
 
-fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
+/// Makes `path`, or opens it if it is there and safe to use.
+pub(crate) fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(RuntimeDirError::Io {
             action: "create",

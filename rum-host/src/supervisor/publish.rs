@@ -67,9 +67,13 @@ impl Notes {
         self.everything = true;
     }
 
-    pub fn connected(&mut self, info: AgentInfo) {
-        (self.info, self.lost) = (Some(info), None);
-        (self.retry_ms, self.attempts) = (None, 0);
+    /// It answers; it is there once it has told what listens.
+    pub fn introduced(&mut self, info: AgentInfo) {
+        self.info = Some(info);
+    }
+
+    pub fn connected(&mut self) {
+        (self.lost, self.retry_ms, self.attempts) = (None, None, 0);
     }
 
     pub fn lost(&mut self, reason: String, retry: Duration) {
