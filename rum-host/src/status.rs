@@ -85,6 +85,8 @@ pub struct Facts<'a> {
     pub listener: Option<&'a Listener>,
     /// What the policy says about automatic forwarding of it, if somebody listens.
     pub verdict: Option<Verdict>,
+    /// What the rule for the listener calls it.
+    pub label: Option<&'a str>,
     /// The ranges of automatic forwards, as configured.
     pub ranges: Option<String>,
     /// Its forwards.
@@ -308,7 +310,11 @@ impl Facts<'_> {
                 )
             }
         };
-        Some(self.row(id, state, Some(reason)))
+        let label = self.label.map(str::to_owned);
+        Some(PortStatus {
+            label,
+            ..self.row(id, state, Some(reason))
+        })
     }
 
     fn drain(&self, draining: &Draining<'_>) -> PortStatus {

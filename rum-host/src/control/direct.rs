@@ -18,7 +18,7 @@ use crate::agent::client::{AgentClient, AgentEvent, LinkState};
 use crate::config::Settings;
 use crate::error::RumError;
 use crate::guest::GuestKind;
-use crate::plan::GuestPort;
+use crate::plan::{GuestPort, Key};
 use crate::policy::PROCESS_WAIT;
 use crate::status::{Facts, Knowledge, not_running, rows};
 
@@ -142,6 +142,7 @@ fn port(settings: &Settings, listener: &Listener) -> Vec<PortStatus> {
         port: GuestPort(listener.port),
         listener: Some(listener),
         verdict: Some(policy.judge(listener, since, since + PROCESS_WAIT)),
+        label: policy.label(Key::Auto(GuestPort(listener.port)), Some(listener)),
         ranges: policy.auto.as_ref().map(|auto| auto.ranges.to_string()),
         forwards: Vec::new(),
         draining: Vec::new(),

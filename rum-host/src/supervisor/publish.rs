@@ -218,6 +218,7 @@ impl Supervisor {
                 let known_since = self.known_since.of(l.port).unwrap_or(now);
                 policy.judge(l, known_since, now)
             }),
+            label: policy.label(Key::Auto(port), listener),
             ranges: policy.auto.as_ref().map(|auto| auto.ranges.to_string()),
             forwards: forwards.collect(),
             draining: draining
