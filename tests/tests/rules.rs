@@ -23,6 +23,8 @@ fn up(config: &str) -> (Setup, Rum, Guest) {
     let setup = Setup::new();
     fs::write(setup.path().join("rum.toml"), config).expect("a file");
     let (rum, guest) = setup.start_guest(&[]);
+    // From now on there is a guest for `rum exec`.
+    rum.stderr.wait("connected");
     (setup, rum, guest)
 }
 
