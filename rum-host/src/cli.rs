@@ -1,5 +1,6 @@
 //! The command line: definitions and help texts. What a command does is elsewhere.
 
+pub mod ports;
 pub mod tools;
 
 use std::ffi::OsString;
@@ -122,6 +123,10 @@ Exit codes:
   2  the command line is wrong"
     )]
     Down(DownArgs),
+    /// List the ports of a guest, or follow what becomes of them
+    Ports(ports::PortsArgs),
+    /// Wait until a port of the guest is forwarded
+    Wait(ports::WaitArgs),
     /// Run a program in the guest of a running `rum up`
     #[command(after_help = "Examples:
   rum exec -- ss -ltn
@@ -256,6 +261,8 @@ mod tests {
             ("help", &["--help"][..]),
             ("help-up", &["help", "up"]),
             ("help-down", &["help", "down"]),
+            ("help-ports", &["help", "ports"]),
+            ("help-wait", &["wait", "-h"]),
             ("help-exec", &["help", "exec"]),
             ("help-shell", &["shell", "-h"]),
             ("help-init", &["init", "-h"]),
@@ -285,6 +292,14 @@ mod tests {
             ("usage-no-dashes", &["up", "psql"]),
             ("usage-exec-nothing", &["exec"]),
             ("usage-misspelt", &["upp"]),
+            ("usage-since", &["ports", "--watch", "--since", "42"]),
+            (
+                "usage-since-alone",
+                &["ports", "--since", "00c0ffee00c0ffee:42"],
+            ),
+            ("usage-wait-port", &["wait", "0"]),
+            ("usage-wait-timeout", &["wait", "5000", "--timeout", "30"]),
+            ("usage-wait-zero", &["wait", "5000", "--timeout", "0"]),
             ("usage-quiet-verbose", &["-q", "-v", "up"]),
             ("usage-log-format", &["--log-format", "xml", "up"]),
             ("usage-completions", &["completions", "tcsh"]),

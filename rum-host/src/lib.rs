@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+use crate::cli::ports::{PortsArgs, WaitArgs};
 use crate::cli::{Cli, Command, DownArgs, GlobalArgs, UpArgs};
 use crate::error::RumError;
 
@@ -29,6 +30,7 @@ pub mod output;
 pub mod plan;
 pub mod policy;
 mod pool;
+mod ports;
 pub mod reconcile;
 pub mod reload;
 pub mod runtime_dir;
@@ -38,6 +40,7 @@ pub mod supervisor;
 pub mod tools;
 mod up;
 pub mod view;
+mod wait;
 
 /// Runs the command line of this process; the exit code is documented in each command's help.
 pub fn main() -> ExitCode {
@@ -46,6 +49,8 @@ pub fn main() -> ExitCode {
     let outcome = output::init(&cli.global).and_then(|()| match &cli.command {
         Command::Up(args) => run_up(args, &cli.global),
         Command::Down(args) => run_down(args),
+        Command::Ports(args) => run_ports(args, &cli.global),
+        Command::Wait(args) => run_wait(args),
         Command::Exec(args) => Err(run_inside(args.name.clone(), |name| {
             exec::exec(name, &args.command)
         })),
@@ -106,6 +111,20 @@ fn run_down(args: &DownArgs) -> Result<u8, RumError> {
     let asked = small_runtime()?.block_on(down::ask(name.as_deref(), args.force))?;
     asked.map_or(Ok(()), |process| down::wait(&process))?;
     Ok(exit::OK)
+}
+
+fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
+    let settings = match (&args.name, &args.config) {
+        // What is wrong with a file that nobody asked for is no concern of this.
+        (Some(_), None) => config::current(None).ok().flatten(),
+        (_, file) => config::current(file.as_deref())?,
+    };
+    small_runtime()?.block_on(ports::ports(args, settings.as_ref(), global.quiet))
+}
+
+fn run_wait(args: &WaitArgs) -> Result<u8, RumError> {
+    let name = guest_name(args.name.as_ref())?;
+    small_runtime()?.block_on(wait::wait(args, name.as_deref()))
 }
 
 /// `exec` and `shell`: this process becomes the one that enters the guest, or there is an error.

@@ -128,7 +128,6 @@ impl Supervisor {
             (_, Some(at)) => Some(at),
             (_, None) => Some(now + TICK),
         };
-        self.publish_agent();
         let mut ports = std::mem::take(&mut self.notes.ports);
         if std::mem::take(&mut self.notes.everything) {
             ports.extend(self.notes.board.ports());
@@ -142,6 +141,8 @@ impl Supervisor {
             let rows = status::rows(&self.facts(GuestPort(port), &knowledge, now));
             self.notes.board.put_port(port, rows);
         }
+        // After the rows: whoever sees that the agent is connected sees also what it told.
+        self.publish_agent();
         self.notes.fresh = demand.fresh;
         let covers_all = self.covers == Some(PortRange::ALL);
         self.notes.board.refreshed(demand.fresh, covers_all);
