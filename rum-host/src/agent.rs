@@ -11,7 +11,7 @@ use rum_shared::transport::Endpoint;
 use tokio::task::JoinHandle;
 
 use crate::error::RumError;
-use crate::plan::{AutoPolicy, DRAIN, OnConflict, Policy, StaticForward};
+use crate::plan::{AutoPolicy, Policy, StaticForward};
 use crate::supervisor::{Options, Stop, Supervisor};
 
 pub mod client;
@@ -58,10 +58,8 @@ pub fn start_auto_forwards(
             .hint("write an address of this machine, such as 127.0.0.1")
     })?;
     let auto = AutoPolicy {
-        ranges: PortRanges::new([range]),
         bind,
-        on_conflict: OnConflict::Wait,
-        drain: DRAIN,
+        ..AutoPolicy::new(PortRanges::new([range]))
     };
     Ok(start(
         guest,

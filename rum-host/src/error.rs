@@ -155,11 +155,21 @@ impl Diagnostic for RumError {
 
 /// Prints `error` to stderr. That stderr is closed is not a reason to fail once more.
 pub fn report(error: &RumError, format: LogFormat) {
-    let text = match format {
-        LogFormat::Text => render(error, terminal_width()),
+    let _ = std::io::stderr().write_all(for_stderr(error, format).as_bytes());
+}
+
+/// What [`report`] prints: as wide as the terminal, with colours if it has them.
+pub fn for_stderr(error: &RumError, format: LogFormat) -> String {
+    match format {
         LogFormat::Json => json::error(error, jiff::Timestamp::now()),
-    };
-    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+        LogFormat::Text => {
+            let text = render(error, terminal_width());
+            match anstream::AutoStream::choice(&std::io::stderr()) {
+                anstream::ColorChoice::Never => anstream::adapter::strip_str(&text).to_string(),
+                _ => text,
+            }
+        }
+    }
 }
 
 fn terminal_width() -> usize {

@@ -13,8 +13,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rum_shared::channel::{self, Connected};
@@ -122,6 +122,7 @@ pub struct Forwarder {
     inode: u64,
     listener: Arc<TcpListener>,
     stop: CancellationToken,
+    drain: Arc<OnceLock<Duration>>,
     cut: CancellationToken,
     stats: Arc<Stats>,
 }
@@ -133,8 +134,9 @@ pub struct ForwardTask {
     guest: GuestPort,
     dialer: Dialer,
     stop: CancellationToken,
+    /// Set when it is told to stop.
+    drain: Arc<OnceLock<Duration>>,
     cut: CancellationToken,
-    drain: Duration,
     stats: Arc<Stats>,
 }
 
@@ -148,7 +150,6 @@ impl Forwarder {
         host: HostAddr,
         guest: GuestPort,
         dialer: &Dialer,
-        drain: Duration,
         cut: CancellationToken,
     ) -> Result<(Self, ForwardTask), BindError> {
         let socket = match host.0 {
@@ -164,14 +165,15 @@ impl Forwarder {
             .map_err(io::Error::from)?
             .st_ino;
         let stop = CancellationToken::new();
+        let drain = Arc::new(OnceLock::new());
         let stats = Arc::new(Stats::default());
         let task = ForwardTask {
             listener: listener.clone(),
             guest,
             dialer: dialer.clone(),
             stop: stop.clone(),
+            drain: drain.clone(),
             cut: cut.clone(),
-            drain,
             stats: stats.clone(),
         };
         let forwarder = Self {
@@ -180,6 +182,7 @@ impl Forwarder {
             inode,
             listener,
             stop,
+            drain,
             cut,
             stats,
         };
@@ -211,8 +214,11 @@ impl Forwarder {
         &self.cut
     }
 
-    /// Stops accepting, at once; connections that wait to be accepted are reset by the kernel.
-    pub fn stop(self) {
+    /// Stops accepting, at once; connections that wait to be accepted are reset by the kernel,
+    /// the others may go on for `drain`. Without this call, dropping it cuts them.
+    pub fn stop(self, drain: Duration) {
+        // Nobody else sets it.
+        let _ = self.drain.set(drain);
         // Closing alone would wait for the task to be scheduled.
         let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
         self.stop.cancel();
@@ -234,7 +240,8 @@ impl ForwardTask {
         // Frees the port; the handle has dropped its own reference by now.
         drop(self.listener);
         let drained = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.drain, drained).await.is_ok() {
+        let time = self.drain.get().copied().unwrap_or_default();
+        if tokio::time::timeout(time, drained).await.is_ok() {
             return 0;
         }
         let left = connections.len();

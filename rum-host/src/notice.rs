@@ -82,6 +82,17 @@ pub enum Notice {
         /// How long it had.
         deadline: Duration,
     },
+    /// Another configuration is in force.
+    Reloaded {
+        /// Forwards of known listeners that it makes, ends or moves.
+        forwards: usize,
+    },
+    /// The configuration was read again, and says the same.
+    Unchanged,
+    /// The configuration was read again and can't be used.
+    NotReloaded,
+    /// The configuration says something that can't be applied while rum runs.
+    NextTime,
     /// Asked to stop; connections may finish.
     Stopping {
         /// For how long.
@@ -99,10 +110,16 @@ impl Notice {
             | Self::Blocked { .. }
             | Self::Cut { .. }
             | Self::Repaired(_)
+            | Self::NotReloaded
+            | Self::NextTime
             | Self::GuestEnded { .. }
             | Self::GuestKilled { .. } => true,
             Self::AgentConnected { info, streaming } => !streaming || info.version != VERSION,
-            Self::Forwarded { .. } | Self::Stopped { .. } | Self::Stopping { .. } => false,
+            Self::Forwarded { .. }
+            | Self::Stopped { .. }
+            | Self::Reloaded { .. }
+            | Self::Unchanged
+            | Self::Stopping { .. } => false,
         }
     }
 
@@ -215,6 +232,18 @@ impl fmt::Display for Notice {
             Self::GuestKilled { deadline } => {
                 write!(f, "Killed what was left in the guest after {deadline:?}")
             }
+            Self::Reloaded { forwards: 0 } => f.write_str("Configuration reloaded"),
+            Self::Reloaded { forwards: 1 } => {
+                f.write_str("Configuration reloaded: 1 forward changed")
+            }
+            Self::Reloaded { forwards } => {
+                write!(f, "Configuration reloaded: {forwards} forwards changed")
+            }
+            Self::Unchanged => f.write_str("Configuration reloaded: nothing changed"),
+            Self::NotReloaded => {
+                f.write_str("Configuration not reloaded: the one from before stays in force")
+            }
+            Self::NextTime => f.write_str("name and [guest] take effect with the next `rum up`"),
             Self::Stopping { drain } => {
                 write!(f, "Stopping within {drain:?}, again to force")
             }

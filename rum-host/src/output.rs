@@ -8,9 +8,9 @@
 //! forwarding never depends on a reader. Lines that found no room are counted, and the count is
 //! told.
 //!
-//! Invariants: one line is one write; no line contains a control character; a reader that went
-//! away ([`Output::closed`]) is not an error; with `--log-format json` every line of the log and
-//! every notice is a JSON object (`json`).
+//! Invariants: one line, or one error, is one write; no line contains a control character; a
+//! reader that went away ([`Output::closed`]) is not an error; with `--log-format json` every line
+//! of the log and every notice is a JSON object (`json`).
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::{Color, GlobalArgs, LogFormat};
-use crate::error::RumError;
+use crate::error::{self, RumError};
 use crate::notice::Notice;
 
 pub(crate) mod json;
@@ -53,7 +53,8 @@ pub struct Output {
 
 #[derive(Debug)]
 enum Item {
-    Line(String),
+    /// Whole lines.
+    Text(String),
     /// Everything before it was written.
     Flush(Sender<()>),
 }
@@ -99,11 +100,19 @@ impl Output {
         if self.quiet && !notice.is_problem() {
             return;
         }
-        let line = match self.format {
+        self.queue(match self.format {
             LogFormat::Text => notice.to_string().replace(char::is_control, "?") + "\n",
             LogFormat::Json => json::notice(notice, Timestamp::now()),
-        };
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Line(line)) {
+        });
+    }
+
+    /// Prints an error as [`error::report`] does. Never waits.
+    pub fn report(&self, error: &RumError) {
+        self.queue(error::for_stderr(error, self.format));
+    }
+
+    fn queue(&self, text: String) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Text(text)) {
             self.omitted.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -132,7 +141,7 @@ fn write_all(
 ) -> io::Result<()> {
     for item in items {
         match item {
-            Item::Line(line) => to.write_all(line.as_bytes())?,
+            Item::Text(text) => to.write_all(text.as_bytes())?,
             Item::Flush(done) => {
                 to.flush()?;
                 // Gone if it waited too long.

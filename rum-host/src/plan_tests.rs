@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::policy::{PROCESS_WAIT, Pattern, Rule, RuleAction};
 use proptest::prelude::*;
 
 /// A host on which some ports are taken by others; carries plans out as the supervisor does.
@@ -21,10 +22,8 @@ impl Host {
                 statics: vec![],
                 drain: DRAIN,
                 auto: Some(AutoPolicy {
-                    ranges: range.parse().unwrap(),
-                    bind: IpAddr::from([127, 0, 0, 1]),
                     on_conflict,
-                    drain: DRAIN,
+                    ..AutoPolicy::new(range.parse().unwrap())
                 }),
             },
             taken: BTreeSet::new(),
@@ -45,7 +44,13 @@ impl Host {
     /// Plans and executes until nothing is left to do; returns the next deadline.
     fn settle(&mut self, guest: &[u16]) -> Option<Instant> {
         let listeners: Vec<_> = guest.iter().map(|p| Listener::bare(*p)).collect();
-        let desired = self.policy.desired(&listeners);
+        self.settle_on(&listeners, self.now - PROCESS_WAIT)
+    }
+
+    /// The same for listeners of which the host heard at `known_since`.
+    fn settle_on(&mut self, listeners: &[Listener], known_since: Instant) -> Option<Instant> {
+        let listeners = listeners.iter().map(|l| (l, known_since));
+        let desired = self.policy.desired(listeners, self.now);
         for _ in 0..10_000 {
             let plan = self.policy.plan(&desired, &self.actual, self.now);
             if plan.actions.is_empty() {
@@ -152,6 +157,7 @@ fn a_static_forward_needs_no_listener_and_survives_it() {
     host.policy.statics.push(StaticForward {
         host: addr,
         guest: GuestPort(80),
+        label: None,
     });
     host.settle(&[]);
     assert!(host.bound(addr));
@@ -218,4 +224,106 @@ proptest! {
             prop_assert_eq!(host.log.len(), log);
         }
     }
+}
+
+fn rule(guest: &str, process: &str, action: RuleAction) -> Rule {
+    Rule {
+        guest: (!guest.is_empty()).then(|| guest.parse().unwrap()),
+        process: (!process.is_empty()).then(|| Pattern::new(process)),
+        action,
+        label: None,
+    }
+}
+
+fn to(host: u16) -> RuleAction {
+    RuleAction::Forward {
+        host: Some(host),
+        bind: None,
+    }
+}
+
+fn named(port: u16, name: &str) -> Listener {
+    let name = name.to_owned();
+    Listener {
+        process: Some(rum_shared::listener::Process { pid: 1, name }),
+        ..Listener::bare(port)
+    }
+}
+
+#[test]
+fn next_stays_within_the_territory_of_its_port() {
+    let mut host = Host::new("5000-5009", OnConflict::Next);
+    let auto = host.policy.auto.as_mut().unwrap();
+    auto.exclude = "5001".parse().unwrap();
+    auto.rules = vec![
+        rule("5002-5003", "", to(15_000)),
+        rule("5004", "", RuleAction::Ignore),
+    ];
+    host.taken.extend([5000, 15_001]);
+    host.settle(&[5000, 5001, 5003, 5004, 5005]);
+    assert_eq!(host.at(5000), Some(5006), "not 5001 to 5005");
+    assert_eq!(host.at(5003), Some(15_000));
+    assert_eq!((host.at(5001), host.at(5004)), (None, None));
+}
+
+#[test]
+fn a_port_that_was_moved_moves_again_when_its_place_is_no_longer_allowed() {
+    let mut host = Host::new("5000-5009", OnConflict::Next);
+    host.taken.insert(5000);
+    host.settle(&[5000, 5005]);
+    assert_eq!(host.at(5000), Some(5001));
+    host.policy.auto.as_mut().unwrap().exclude = "5001".parse().unwrap();
+    host.log.clear();
+    host.settle(&[5000, 5005]);
+    assert_eq!(
+        host.log,
+        [
+            "- Auto(GuestPort(5000))",
+            "+ Auto(GuestPort(5000)) 127.0.0.1:5002"
+        ]
+    );
+}
+
+#[test]
+fn a_late_name_moves_a_forward_and_a_lost_one_does_not() {
+    let mut host = Host::new("5000-5009", OnConflict::Wait);
+    host.policy.auto.as_mut().unwrap().rules = vec![rule("5000-5009", "postgres*", to(15_000))];
+    let since = host.now;
+    let nameless = [Listener::bare(5000)];
+    assert_eq!(host.settle_on(&nameless, since), Some(since + PROCESS_WAIT));
+    assert_eq!(host.log, [""; 0], "it waits");
+    host.now += PROCESS_WAIT;
+    assert_eq!(host.settle_on(&nameless, since), None);
+    assert_eq!(host.at(5000), Some(5000), "long enough");
+    host.settle_on(&[named(5000, "postgres")], since);
+    assert_eq!(host.at(5000), Some(15_000));
+    // The agent was restarted: it has not looked up the name yet.
+    let again = host.now;
+    host.log.clear();
+    host.settle_on(&nameless, again);
+    host.settle_on(&[named(5000, "postgres")], again);
+    assert_eq!(host.log, [""; 0], "it stays meanwhile");
+    host.settle_on(&[named(5000, "nginx")], again);
+    assert_eq!(host.at(5000), Some(5000));
+}
+
+#[test]
+fn another_policy_touches_only_what_differs() {
+    let mut host = Host::new("5000-5009", OnConflict::Wait);
+    let listeners = [5000, 5001, 5002];
+    host.settle(&listeners);
+    let auto = host.policy.auto.as_mut().unwrap();
+    auto.drain = Duration::ZERO;
+    auto.ranges = "5000-5001,7000-7009".parse().unwrap();
+    auto.rules = vec![rule("5001", "", to(15_001))];
+    host.log.clear();
+    host.settle(&listeners);
+    assert_eq!(
+        host.log,
+        [
+            "- Auto(GuestPort(5001))",
+            "- Auto(GuestPort(5002))",
+            "+ Auto(GuestPort(5001)) 127.0.0.1:15001"
+        ]
+    );
 }

@@ -85,6 +85,8 @@ pub struct Facts<'a> {
     pub listener: Option<&'a Listener>,
     /// What the policy says about automatic forwarding of it, if somebody listens.
     pub verdict: Option<Verdict>,
+    /// What the rule for the listener calls it.
+    pub label: Option<&'a str>,
     /// The ranges of automatic forwards, as configured.
     pub ranges: Option<String>,
     /// Its forwards.
@@ -285,6 +287,17 @@ impl Facts<'_> {
         let id = id(Key::Auto(self.port));
         let (state, reason) = match verdict {
             Verdict::Forward(_) => return None,
+            Verdict::Ignored { code, message } => {
+                let hint = match *code {
+                    "excluded" => format!("take {} out of `exclude`", self.port),
+                    _ => format!("write a rule for {} before it", self.port),
+                };
+                (State::Ignored, reason(code, message, Some(&hint)))
+            }
+            Verdict::AwaitingProcess { .. } => {
+                let message = "a rule waits for the name of its process";
+                (State::Pending, reason("awaiting-process", message, None))
+            }
             Verdict::OutOfRange => {
                 let hint = format!("widen `range` to take in {}", self.port);
                 let message = match &self.ranges {
@@ -297,7 +310,11 @@ impl Facts<'_> {
                 )
             }
         };
-        Some(self.row(id, state, Some(reason)))
+        let label = self.label.map(str::to_owned);
+        Some(PortStatus {
+            label,
+            ..self.row(id, state, Some(reason))
+        })
     }
 
     fn drain(&self, draining: &Draining<'_>) -> PortStatus {

@@ -49,6 +49,7 @@ fn facts<'a>(listener: Option<&'a Listener>, knowledge: &'a Knowledge) -> Facts<
         port: PORT,
         listener,
         verdict: listener.map(|_| forward()),
+        label: None,
         ranges: Some("5000-6000".into()),
         forwards: Vec::new(),
         draining: Vec::new(),
@@ -227,4 +228,26 @@ fn draining_keeps_its_id_until_the_port_is_back() {
             named("guest:5000#3", State::Draining),
         ]
     );
+}
+
+#[test]
+fn what_a_rule_says_is_the_reason() {
+    let (listener, knowledge) = (listener(), Knowledge::Current);
+    let with = |verdict| Facts {
+        verdict: Some(verdict),
+        label: Some("metrics"),
+        ..facts(Some(&listener), &knowledge)
+    };
+    let ignored = with(Verdict::Ignored {
+        code: "rule",
+        message: "rule 2 ignores it".into(),
+    });
+    let hint = "write a rule for 5000 before it";
+    let says = format!("rule | rule 2 ignores it | {hint}");
+    assert_eq!(told(&ignored), (State::Ignored, says));
+    assert_eq!(rows(&ignored)[0].label.as_deref(), Some("metrics"));
+    let until = std::time::Instant::now();
+    let says = "awaiting-process | a rule waits for the name of its process | -";
+    let waits = with(Verdict::AwaitingProcess { until });
+    assert_eq!(told(&waits), (State::Pending, says.to_owned()));
 }

@@ -1,7 +1,7 @@
 //! The one loop of the host (steps 3 to 5): folds what the agent says into the set of guest
 //! listeners, asks the plan what to do, does it, and tells the user.
 //!
-//! Sources -> [`AgentEvent`], finished tasks, the clock and [`Stop`] -> one handler each ->
+//! Sources -> [`AgentEvent`](crate::agent::client::AgentEvent), finished tasks, the clock and [`Stop`] -> one handler each ->
 //! `settle`, which plans and executes until nothing is left to do. All state
 //! lives here; every task it starts is in one `JoinSet` and ends with it.
 //!
@@ -9,28 +9,29 @@
 //! closes nothing before [`GRACE`] is over; rum's own listeners are never forwarded; when
 //! [`Supervisor::run`] returns, no task and no socket of it is left.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rum_shared::listener::{Change, Listener, ListenerSet, Process};
+use rum_shared::listener::{Listener, ListenerSet, Process};
 use rum_shared::range::PortRange;
-use rum_shared::rpc::WatchEvent;
 use rum_shared::transport::Endpoint;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::known_since::KnownSince;
 use self::publish::{Drain, Notes};
-use crate::agent::client::{AgentClient, AgentEvent, EVENT_QUEUE, LinkState};
+use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
 use crate::control::board::Board;
 use crate::forwarder::{Dialer, Forwarder};
-use crate::host_port;
 use crate::notice::{BlockReason, Notice};
 use crate::plan::{Binding, GuestPort, HostAddr, Key, Policy};
-use crate::reconcile::{CONFIRM_AFTER, Reconciler, Repair};
+use crate::reconcile::Reconciler;
 
 mod execute;
+mod known_since;
+mod learn;
 mod publish;
 
 /// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
@@ -44,6 +45,8 @@ pub struct Options {
     pub endpoint: Endpoint,
     /// What to forward.
     pub policy: Policy,
+    /// What to forward from then on, whenever that changes.
+    pub changes: Option<watch::Receiver<Policy>>,
     /// False: poll only, as with an agent that cannot stream.
     pub stream: bool,
     /// Where to put what is the case.
@@ -56,6 +59,7 @@ impl Options {
         Self {
             endpoint,
             policy,
+            changes: None,
             stream: true,
             board: Arc::default(),
         }
@@ -119,7 +123,9 @@ pub struct Supervisor {
     /// What the set of guest listeners is about.
     covers: Option<PortRange>,
     /// When the host first heard of each guest listener.
-    known_since: BTreeMap<u16, Instant>,
+    known_since: KnownSince,
+    /// The ports that a rule waited with when the plan was last made.
+    awaiting: BTreeSet<Key>,
     /// From that to the bound host port.
     took: BTreeMap<Key, Duration>,
     notes: Notes,
@@ -176,7 +182,8 @@ impl Supervisor {
             told: BTreeMap::new(),
             agent: AgentState::Awaited,
             covers: None,
-            known_since: BTreeMap::new(),
+            known_since: KnownSince::default(),
+            awaiting: BTreeSet::new(),
             took: BTreeMap::new(),
             notes,
             confirm_at: None,
@@ -230,6 +237,9 @@ impl Supervisor {
                     Ok(done) => self.task_done(done, &mut shell),
                     Err(error) => tracing::error!(%error, "a task failed"),
                 },
+                policy = changed(&mut self.options.changes) => {
+                    self.policy_changed(policy, &mut shell);
+                }
                 () = sleep_until(wake) => self.timers(&poll_now, &mut shell),
                 () = self.notes.demand() => {
                     let retry = self.notes.wanted().retry;
@@ -256,133 +266,14 @@ impl Supervisor {
         self.same_kernel && self.own.contains(&listener.inode)
     }
 
-    /// Takes over a complete set of guest listeners.
-    fn learn(&mut self, set: ListenerSet, range: PortRange, at: Instant) {
-        for port in self.guest.iter().chain(set.iter()).map(|l| l.port) {
-            self.notes.port(GuestPort(port));
-        }
-        self.known_since.retain(|port, _| set.get(*port).is_some());
-        for listener in set.iter() {
-            self.known_since.entry(listener.port).or_insert(at);
-        }
-        self.guest = set;
-        self.covers = Some(range);
-        if self.agent != AgentState::Up {
-            self.agent = AgentState::Up;
-            self.notes.connected();
-            self.notes.everything();
-        }
-    }
-
-    /// Takes over a difference.
-    fn apply(&mut self, change: &Change, at: Instant) {
-        for listener in change.opened.iter().chain(&change.changed) {
-            self.known_since.entry(listener.port).or_insert(at);
-            self.notes.port(GuestPort(listener.port));
-        }
-        for port in &change.closed {
-            self.known_since.remove(port);
-            self.notes.port(GuestPort(*port));
-        }
-        self.guest.apply(change);
-    }
-
-    fn agent_event(&mut self, event: AgentEvent, shell: &mut Shell<'_>) {
-        let now = Instant::now();
-        match event {
-            AgentEvent::Connected { info, streaming } => {
-                self.same_kernel = host_port::boot_id().is_some_and(|id| id == info.boot_id);
-                self.notes.introduced(info.clone());
-                (shell.notify)(Notice::AgentConnected { info, streaming });
-            }
-            AgentEvent::Watch { at, range, event } => self.watch_event(event, range, at),
-            AgentEvent::Polled {
-                ports,
-                range,
-                sent,
-                authoritative: true,
-            } => {
-                let known = |port: u16| self.guest.get(port).cloned();
-                let listeners: Vec<_> = ports
-                    .into_iter()
-                    .map(|port| known(port).unwrap_or_else(|| Listener::bare(port)))
-                    .collect();
-                let set = ListenerSet::new(self.guest.generation, listeners);
-                self.learn(set, range, sent);
-            }
-            AgentEvent::Polled {
-                sent, ports, range, ..
-            } => {
-                let known = ListenerSet::new(0, self.guest.within(range).cloned());
-                for repair in self.reconciler.poll(sent, &known, &ports) {
-                    self.repair(repair, now);
-                    (shell.notify)(Notice::Repaired(repair));
-                }
-                let again = self.reconciler.has_suspects();
-                self.confirm_at = again.then_some(sent + CONFIRM_AFTER);
-            }
-            AgentEvent::Lost { reason, retry } => {
-                tracing::debug!(reason, ?retry, "the agent cannot be reached");
-                self.notes.lost(reason.clone(), retry);
-                self.notes.everything();
-                match self.agent {
-                    AgentState::Up => {
-                        self.agent = AgentState::Lost(now);
-                        let grace = GRACE;
-                        (shell.notify)(Notice::AgentLost { reason, grace });
-                    }
-                    AgentState::Awaited => {
-                        self.agent = AgentState::AwaitedLong;
-                        (shell.notify)(Notice::AgentAwaited { reason });
-                    }
-                    AgentState::AwaitedLong | AgentState::Lost(_) | AgentState::GivenUp => {}
-                }
-            }
-        }
-    }
-
-    fn watch_event(&mut self, event: WatchEvent, range: PortRange, at: Instant) {
-        match event {
-            WatchEvent::Snapshot {
-                generation,
-                listeners,
-                ..
-            } => {
-                self.reconciler.snapshot(at);
-                self.learn(ListenerSet::new(generation, listeners), range, at);
-            }
-            WatchEvent::Delta {
-                generation,
-                opened,
-                changed,
-                closed,
-            } => {
-                let change = Change {
-                    generation,
-                    opened,
-                    changed,
-                    closed,
-                };
-                let named = change.opened.iter().chain(&change.changed).map(|l| l.port);
-                for port in named.chain(change.closed.iter().copied()) {
-                    self.reconciler.event(port, at);
-                }
-                self.apply(&change, at);
-            }
-            WatchEvent::Heartbeat { .. } => {}
-        }
-    }
-
-    fn repair(&mut self, repair: Repair, now: Instant) {
-        let mut change = Change {
-            generation: self.guest.generation,
-            ..Change::default()
-        };
-        match repair {
-            Repair::Opened(port) => change.opened.push(Listener::bare(port)),
-            Repair::Closed(port) => change.closed.push(port),
-        }
-        self.apply(&change, now);
+    /// Another policy holds from now on; `settle` does what differs, and nothing else.
+    fn policy_changed(&mut self, policy: Policy, shell: &mut Shell<'_>) {
+        let before = self.desired(Instant::now());
+        self.options.policy = policy;
+        let forwards = self.desired(Instant::now()).differences(&before);
+        // A block that the user was told of may have another reason now.
+        self.notes.everything();
+        (shell.notify)(Notice::Reloaded { forwards });
     }
 
     fn timers(&mut self, poll_now: &watch::Sender<()>, shell: &mut Shell<'_>) {
@@ -393,7 +284,7 @@ impl Supervisor {
         if matches!(self.agent, AgentState::Lost(since) if since + GRACE <= now) {
             self.agent = AgentState::GivenUp;
             self.guest = ListenerSet::default();
-            self.known_since.clear();
+            self.known_since = KnownSince::default();
             self.covers = None;
             self.notes.everything();
             (shell.notify)(Notice::GraceOver);
@@ -438,8 +329,8 @@ impl Supervisor {
         mut stop: watch::Receiver<Stop>,
         mut shell: Shell<'_>,
     ) -> Summary {
-        for (_, (_, forwarder)) in std::mem::take(&mut self.forwarders) {
-            forwarder.stop();
+        for (key, (_, forwarder)) in std::mem::take(&mut self.forwarders) {
+            forwarder.stop(self.options.policy.drain(key));
         }
         let deadline = match how {
             Stop::Drain(time) => time,
@@ -472,6 +363,17 @@ async fn at_least(stop: &mut watch::Receiver<Stop>, level: Stop) -> Stop {
         Ok(stop) => *stop,
         Err(_) => Stop::Cut,
     }
+}
+
+/// The next policy. Cancel-safe.
+async fn changed(changes: &mut Option<watch::Receiver<Policy>>) -> Policy {
+    if let Some(changes) = changes
+        && changes.changed().await.is_ok()
+    {
+        return changes.borrow_and_update().clone();
+    }
+    // Whoever could change it is gone.
+    std::future::pending().await
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

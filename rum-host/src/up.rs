@@ -8,6 +8,9 @@
 //! Who gets Ctrl+C: with a command the terminal is the command's, and the terminal driver sends
 //! SIGINT to it as well as to rum, which lets the first one be. A second one soon after is
 //! rum's, and so is every SIGTERM.
+//!
+//! SIGHUP makes it read its configuration file again (`reload`). Without such a file, and when
+//! its terminal is gone, it ends rum as SIGTERM does.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -17,20 +20,23 @@ use std::time::{Duration, Instant};
 
 use tokio::process::Child;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::cli::{GlobalArgs, LogFormat, UpArgs};
 use crate::config::Settings;
 use crate::control::board::{Board, timestamp};
-use crate::control::model::{CONTROL_PROTOCOL, ConfigStatus, ControlInfo};
+use crate::control::model::{CONTROL_PROTOCOL, ControlInfo};
 use crate::control::server::{Ask, Server};
 use crate::error::RumError;
 use crate::exit;
 use crate::guest::{Guest, GuestSpec, Stopped};
+use crate::hangup::Terminals;
 use crate::notice::Notice;
 use crate::output::{Output, Target};
+use crate::policy::Policy;
+use crate::reload::{self, Reload, Told};
 use crate::runtime_dir::RuntimeDir;
 use crate::supervisor::{Options, Stop, Summary, Supervisor};
 
@@ -165,14 +171,17 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
         number = signals.next() => return Ok(End::Signal(number).exit_code()),
     };
     let info = control_info(settings);
-    let board = Arc::new(Board::new(info.boot.clone(), config_status(settings)));
+    let board = Arc::new(Board::new(info.boot.clone(), reload::status(settings)));
     let control = Server::bind(&dir.control_socket(), info, board.clone())
         .map_err(io("listen on the control socket"))?;
     let asked = control.asked();
     let command = start_command(&guest, &args.command)?;
+    let (new_policy, policy) = watch::channel(settings.policy.clone());
+    let reload = Reload::new(settings, args.overrides(), new_policy, board.clone());
     let options = Options {
         stream: !args.no_stream,
         board: board.clone(),
+        changes: Some(policy.clone()),
         ..Options::new(guest.endpoint().clone(), settings.policy.clone())
     };
     let (stop, stopped) = watch::channel(Stop::Run);
@@ -190,8 +199,9 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
         stop,
         signals,
         asked,
+        reload: reload.map(|reload| Reloading::start(reload, &ui)),
         ui,
-        drain: settings.policy.drain,
+        policy,
         board,
         _control: AbortOnDropHandle::new(tokio::spawn(control.run())),
     };
@@ -213,23 +223,32 @@ fn control_info(settings: &Settings) -> ControlInfo {
     }
 }
 
-fn config_status(settings: &Settings) -> ConfigStatus {
-    let auto = settings.policy.auto.as_ref();
-    ConfigStatus {
-        file: settings.origin.as_ref().map(|file| {
-            let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
-            file.display().to_string()
-        }),
-        loaded: timestamp(),
-        range: auto.map(|auto| auto.ranges.to_string()),
-        error: None,
-    }
-}
-
 fn start_command(guest: &Guest, command: &[OsString]) -> Result<Option<Child>, RumError> {
     match command {
         [] => Ok(None),
         command => Ok(Some(guest.spawn(command)?)),
+    }
+}
+
+/// The watch on the configuration.
+struct Reloading {
+    asked: Arc<Notify>,
+    terminals: Terminals,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Reloading {
+    fn start(reload: Reload, ui: &Ui) -> Self {
+        let (asked, ui) = (reload.asked(), ui.clone());
+        let run = reload.run(move |told| match told {
+            Told::Notice(notice) => ui.say(&notice),
+            Told::Error(error) => ui.rest.report(&error),
+        });
+        Self {
+            asked,
+            terminals: Terminals::now(),
+            _task: AbortOnDropHandle::new(tokio::spawn(run)),
+        }
     }
 }
 
@@ -242,7 +261,9 @@ struct Running {
     signals: Signals,
     asked: watch::Receiver<Ask>,
     ui: Ui,
-    drain: Duration,
+    policy: watch::Receiver<Policy>,
+    /// None: there is no file to read again.
+    reload: Option<Reloading>,
     board: Arc<Board>,
     _control: AbortOnDropHandle<()>,
 }
@@ -268,6 +289,13 @@ impl Running {
                 ask = asked(&mut self.asked, Ask::Stop) => return End::Asked(ask),
                 number = self.signals.next() => number,
             };
+            if number == SignalKind::hangup().as_raw_value()
+                && let Some(reload) = &self.reload
+                && !reload.terminals.hung_up().await
+            {
+                reload.asked.notify_one();
+                continue;
+            }
             let again = interrupted.is_some_and(|at| at.elapsed() < TWICE);
             let Some(child) = &self.command else {
                 return End::Signal(number);
@@ -284,8 +312,10 @@ impl Running {
     }
 
     async fn shut_down(mut self, end: End) {
+        self.reload = None;
+        let drain = self.policy.borrow().drain;
         let drain = match &end {
-            End::Command(_) => self.drain.min(LAST_BYTES),
+            End::Command(_) => drain.min(LAST_BYTES),
             End::Guest(reason) => {
                 let reason = reason.clone();
                 self.ui.say(&Notice::GuestEnded { reason });
@@ -293,8 +323,8 @@ impl Running {
             }
             End::Asked(Ask::Force) => Duration::ZERO,
             End::Signal(_) | End::Reader | End::Asked(_) => {
-                self.ui.say(&Notice::Stopping { drain: self.drain });
-                self.drain
+                self.ui.say(&Notice::Stopping { drain });
+                drain
             }
         };
         self.board.put_bye(end.reason());

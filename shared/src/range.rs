@@ -161,6 +161,50 @@ impl PortRanges {
     pub fn hull(&self) -> Option<PortRange> {
         Some(self.0.first()?.hull(*self.0.last()?))
     }
+
+    /// The ports of either set.
+    pub fn union(&self, other: &Self) -> Self {
+        Self::new(self.iter().chain(other.iter()))
+    }
+
+    /// The ports of both sets.
+    pub fn intersection(&self, other: &Self) -> Self {
+        let (mut a, mut b) = (self.iter().peekable(), other.iter().peekable());
+        let mut both = Vec::new();
+        while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
+            both.extend(PortRange::new(x.min.max(y.min), x.max.min(y.max)).ok());
+            // The one that ends first meets nothing more of the other set.
+            match x.max <= y.max {
+                true => a.next(),
+                false => b.next(),
+            };
+        }
+        Self(both)
+    }
+
+    /// The ports of this set that are not in `other`.
+    pub fn difference(&self, other: &Self) -> Self {
+        let mut gaps = Vec::with_capacity(other.0.len() + 1);
+        let mut from = Some(1);
+        for range in other.iter() {
+            gaps.extend(from.and_then(|from| PortRange::new(from, range.min - 1).ok()));
+            from = range.max.checked_add(1);
+        }
+        gaps.extend(from.and_then(|from| PortRange::new(from, u16::MAX).ok()));
+        self.intersection(&Self(gaps))
+    }
+
+    /// Each port plus `by`. What would lie outside 1 to 65535 is left out.
+    pub fn shifted(&self, by: i32) -> Self {
+        let last = i32::from(u16::MAX);
+        let moved = |port: u16| i32::from(port).saturating_add(by).clamp(0, last + 1);
+        let ranges = self.iter().filter_map(|range| {
+            let min = u16::try_from(moved(range.min).max(1)).ok()?;
+            let max = u16::try_from(moved(range.max).min(last)).ok()?;
+            PortRange::new(min, max).ok()
+        });
+        Self(ranges.collect())
+    }
 }
 
 impl fmt::Display for PortRanges {
@@ -235,6 +279,36 @@ mod tests {
             if !set.is_empty() {
                 prop_assert_eq!(set.to_string().parse::<PortRanges>().unwrap(), set);
             }
+        }
+
+        #[test]
+        fn sets_are_combined_port_by_port(
+            parts in prop::collection::vec((1u16..60, 0u16..9, any::<bool>()), 0..12), by in -70i32..70,
+        ) {
+            let set = |which| PortRanges::new(parts.iter().filter(|p| p.2 == which)
+                .map(|(min, more, _)| PortRange::new(*min, min + more).unwrap()));
+            let (a, b) = (set(true), set(false));
+            let (union, both, only_a) = (a.union(&b), a.intersection(&b), a.difference(&b));
+            let shifted = a.shifted(by);
+            for port in 1..140u16 {
+                let (in_a, in_b) = (a.contains(port), b.contains(port));
+                prop_assert_eq!(union.contains(port), in_a || in_b);
+                prop_assert_eq!(both.contains(port), in_a && in_b);
+                prop_assert_eq!(only_a.contains(port), in_a && !in_b);
+                let before = u16::try_from(i32::from(port) - by).unwrap_or(0);
+                prop_assert_eq!(shifted.contains(port), a.contains(before));
+            }
+            // Still in the one form that a set has.
+            for set in [both, only_a, shifted] {
+                prop_assert_eq!(PortRanges::new(set.iter()), set);
+            }
+        }
+
+        #[test]
+        fn shifting_stops_at_the_last_port(min in 65_000u16.., by in 0i32..70_000) {
+            let moved = PortRanges::new([PortRange::new(min, u16::MAX).unwrap()]).shifted(by);
+            prop_assert_eq!(moved.is_empty(), i32::from(min) + by > 65_535);
+            prop_assert!(moved.iter().all(|r| i32::from(r.min()) == i32::from(min) + by));
         }
 
         #[test]

@@ -4,6 +4,7 @@ pub mod client;
 pub mod fake_agent;
 pub mod guest;
 pub mod netns;
+pub mod ports;
 pub mod rum;
 pub mod terminal;
 pub mod wait;

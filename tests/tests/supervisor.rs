@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use rum_host::notice::Notice;
-use rum_host::plan::{AutoPolicy, DRAIN, OnConflict, Policy};
+use rum_host::plan::{AutoPolicy, Policy};
 use rum_host::reconcile::Repair;
 use rum_host::supervisor::{Options, Stop, Summary, Supervisor};
 use rum_tests::fake_agent::FakeAgent;
@@ -27,12 +27,7 @@ impl Host {
         let dir = tempfile::tempdir().expect("a directory");
         let (endpoint, agent) = agent.serve(dir.path());
         let policy = Policy {
-            auto: Some(AutoPolicy {
-                ranges: "5000-6000".parse().expect("a range"),
-                bind: [127, 0, 0, 1].into(),
-                on_conflict: OnConflict::Wait,
-                drain: DRAIN,
-            }),
+            auto: Some(AutoPolicy::new("5000-6000".parse().expect("a range"))),
             ..Policy::default()
         };
         let (stop, stopped) = watch::channel(Stop::Run);

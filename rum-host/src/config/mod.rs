@@ -6,14 +6,15 @@
 //! 1. the `toml` crate parses it strictly: [`syntax`], duplicate keys, and where everything is;
 //! 2. [`shape`] compares that with the reflection of the raw structs: unknown keys, missing keys
 //!    and wrong types; then facet-toml fills the structs of [`raw`];
-//! 3. [`check`] looks at the values: ranges, addresses, and what collides with what.
+//! 3. [`check`] and [`auto`] look at the values, [`clash`] at what collides with what.
 //!
 //! Invariants: a [`ConfigError`] names line, column and what to write instead, and the problems
 //! of one pass are told together; no text, however strange, makes this panic or take long.
 
+mod auto;
 mod check;
+mod clash;
 mod error;
-mod overlap;
 mod raw;
 mod shape;
 mod syntax;
@@ -30,9 +31,10 @@ use std::path::{Path, PathBuf};
 use rum_shared::range::PortRanges;
 use toml::de::DeTable;
 
+pub use auto::MAX_RULES;
 pub use check::MAX_FORWARDS;
 pub use error::{ConfigError, Located, MAX_PROBLEMS, Problem};
-pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig};
+pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig, RuleConfig};
 
 use crate::error::RumError;
 use crate::guest::GuestKind;
@@ -80,26 +82,54 @@ pub struct Overrides {
 pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, RumError> {
     let file = path.unwrap_or(Path::new(FILE_NAME));
     let shown = file.display().to_string();
-    let settings = match read(file) {
-        Ok(text) => Settings {
-            origin: Some(file.to_owned()),
-            ..parse_with(&text, &shown, overrides)?
+    match read(file) {
+        Ok(text) => usable(Some(file), &text, &shown, overrides),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match (path, &overrides.ranges) {
+            (None, Some(_)) => usable(None, "", &shown, overrides),
+            (Some(_), Some(_)) => Err(RumError::usage(format!("there is no {shown}"))
+                .hint("leave out `-c`: with `--range` no file is needed")),
+            (_, None) => Err(missing(&shown)),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            match (path, &overrides.ranges) {
-                (None, Some(_)) => {}
-                (Some(_), Some(_)) => {
-                    return Err(RumError::usage(format!("there is no {shown}"))
-                        .hint("leave out `-c`: with `--range` no file is needed"));
-                }
-                (_, None) => return Err(missing(&shown)),
-            }
-            parse_with("", &shown, overrides)?
+        Err(error) => Err(unreadable(&shown, &error)),
+    }
+}
+
+/// What a file holds, or why it cannot be read: to tell whether it is as it was.
+pub type Content = Result<String, String>;
+
+/// Reads `file` once more, while the configuration from before is in force.
+pub fn load_again(file: &Path, overrides: &Overrides) -> (Content, Result<Settings, RumError>) {
+    let shown = file.display().to_string();
+    match read(file) {
+        Ok(text) => {
+            let settings = usable(Some(file), &text, &shown, overrides);
+            (Ok(text), settings)
         }
-        Err(error) => return Err(unreadable(&shown, &error)),
+        Err(error) => {
+            let content = Err(error.to_string());
+            let error = match error.kind() {
+                io::ErrorKind::NotFound => RumError::usage(format!("{shown} is gone"))
+                    .hint("put it back, or start `rum up` anew with `-c FILE`"),
+                _ => unreadable(&shown, &error),
+            };
+            (content, Err(error))
+        }
+    }
+}
+
+/// The settings of `text`, if they forward something.
+fn usable(
+    origin: Option<&Path>,
+    text: &str,
+    shown: &str,
+    overrides: &Overrides,
+) -> Result<Settings, RumError> {
+    let settings = Settings {
+        origin: origin.map(Path::to_owned),
+        ..parse_with(text, shown, overrides)?
     };
     if settings.policy.hull().is_none() {
-        return Err(nothing(&shown));
+        return Err(nothing(shown));
     }
     if settings.policy.auto.is_none() && overrides.bind.is_some() {
         return Err(

@@ -49,6 +49,8 @@ pub struct PortConfig {
     /// `bind` is an IP address of this machine, such as `bind = "127.0.0.1"`
     #[facet(default = DEFAULT_BIND.to_string())]
     pub bind: String,
+    /// `label` is what you call it, such as `label = "web"`
+    pub label: Option<String>,
 }
 
 /// `[auto_ports]`.
@@ -56,6 +58,8 @@ pub struct PortConfig {
 pub struct AutoPortsConfig {
     /// `range` is the ports to forward, such as `range = "5000-6000"`
     pub range: String,
+    /// `exclude` is the ports of the range to leave alone, such as `exclude = "5432,9000-9100"`
+    pub exclude: Option<String>,
     /// `bind` is an IP address of this machine, such as `bind = "127.0.0.1"`
     #[facet(default = DEFAULT_BIND.to_string())]
     pub bind: String,
@@ -64,4 +68,25 @@ pub struct AutoPortsConfig {
     pub on_conflict: String,
     /// `drain` is how long open connections may go on when their port closes, such as `drain = "10s"`
     pub drain: Option<String>,
+    /// `[[auto_ports.rule]]` says what differs for some ports, with `guest = "5000-5100"` or `process = "postgres*"` in it
+    #[facet(default)]
+    pub rule: Vec<RuleConfig>,
+}
+
+/// One `[[auto_ports.rule]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Facet)]
+pub struct RuleConfig {
+    /// `guest` is the guest ports that the rule is for, such as `guest = "5000-5100"`
+    pub guest: Option<String>,
+    /// `process` is the name of the processes that the rule is for, such as `process = "postgres*"`
+    pub process: Option<String>,
+    /// `action` is what to do with them: `action = "forward"` or `"ignore"`
+    #[facet(default = "forward".to_owned())]
+    pub action: String,
+    /// `host` is the host port of the first port of `guest`, such as `host = 15000`
+    pub host: Option<i64>,
+    /// `bind` is an IP address of this machine, such as `bind = "127.0.0.1"`
+    pub bind: Option<String>,
+    /// `label` is what you call these ports, such as `label = "database"`
+    pub label: Option<String>,
 }

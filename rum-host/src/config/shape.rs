@@ -5,6 +5,7 @@
 //! compared with the reflection of the raw structs first. What passes here has only known keys,
 //! every required key, and values of the right type; numbers fit an `i64`.
 
+use std::fmt;
 use std::ops::Range;
 
 use facet::{Def, Facet, Field, Shape, Type, UserType};
@@ -22,7 +23,7 @@ pub(super) fn problems<T: Facet<'static>>(document: &DeTable<'_>) -> Vec<Problem
         root: fields(T::SHAPE),
         found: Vec::new(),
     };
-    pass.table(document, None, pass.root, None);
+    pass.table(document, None, pass.root, &Place::default());
     pass.found
 }
 
@@ -39,20 +40,71 @@ enum Kind {
     Tables(&'static [Field]),
 }
 
+/// A table of the file: `[auto_ports]`, `[[auto_ports.rule]]`; with no path the file itself.
+#[derive(Default)]
+struct Place {
+    path: String,
+    /// Whether it is one of many.
+    item: bool,
+}
+
+impl Place {
+    /// What the key `field` is in this table.
+    fn of(&self, field: &'static Field) -> Self {
+        let name = field.effective_name();
+        let path = match self.path.as_str() {
+            "" => name.to_owned(),
+            path => format!("{path}.{name}"),
+        };
+        let item = matches!(kind(field), Kind::Tables(_));
+        Self { path, item }
+    }
+
+    /// A key as it is written in this table: `range`, `[guest]`, `[[auto_ports.rule]]`.
+    fn key(&self, field: &'static Field) -> String {
+        match kind(field) {
+            Kind::Text | Kind::Number => field.effective_name().to_owned(),
+            Kind::Table(_) | Kind::Tables(_) => self.of(field).header(),
+        }
+    }
+
+    /// `[auto_ports]`
+    fn header(&self) -> String {
+        match self.item {
+            true => format!("[[{}]]", self.path),
+            false => format!("[{}]", self.path),
+        }
+    }
+
+    fn is_file(&self) -> bool {
+        self.path.is_empty()
+    }
+}
+
+/// ` in [auto_ports]`; nothing for the file itself.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.is_file() {
+            true => Ok(()),
+            false => write!(f, " in {}", self.header()),
+        }
+    }
+}
+
 impl Pass {
-    /// `header` is where the table starts; `key` the one that holds it, `None` for the file.
+    /// `header` is where the table starts.
     fn table(
         &mut self,
         table: &DeTable<'_>,
         header: Option<Range<usize>>,
         fields: &'static [Field],
-        key: Option<&'static Field>,
+        place: &Place,
     ) {
         let mut meant = Vec::new();
         for (name, value) in table {
             match fields.iter().find(|f| f.effective_name() == name.get_ref()) {
-                Some(field) => self.value(value, field),
-                None => meant.extend(self.unknown(name, value.get_ref(), fields, key)),
+                Some(field) => self.value(value, field, place),
+                None => meant.extend(self.unknown(name, value.get_ref(), fields, place)),
             }
         }
         for field in fields {
@@ -63,14 +115,14 @@ impl Pass {
                 self.found.push(Problem::new(
                     header.clone().unwrap_or(0..0),
                     format!("has no `{name}`"),
-                    format!("`{name}` is missing{}", place(key)),
+                    format!("`{name}` is missing{place}"),
                     hint(field),
                 ));
             }
         }
     }
 
-    fn value(&mut self, value: &Spanned<DeValue<'_>>, field: &'static Field) {
+    fn value(&mut self, value: &Spanned<DeValue<'_>>, field: &'static Field, place: &Place) {
         let span = value.span();
         match (kind(field), value.get_ref()) {
             (Kind::Text, DeValue::String(_)) => {}
@@ -85,20 +137,28 @@ impl Pass {
                 }
             }
             (Kind::Table(fields), DeValue::Table(table)) => {
-                self.table(table, Some(span), fields, Some(field));
+                self.table(table, Some(span), fields, &place.of(field));
             }
-            (Kind::Tables(fields), DeValue::Array(array)) => self.tables(array, fields, field),
-            (kind, other) => self.wrong_type(span, &kind, other, field),
+            (Kind::Tables(fields), DeValue::Array(array)) => {
+                self.tables(array, fields, field, place);
+            }
+            (kind, other) => self.wrong_type(span, &kind, other, field, place),
         }
     }
 
-    fn tables(&mut self, array: &DeArray<'_>, fields: &'static [Field], field: &'static Field) {
+    fn tables(
+        &mut self,
+        array: &DeArray<'_>,
+        fields: &'static [Field],
+        field: &'static Field,
+        place: &Place,
+    ) {
         for item in array {
             match item.get_ref() {
                 DeValue::Table(table) => {
-                    self.table(table, Some(item.span()), fields, Some(field));
+                    self.table(table, Some(item.span()), fields, &place.of(field));
                 }
-                other => self.wrong_type(item.span(), &Kind::Tables(fields), other, field),
+                other => self.wrong_type(item.span(), &Kind::Tables(fields), other, field, place),
             }
         }
     }
@@ -109,6 +169,7 @@ impl Pass {
         kind: &Kind,
         value: &DeValue<'_>,
         field: &'static Field,
+        place: &Place,
     ) {
         let name = field.effective_name();
         let wanted = match kind {
@@ -122,10 +183,10 @@ impl Pass {
                 format!("leave out the quotes: `{name} = {}`", text.trim())
             }
             (Kind::Tables(_), DeValue::Table(_)) => {
-                format!("write two brackets around it: `[[{name}]]`")
+                format!("write two brackets around it: `{}`", place.key(field))
             }
             (Kind::Table(_), DeValue::Array(_)) => {
-                format!("write one bracket around it: `[{name}]`")
+                format!("write one bracket around it: `{}`", place.key(field))
             }
             _ => hint(field),
         };
@@ -143,14 +204,14 @@ impl Pass {
         name: &Spanned<std::borrow::Cow<'_, str>>,
         value: &DeValue<'_>,
         fields: &'static [Field],
-        key: Option<&'static Field>,
+        place: &Place,
     ) -> Option<&'static str> {
         let is_table = match value {
             DeValue::Table(_) => true,
             DeValue::Array(items) => items.iter().any(|item| item.get_ref().is_table()),
             _ => false,
         };
-        let what = if is_table && key.is_none() {
+        let what = if is_table && place.is_file() {
             "table"
         } else {
             "key"
@@ -158,54 +219,47 @@ impl Pass {
         let text = name.get_ref();
         let meant = similar(text, fields);
         let hint = if let Some(field) = meant {
-            format!("did you mean `{}`?", shape_name(field))
-        } else if let Some(home) = self.home_of(text) {
-            format!("`{text}` belongs {home}")
+            format!("did you mean `{}`?", place.key(field))
+        } else if let Some((home, key)) = home_of(text, self.root, &Place::default()) {
+            match is_table {
+                true => format!("write `{key}`"),
+                false => format!("`{text}` belongs {home}"),
+            }
         } else {
             let known: Vec<_> = fields
                 .iter()
-                .map(|f| format!("`{}`", shape_name(f)))
+                .map(|f| format!("`{}`", place.key(f)))
                 .collect();
-            let place = key.map_or(" here".to_owned(), |key| place(Some(key)));
+            let place = match place.is_file() {
+                true => " here".to_owned(),
+                false => place.to_string(),
+            };
             format!("known{place} are {}", known.join(", "))
         };
         self.found.push(Problem::new(
             name.span(),
             "not known here",
-            format!("unknown {what} `{text}`{}", place(key)),
+            format!("unknown {what} `{text}`{place}"),
             hint,
         ));
         meant.map(Field::effective_name)
     }
-
-    /// Where a key that is unknown in its table would be known.
-    fn home_of(&self, key: &str) -> Option<String> {
-        let has = |fields: &[Field]| fields.iter().any(|f| f.effective_name() == key);
-        if has(self.root) {
-            return Some("at the top of the file, before the first `[table]`".into());
-        }
-        self.root.iter().find_map(|field| match kind(field) {
-            Kind::Table(fields) | Kind::Tables(fields) if has(fields) => {
-                Some(place(Some(field)).trim().to_owned())
-            }
-            _ => None,
-        })
-    }
 }
 
-/// ` in [auto_ports]`; nothing for the top of the file.
-fn place(key: Option<&'static Field>) -> String {
-    key.map_or_else(String::new, |field| format!(" in {}", shape_name(field)))
-}
-
-/// A key as it is written: `range`, `[guest]`, `[[ports]]`.
-fn shape_name(field: &'static Field) -> String {
-    let name = field.effective_name();
-    match kind(field) {
-        Kind::Text | Kind::Number => name.to_owned(),
-        Kind::Table(_) => format!("[{name}]"),
-        Kind::Tables(_) => format!("[[{name}]]"),
+/// Where a key that is unknown in its table would be known, from the table `place` on, and how
+/// it is written there.
+fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<(String, String)> {
+    if let Some(field) = fields.iter().find(|f| f.effective_name() == key) {
+        let home = match place.is_file() {
+            true => "at the top of the file, before the first `[table]`".to_owned(),
+            false => place.to_string().trim().to_owned(),
+        };
+        return Some((home, place.key(field)));
     }
+    fields.iter().find_map(|field| match kind(field) {
+        Kind::Table(inner) | Kind::Tables(inner) => home_of(key, inner, &place.of(field)),
+        Kind::Text | Kind::Number => None,
+    })
 }
 
 /// The field's doc comment.

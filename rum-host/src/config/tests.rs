@@ -205,7 +205,11 @@ fn valid() -> impl Strategy<Value = (String, Settings)> {
             text += &format!("[[ports]]\nhost = {host}\nguest = {guest}\nbind = \"{bind}\"\n");
             let host = SocketAddr::new(bind.parse().unwrap(), host);
             let (host, guest) = (HostAddr(host), GuestPort(guest));
-            settings.policy.statics.push(StaticForward { host, guest });
+            settings.policy.statics.push(StaticForward {
+                host,
+                guest,
+                label: None,
+            });
         }
         if let Some((min, more, next, drain)) = auto {
             let on_conflict = if next {
@@ -217,10 +221,9 @@ fn valid() -> impl Strategy<Value = (String, Settings)> {
             text += &format!("[auto_ports]\nrange = \"{min}-{max}\"\non_conflict = \"{word}\"\n");
             text += &format!("drain = \"{drain}s\"\n");
             settings.policy.auto = Some(AutoPolicy {
-                ranges: format!("{min}-{max}").parse().unwrap(),
-                bind: DEFAULT_BIND.parse().unwrap(),
                 on_conflict,
                 drain: Duration::from_secs(drain),
+                ..AutoPolicy::new(format!("{min}-{max}").parse().unwrap())
             });
         }
         (text, settings)

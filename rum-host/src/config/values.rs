@@ -5,10 +5,19 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use rum_shared::text::clean;
+
+use crate::policy::MAX_PATTERN;
+
 /// Longest name; it becomes a part of socket paths, which end at 108 bytes (unix(7)).
 pub const MAX_NAME: usize = 64;
 /// Longest `drain`: longer would look like a hang.
 pub const MAX_DRAIN: Duration = Duration::from_secs(60 * 60);
+
+/// Longest label, in characters: a column of a table.
+pub const MAX_LABEL: usize = 64;
+/// Longest name of a process (TASK_COMM_LEN, include/linux/sched.h).
+const COMM: usize = 15;
 
 /// A text that does not say what it should.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,6 +148,51 @@ pub fn duration(text: &str) -> Result<Duration, Invalid> {
     Ok(duration)
 }
 
+/// What the user calls a port: 1 to [`MAX_LABEL`] characters, cleaned.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn label(text: &str) -> Result<String, Invalid> {
+    let hint = "write a short name, such as \"web\", or remove `label`";
+    match text.chars().count() {
+        _ if text.trim().is_empty() => Err(Invalid::new("the label is empty", hint)),
+        n if n > MAX_LABEL => Err(Invalid::new(
+            format!("the label is {n} characters long"),
+            format!("write at most {MAX_LABEL}"),
+        )),
+        _ => Ok(clean(text, MAX_LABEL)),
+    }
+}
+
+/// A pattern of process names, of at most [`MAX_PATTERN`] characters.
+///
+/// # Errors
+/// What is wrong with it; also when no name can be like it.
+pub fn pattern(text: &str) -> Result<String, Invalid> {
+    let example = "write a name or a pattern, such as \"postgres*\"";
+    let plain = text.chars().filter(|c| *c != '*').count();
+    if text.is_empty() {
+        return Err(Invalid::new("the name of the process is empty", example));
+    }
+    if plain > COMM {
+        let start: String = text.chars().take(COMM).collect();
+        let hint = match text.contains('*') {
+            true => format!("the kernel cuts names to {COMM} characters: write a shorter pattern"),
+            false => format!("the kernel cuts names to {COMM} characters: write \"{start}\""),
+        };
+        return Err(Invalid::new("no process has so long a name", hint));
+    }
+    if text.chars().count() > MAX_PATTERN {
+        let message = format!("the pattern is longer than {MAX_PATTERN} characters");
+        return Err(Invalid::new(message, "write one `*` instead of several"));
+    }
+    if clean(text, MAX_PATTERN) != text {
+        let message = "the pattern has a control character, which names never have here";
+        return Err(Invalid::new(message, "write `?` for it"));
+    }
+    Ok(text.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -184,6 +238,39 @@ mod tests {
             ("fe80::1%eth0", "not an IP address"),
         ] {
             let said = address(text).unwrap_err().to_string();
+            assert!(said.contains(part), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn labels() {
+        assert_eq!(label("web (dev)").unwrap(), "web (dev)");
+        assert_eq!(label("a\u{1b}[2J").unwrap(), "a\u{fffd}[2J");
+        assert!(label(&"ä".repeat(MAX_LABEL)).is_ok());
+        label(&"ä".repeat(MAX_LABEL + 1)).unwrap_err();
+        label(" ").unwrap_err();
+    }
+
+    #[test]
+    fn patterns() {
+        for text in [
+            "postgres*",
+            "?",
+            "*",
+            "a b",
+            "123456789012345",
+            "*12345678901234*5*",
+        ] {
+            assert_eq!(pattern(text).unwrap(), text);
+        }
+        for (text, part) in [
+            ("", "empty"),
+            ("postgres-exporter", "write \"postgres-export\""),
+            ("*1234567890123456", "shorter"),
+            ("a\tb", "control"),
+            (&"*".repeat(MAX_PATTERN + 1), "one `*`"),
+        ] {
+            let said = pattern(text).unwrap_err().to_string();
             assert!(said.contains(part), "{text}: {said}");
         }
     }

@@ -3,7 +3,7 @@
 //! Nothing is forwarded then, so every port is `pending` (or hidden) with the reason
 //! `not-running`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rum_shared::listener::{Listener, ListenerSet};
 use rum_shared::range::PortRange;
@@ -18,7 +18,8 @@ use crate::agent::client::{AgentClient, AgentEvent, LinkState};
 use crate::config::Settings;
 use crate::error::RumError;
 use crate::guest::GuestKind;
-use crate::plan::GuestPort;
+use crate::plan::{GuestPort, Key};
+use crate::policy::PROCESS_WAIT;
 use crate::status::{Facts, Knowledge, not_running, rows};
 
 /// Time for the agent to tell what listens. On a transport where the agent has to knock first
@@ -135,10 +136,13 @@ fn describe(
 /// The rows of a listener: hidden as they would be, or not forwarded because nothing is.
 fn port(settings: &Settings, listener: &Listener) -> Vec<PortStatus> {
     let policy = &settings.policy;
+    // The names of processes are looked up already: nothing is waited for.
+    let since = Instant::now();
     let facts = Facts {
         port: GuestPort(listener.port),
         listener: Some(listener),
-        verdict: Some(policy.judge(listener)),
+        verdict: Some(policy.judge(listener, since, since + PROCESS_WAIT)),
+        label: policy.label(Key::Auto(GuestPort(listener.port)), Some(listener)),
         ranges: policy.auto.as_ref().map(|auto| auto.ranges.to_string()),
         forwards: Vec::new(),
         draining: Vec::new(),

@@ -128,6 +128,9 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             ..about("guest-ended")
         },
         Notice::GuestKilled { .. } => about("guest-killed"),
+        Notice::Reloaded { .. } | Notice::Unchanged => about("reloaded"),
+        Notice::NotReloaded => about("not-reloaded"),
+        Notice::NextTime => about("next-time"),
         Notice::Stopping { .. } => about("stopping"),
     }
     .line()

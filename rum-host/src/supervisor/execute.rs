@@ -11,16 +11,18 @@ use super::{AgentState, Done, GRACE, Shell, Supervisor, Told};
 use crate::forwarder::{BindError, Forwarder};
 use crate::host_port;
 use crate::notice::{BlockReason, Notice};
-use crate::plan::{Action, Binding, CONFLICT_RETRY, HostAddr, Key, OnConflict, Want};
+use crate::plan::{Action, Binding, CONFLICT_RETRY, Desired, HostAddr, Key, OnConflict, Want};
 
 impl Supervisor {
     /// Plans and executes until the host is as wanted. Returns the next deadline.
     pub(super) fn settle(&mut self, shell: &mut Shell<'_>) -> Option<Instant> {
-        let foreign = |l: &&Listener| !self.is_own(l);
-        let desired = self
-            .options
-            .policy
-            .desired(self.guest.iter().filter(foreign));
+        let desired = self.desired(Instant::now());
+        let awaiting: BTreeSet<Key> = desired.awaiting.keys().copied().collect();
+        for key in std::mem::replace(&mut self.awaiting, awaiting.clone()) {
+            if let (Key::Auto(port), false) = (key, awaiting.contains(&key)) {
+                self.notes.port(port);
+            }
+        }
         loop {
             let plan = self
                 .options
@@ -44,15 +46,17 @@ impl Supervisor {
         }
     }
 
+    /// The forwards that should be now.
+    pub(super) fn desired(&self, now: Instant) -> Desired {
+        let foreign = |l: &&Listener| !self.is_own(l);
+        let listeners = self.guest.iter().filter(foreign);
+        let listeners = listeners.map(|l| (l, self.known_since.of(l.port).unwrap_or(now)));
+        self.options.policy.desired(listeners, now)
+    }
+
     fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
         let cut = shell.cut.child_token();
-        match Forwarder::bind(
-            at,
-            want.guest,
-            shell.dialer,
-            self.options.policy.drain(key),
-            cut,
-        ) {
+        match Forwarder::bind(at, want.guest, shell.dialer, cut) {
             Ok((forwarder, task)) => {
                 let guest = want.guest;
                 self.serial += 1;
@@ -63,7 +67,7 @@ impl Supervisor {
                 });
                 self.own.insert(forwarder.inode());
                 self.forwarders.insert(key, (serial, forwarder));
-                if let (Key::Auto(_), Some(since)) = (key, self.known_since.get(&guest.0)) {
+                if let (Key::Auto(_), Some(since)) = (key, self.known_since.of(guest.0)) {
                     self.took.insert(key, since.elapsed());
                 }
                 self.notes.port(guest);
@@ -147,11 +151,12 @@ impl Supervisor {
             self.own.remove(&forwarder.inode());
             let guest = forwarder.guest();
             let stats = forwarder.stats().clone();
-            let draining = match self.options.policy.drain(key).is_zero() {
+            let drain = self.options.policy.drain(key);
+            let draining = match drain.is_zero() {
                 true => 0,
                 false => stats.active.load(Relaxed),
             };
-            forwarder.stop();
+            forwarder.stop(drain);
             self.notes.port(guest);
             if draining > 0 {
                 self.draining.push(Drain {

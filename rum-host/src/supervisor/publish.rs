@@ -138,7 +138,7 @@ impl Supervisor {
         }
         let knowledge = self.knowledge();
         for port in ports {
-            let rows = status::rows(&self.facts(GuestPort(port), &knowledge));
+            let rows = status::rows(&self.facts(GuestPort(port), &knowledge, now));
             self.notes.board.put_port(port, rows);
         }
         // After the rows: whoever sees that the agent is connected sees also what it told.
@@ -183,7 +183,7 @@ impl Supervisor {
         }
     }
 
-    fn facts<'a>(&'a self, port: GuestPort, knowledge: &'a Knowledge) -> Facts<'a> {
+    fn facts<'a>(&'a self, port: GuestPort, knowledge: &'a Knowledge, now: Instant) -> Facts<'a> {
         let policy = &self.options.policy;
         let listener = self.guest.get(port.0).filter(|l| !self.is_own(l));
         let statics = policy.statics.iter().filter(|s| s.guest == port);
@@ -208,14 +208,18 @@ impl Supervisor {
             Some(Forward {
                 key,
                 standing,
-                label: None,
+                label: policy.label(key, listener),
             })
         });
         let draining = self.draining.iter().filter(|d| d.guest == port);
         Facts {
             port,
             listener,
-            verdict: listener.map(|l| policy.judge(l)),
+            verdict: listener.map(|l| {
+                let known_since = self.known_since.of(l.port).unwrap_or(now);
+                policy.judge(l, known_since, now)
+            }),
+            label: policy.label(Key::Auto(port), listener),
             ranges: policy.auto.as_ref().map(|auto| auto.ranges.to_string()),
             forwards: forwards.collect(),
             draining: draining
@@ -223,7 +227,7 @@ impl Supervisor {
                     key: d.key,
                     at: d.at,
                     stats: &d.stats,
-                    label: None,
+                    label: policy.label(d.key, listener),
                 })
                 .collect(),
             knowledge,

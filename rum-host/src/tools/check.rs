@@ -18,6 +18,7 @@ use crate::config::{self, Settings};
 use crate::error::RumError;
 use crate::guest::GuestKind;
 use crate::plan::{AutoPolicy, HostAddr, OnConflict, StaticForward};
+use crate::policy::RuleAction;
 use crate::{exit, host_port};
 
 /// Runs `rum check`.
@@ -52,11 +53,15 @@ fn summary(settings: &Settings) -> String {
     };
     lines.push(format!("guest      {}: {kind}", settings.name));
     lines.extend(settings.policy.statics.iter().map(|forward| {
-        let StaticForward { host, guest } = forward;
-        format!("static     {host} → guest:{guest}")
+        let StaticForward { host, guest, label } = forward;
+        let label = label.iter().map(|label| format!(" ({label})"));
+        format!(
+            "static     {host} → guest:{guest}{}",
+            label.collect::<String>()
+        )
     }));
     lines.extend(settings.policy.auto.iter().flat_map(automatic));
-    // Rules go here.
+    lines.extend(settings.policy.auto.iter().flat_map(rules));
     lines.iter().map(|line| clean(line) + "\n").collect()
 }
 
@@ -89,6 +94,31 @@ fn automatic(auto: &AutoPolicy) -> [String; 2] {
         format!("automatic  {bind}:{ranges} → guest, the same port"),
         format!("           host port taken: {conflict}; connections {drain}"),
     ]
+}
+
+/// What is excluded, and a line for each rule.
+fn rules(auto: &AutoPolicy) -> Vec<String> {
+    let exclude = Some(&auto.exclude).filter(|exclude| !exclude.is_empty());
+    let mut lines: Vec<_> = exclude
+        .map(|e| format!("excluded   {e}"))
+        .into_iter()
+        .collect();
+    lines.extend(auto.rules.iter().enumerate().map(|(index, rule)| {
+        let mut line = format!("rule {:<5} {rule}: ", index + 1);
+        match rule.action {
+            RuleAction::Ignore => line += "ignored",
+            RuleAction::Forward { host, bind } => {
+                let bind = bind.unwrap_or(auto.bind);
+                line += &match host {
+                    Some(host) => format!("to {} and up", SocketAddr::new(bind, host)),
+                    None => format!("to {bind}, the same port"),
+                };
+            }
+        }
+        line.extend(rule.label.iter().map(|label| format!(" ({label})")));
+        line
+    }));
+    lines
 }
 
 /// Something of this machine that is in the way.

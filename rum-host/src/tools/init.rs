@@ -100,12 +100,25 @@ range = "{range}"
 # on_conflict = "wait"
 # Instead of `drain` above.
 # drain = "10s"
+# Ports of the range to leave alone.
+# exclude = "5900-5999"
+
+# What differs for some of these ports; the first rule that matches counts. `guest` or `process`
+# is enough, `action` may be "ignore", and `host` is where the first port of `guest` goes.
+# [[auto_ports.rule]]
+# guest = "5432-5439"
+# process = "postgres*"
+# action = "forward"
+# host = 15432
+# bind = "127.0.0.1"
+# label = "database"
 
 # A port that is forwarded at all times; as many of these as wanted.
 # [[ports]]
 # host = 8080
 # guest = 80
 # bind = "127.0.0.1"
+# label = "web"
 "#;
 
 #[cfg(test)]
@@ -154,6 +167,15 @@ mod tests {
         let mut policy = config::parse(&text, "rum.toml").unwrap().policy;
         assert_eq!(all.policy.statics.len(), 1, "the example");
         policy.statics = all.policy.statics.clone();
+        if let (Some(auto), Some(all)) = (&mut policy.auto, &all.policy.auto) {
+            assert_eq!(
+                (all.rules.len(), all.exclude.is_empty()),
+                (1, false),
+                "examples"
+            );
+            auto.rules = all.rules.clone();
+            auto.exclude = all.exclude.clone();
+        }
         assert_eq!(all.policy, policy);
         assert_eq!(policy.drain, Policy::default().drain);
         for kind in uncommented(others).split("kind").skip(1) {
@@ -196,7 +218,7 @@ mod tests {
             let mut here = "";
             let found = text.lines().any(|line| {
                 if line.starts_with('[') {
-                    here = line.trim_matches(['[', ']']);
+                    here = line.trim_matches(['[', ']']).rsplit('.').next().unwrap();
                 }
                 here == section && line.starts_with(&format!("{key} = "))
             });

@@ -1,0 +1,99 @@
+//! Rules: which guest ports and processes, and what to do with them.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use rum_shared::range::PortRanges;
+use rum_shared::text::clean;
+use wildmatch::WildMatch;
+
+/// Longest list of ports that a message quotes, in characters.
+const MAX_QUOTED: usize = 60;
+/// Longest pattern of process names, in characters; names end after 15 (`TASK_COMM_LEN`).
+pub const MAX_PATTERN: usize = 64;
+
+/// A pattern of process names: `*` is any text, `?` any one character.
+#[derive(Clone, PartialEq)]
+pub struct Pattern(WildMatch);
+
+/// Equality of patterns is equality of texts.
+impl Eq for Pattern {}
+
+impl Pattern {
+    /// The pattern `text`, of which [`MAX_PATTERN`] characters count.
+    pub fn new(text: &str) -> Self {
+        Self(WildMatch::new(&clean(text, MAX_PATTERN)))
+    }
+
+    /// Whether `name` is like it, from its first to its last character.
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.matches(name)
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pattern({:?})", self.0.pattern())
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a rule does with a port that it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleAction {
+    /// Forward it.
+    Forward {
+        /// The host port of the rule's first guest port; the others follow. `None`: the guest's
+        /// own numbers.
+        host: Option<u16>,
+        /// The host address; `None`: that of the other ports.
+        bind: Option<IpAddr>,
+    },
+    /// Leave it alone.
+    Ignore,
+}
+
+/// One `[[auto_ports.rule]]`: what it asks for, and what it does then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The guest ports it is for; `None`: all.
+    pub guest: Option<PortRanges>,
+    /// The processes it is for; `None`: all.
+    pub process: Option<Pattern>,
+    /// What it does.
+    pub action: RuleAction,
+    /// What the user calls the ports.
+    pub label: Option<String>,
+}
+
+impl Rule {
+    /// What is added to a guest port to get its host port.
+    pub(super) fn offset(&self) -> i32 {
+        let first = self.guest.as_ref().and_then(PortRanges::hull);
+        match (self.action, first) {
+            (RuleAction::Forward { host, .. }, Some(first)) => {
+                host.map_or(0, |host| i32::from(host) - i32::from(first.min()))
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Its conditions, as they are written.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let guest = self.guest.as_ref().map(|guest| {
+            let ports = clean(&guest.to_string(), MAX_QUOTED);
+            format!("guest = \"{ports}\"")
+        });
+        let process = self.process.as_ref();
+        let process = process.map(|process| format!("process = \"{process}\""));
+        let conditions: Vec<_> = guest.into_iter().chain(process).collect();
+        f.write_str(&conditions.join(", "))
+    }
+}
