@@ -78,7 +78,7 @@ pub async fn run(guest: RunningGuest, feed: Feed, all: bool, color: bool) -> Res
         ),
         link: Link::new(&guest.name, feed, all),
         guest,
-        screen: Screen::stdout().map_err(io)?,
+        screen: Screen::stdout(),
         taken,
         tasks: JoinSet::new(),
         tz: TimeZone::system(),

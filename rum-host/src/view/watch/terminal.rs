@@ -13,10 +13,9 @@ use crossterm::terminal::{
 use crossterm::{cursor, execute};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use ratatui::backend::{Backend, CrosstermBackend};
+use ratatui::backend::{Backend, ClearType, CrosstermBackend};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
-use ratatui::{Terminal, TerminalOptions, Viewport};
 
 use super::app::App;
 use super::draw;
@@ -109,17 +108,14 @@ pub fn size() -> Rect {
 /// Something that frames are drawn on.
 #[derive(Debug)]
 pub struct Screen<B: Backend> {
-    terminal: Terminal<B>,
+    backend: B,
     /// What is on it; None: unknown.
     last: Option<Buffer>,
 }
 
 impl Screen<CrosstermBackend<BufWriter<Stdout>>> {
     /// This process's stdout.
-    ///
-    /// # Errors
-    /// It cannot be written to.
-    pub fn stdout() -> io::Result<Self> {
+    pub fn stdout() -> Self {
         Screen::new(CrosstermBackend::new(BufWriter::with_capacity(
             FRAME,
             io::stdout(),
@@ -131,25 +127,18 @@ impl Screen<CrosstermBackend<BufWriter<Stdout>>> {
     /// # Errors
     /// It cannot be written.
     pub fn send(&mut self, sequence: &str) -> io::Result<()> {
-        let backend = self.terminal.backend_mut();
-        backend.write_all(sequence.as_bytes())?;
-        Write::flush(backend)
+        self.backend.write_all(sequence.as_bytes())?;
+        Write::flush(&mut self.backend)
     }
 }
 
 impl<B: Backend> Screen<B> {
-    /// Draws on `backend`.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn new(backend: B) -> Result<Self, B::Error> {
-        // Sizes come from outside: asking for them is not the backend's business.
-        let viewport = Viewport::Fixed(Rect::ZERO);
-        let terminal = Terminal::with_options(backend, TerminalOptions { viewport })?;
-        Ok(Self {
-            terminal,
+    /// Draws on `backend`. Sizes come from outside: it is never asked for its own.
+    pub fn new(backend: B) -> Self {
+        Self {
+            backend,
             last: None,
-        })
+        }
     }
 
     /// Forgets what is on the screen: the next frame is drawn whole.
@@ -175,14 +164,15 @@ impl<B: Backend> Screen<B> {
         if self.last.as_ref() == Some(&next) {
             return Ok(());
         }
-        if self.last.as_ref().is_none_or(|last| last.area != area) {
-            self.terminal.resize(area)?;
-            self.terminal
-                .backend_mut()
-                .clear_region(ratatui::backend::ClearType::All)?;
-        }
-        self.terminal
-            .draw(|frame| frame.buffer_mut().clone_from(&next))?;
+        let last = match self.last.take() {
+            Some(last) if last.area == area => last,
+            _ => {
+                self.backend.clear_region(ClearType::All)?;
+                Buffer::empty(area)
+            }
+        };
+        self.backend.draw(last.diff(&next).into_iter())?;
+        self.backend.flush()?;
         self.last = Some(next);
         Ok(())
     }
@@ -190,6 +180,6 @@ impl<B: Backend> Screen<B> {
     /// What it draws on.
     #[cfg(test)]
     pub fn backend_mut(&mut self) -> &mut B {
-        self.terminal.backend_mut()
+        &mut self.backend
     }
 }

@@ -30,7 +30,7 @@ fn keys(app: &mut App, text: &str) {
 }
 
 fn buffer(app: &mut App, width: u16, height: u16) -> Buffer {
-    let mut screen = Screen::new(TestBackend::new(width, height)).unwrap();
+    let mut screen = Screen::new(TestBackend::new(width, height));
     let area = Rect::new(0, 0, width, height);
     screen.paint(app, area, now(), &TimeZone::UTC).unwrap();
     screen.backend_mut().buffer().clone()

@@ -133,7 +133,7 @@ impl Counted {
     fn new() -> Self {
         let tally = Tally::default();
         let backend = CrosstermBackend::new(tally.clone());
-        Self(Screen::new(backend).unwrap(), tally)
+        Self(Screen::new(backend), tally)
     }
 
     /// How many bytes the next frame takes.
