@@ -1,4 +1,4 @@
-//! The benchmark: `cargo run --release -p rum-tests --bin bench [-- latency|idle|dumps]`.
+//! The benchmark: `cargo run --release -p rum-tests --bin bench [-- latency|idle|dumps|vm]`.
 //!
 //! Everything runs in one network namespace made for it; nothing is installed. Figures are
 //! printed as a Markdown table. It needs root (the tracepoint, the namespace).
@@ -8,6 +8,7 @@
 //!   (CLOCK_MONOTONIC, one kernel), a prober in a process of its own, all samples kept.
 //! - idle: processor time (`/proc/PID/schedstat`) and resident memory of host and agent while
 //!   nothing happens, the 1 s poll running.
+//! - vm: the first of these in a virtual machine; needs `tests/vm-assets`. Only when named.
 //! - dumps: cost of one dump of the listeners with 0 and with 10,000 established connections.
 
 #![allow(clippy::print_stdout)] // The table is the output.
@@ -16,6 +17,7 @@ mod dumps;
 mod idle;
 mod latency;
 mod stats;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
     let named: Vec<&str> = args
         .iter()
         .map(String::as_str)
-        .filter(|a| ["latency", "idle", "dumps"].contains(a))
+        .filter(|a| ["latency", "idle", "dumps", "vm"].contains(a))
         .collect();
     let wanted = |name: &str| named.is_empty() || named.contains(&name);
     rum_tests::netns::in_netns(|| {
@@ -54,6 +56,9 @@ fn main() -> ExitCode {
         }
         if wanted("dumps") {
             dumps::run();
+        }
+        if named.contains(&"vm") {
+            vm::run(samples.min(200));
         }
     });
     ExitCode::SUCCESS

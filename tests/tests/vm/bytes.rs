@@ -1,0 +1,71 @@
+//! What goes through a forward arrives, both ways, ends included.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::thread;
+
+use rum_tests::Fnv;
+use rum_tests::client::{connect, exchange};
+
+use crate::on_machine;
+
+/// Bytes each way in the large transfer.
+const LARGE: usize = 100_000_000;
+
+/// The device loses the end of one direction, so it has to travel in rum's own frames.
+#[test]
+fn half_close_works_in_both_directions() {
+    on_machine(|mut machine| {
+        let text = "0123456789abcdef".repeat(1 << 16);
+        // The client ends first and still gets the whole answer.
+        machine.listen(5000, "late");
+        let answer = exchange(5000, &text).expect("the late answer");
+        assert!(answer == text, "{} bytes of {}", answer.len(), text.len());
+        // The server ends first and still hears the client.
+        machine.listen(5001, "greet-then-read");
+        let mut stream = connect(5001);
+        let mut greeting = String::new();
+        stream.read_to_string(&mut greeting).expect("its end");
+        assert_eq!(greeting, "greetings");
+        stream
+            .write_all(text.as_bytes())
+            .expect("the way in is open");
+        stream.shutdown(Shutdown::Write).expect("a socket");
+        let heard = machine.guest.line();
+        assert!(heard == format!("heard {text}"), "{} bytes", heard.len());
+    });
+}
+
+#[test]
+fn a_large_transfer_arrives_unchanged_both_ways_at_once() {
+    on_machine(|mut machine| {
+        machine.listen(5000, "echo");
+        let mut to = connect(5000);
+        let mut from = to.try_clone().expect("a socket");
+        let (sent, received) = thread::scope(|scope| {
+            let sent = scope.spawn(move || {
+                let (mut hash, mut block) = (Fnv::default(), vec![0u8; 70_001]);
+                let mut left = LARGE;
+                while left > 0 {
+                    for (i, byte) in block.iter_mut().enumerate() {
+                        *byte = (i as u32 ^ (left as u32).wrapping_mul(2_654_435_761)) as u8;
+                    }
+                    let part = &block[..left.min(block.len())];
+                    to.write_all(part).expect("the guest reads");
+                    hash.update(part);
+                    left -= part.len();
+                }
+                to.shutdown(Shutdown::Write).expect("a socket");
+                hash.value()
+            });
+            let (mut hash, mut count, mut buffer) = (Fnv::default(), 0, vec![0; 64 << 10]);
+            while let n @ 1.. = from.read(&mut buffer).expect("the echo") {
+                hash.update(&buffer[..n]);
+                count += n;
+            }
+            assert_eq!(count, LARGE);
+            (sent.join().expect("it sends"), hash.value())
+        });
+        assert_eq!(sent, received);
+    });
+}
