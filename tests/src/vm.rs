@@ -11,13 +11,13 @@
 //! Invariants: a VM ends with its [`Vm`], and with the thread that started it at the latest;
 //! nothing of it is shared, so tests with VMs run side by side.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::{env, fs};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::guest::Guest;
@@ -75,10 +75,7 @@ impl Vm {
         let control = control.expect("a new directory");
         control.set_nonblocking(true).expect("a socket");
         let mut vsock = command(cache.join("bin/vhost-device-vsock"), dir.path());
-        vsock.args([
-            "--vm",
-            "guest-cid=3,socket=vhost.sock,uds-path=vm.vsock",
-        ]);
+        vsock.args(["--vm", "guest-cid=3,socket=vhost.sock,uds-path=vm.vsock"]);
         let vsock = vsock.spawn().expect("vhost-device-vsock starts");
         until("the vsock device", || {
             path("vhost.sock").exists().then_some(())
@@ -109,41 +106,32 @@ impl Vm {
         Guest::over(stream).expect("a socket")
     }
 
-    /// Stops the virtual processors: nothing in the guest moves, nothing of it is closed.
+    /// Stops the guest: nothing in it moves, nothing of it is closed. With a signal, since the
+    /// monitor's `stop` takes the vsock device down as well, and vhost-device-vsock does not
+    /// come back from that.
     ///
     /// # Panics
-    /// When QEMU does not obey.
+    /// When QEMU is gone.
     pub fn freeze(&self) {
-        self.monitor("stop");
+        self.signal(Signal::STOP);
     }
 
-    /// Lets the processors go on.
+    /// Lets it go on.
     ///
     /// # Panics
-    /// When QEMU does not obey.
+    /// When QEMU is gone.
     pub fn thaw(&self) {
-        self.monitor("cont");
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.qemu), signal).expect("QEMU runs");
     }
 
     /// Kills QEMU, as when a machine loses its power.
     pub fn kill(&mut self) {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
-    }
-
-    /// One command to QEMU's monitor (QMP).
-    fn monitor(&self, command: &str) {
-        let mut qmp = UnixStream::connect(self.dir.path().join("qmp")).expect("QEMU runs");
-        let answers = BufReader::new(qmp.try_clone().expect("a socket"));
-        // It greets first; events may come between the answers.
-        let mut lines = answers.lines().map_while(Result::ok);
-        for command in ["qmp_capabilities", command] {
-            let line = format!("{{\"execute\":\"{command}\"}}\n");
-            qmp.write_all(line.as_bytes()).expect("QEMU runs");
-            let answer = lines.find(|line| line.contains("\"return\"") || line.contains("\"error\""));
-            let answer = answer.expect("QEMU answers");
-            assert!(answer.contains("\"return\""), "{command}: {answer}");
-        }
     }
 }
 
@@ -167,7 +155,10 @@ impl Drop for Vm {
 /// A command that is killed when the calling thread ends.
 fn command(program: impl AsRef<Path>, dir: &Path) -> Command {
     let log = || {
-        let log = fs::File::options().create(true).append(true).open(dir.join("log"));
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(dir.join("log"));
         log.expect("a file in a new directory")
     };
     let mut command = Command::new("setpriv");
@@ -187,7 +178,7 @@ fn qemu(cache: &Path, dir: &Path, agent_args: &str) -> Command {
         .args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"])
         .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
-        .args(["-serial", "file:console", "-qmp", "unix:qmp,server=on,wait=off"])
+        .args(["-serial", "file:console"])
         .args(["-chardev", "socket,id=vs,path=vhost.sock"])
         .args(["-device", "vhost-user-vsock-pci,chardev=vs"])
         .arg("-kernel")
@@ -214,15 +205,25 @@ fn initramfs(cache: &Path, programs: &[&str], dir: &Path) {
     };
     copy(&cache.join("busybox"), "bin/busybox");
     let modules = fs::read_to_string(cache.join("modules/order"));
-    for name in modules.expect("tests/vm-assets has run").lines().chain(["order"]) {
-        copy(&cache.join("modules").join(name), &format!("modules/{name}"));
+    for name in modules
+        .expect("tests/vm-assets has run")
+        .lines()
+        .chain(["order"])
+    {
+        copy(
+            &cache.join("modules").join(name),
+            &format!("modules/{name}"),
+        );
     }
     for program in ["rum-agent", "guest"].iter().chain(programs) {
         copy(&static_binaries().join(program), &format!("bin/{program}"));
     }
     fs::write(root.join("init"), INIT).expect("a new directory");
     let script = "chmod 755 init bin/*; find . | cpio --quiet -o -H newc >../initramfs";
-    let done = Command::new("sh").args(["-ec", script]).current_dir(&root).status();
+    let done = Command::new("sh")
+        .args(["-ec", script])
+        .current_dir(&root)
+        .status();
     assert!(done.is_ok_and(|status| status.success()), "cpio failed");
     fs::remove_dir_all(root).expect("ours");
 }
@@ -231,7 +232,11 @@ fn initramfs(cache: &Path, programs: &[&str], dir: &Path) {
 fn cache() -> PathBuf {
     let var = |name| env::var_os(name).filter(|value| !value.is_empty());
     let home = || PathBuf::from(var("HOME").expect("HOME is set")).join(".cache");
-    let default = || var("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("rum-tests");
+    let default = || {
+        var("XDG_CACHE_HOME")
+            .map_or_else(home, PathBuf::from)
+            .join("rum-tests")
+    };
     let cache = var("RUM_TEST_CACHE").map_or_else(default, PathBuf::from);
     assert!(
         cache.join("stamp").is_file(),
@@ -245,11 +250,22 @@ fn cache() -> PathBuf {
 fn static_binaries() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
-        let target = binary("rum").ancestors().nth(2).expect("target/PROFILE/rum").join("static");
+        let target = binary("rum")
+            .ancestors()
+            .nth(2)
+            .expect("target/PROFILE/rum")
+            .join("static");
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
         build
-            .args(["build", "--quiet", "--locked", "--target", TARGET, "--target-dir"])
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--target",
+                TARGET,
+                "--target-dir",
+            ])
             .arg(&target)
             .args(["-p", "rum-agent", "--bin", "rum-agent"])
             .args(["-p", "rum-tests", "--bin", "guest", "--bin", "vsock-host"])

@@ -32,7 +32,8 @@ fn a_killed_agent_is_replaced_by_the_next() {
     });
 }
 
-/// The device tells nobody that the guest rebooted: only silence does.
+/// The device tells nobody that the guest rebooted: only silence does. And it breaks for good
+/// when rum connects to a guest that boots, so that must not happen meanwhile.
 #[test]
 fn a_rebooted_guest_is_noticed_and_its_new_ports_are_forwarded() {
     on_machine(|mut machine| {

@@ -12,7 +12,10 @@ fn ports_follow_the_guest() {
             machine.until_forwarded(5000, round);
             assert_eq!(exchange(5000, "hello").expect("echo"), "hello");
             machine.guest.tell("close 127.0.0.1:5000");
-            machine.rum.stdout.wait_nth("Stopped forwarding 5000", round);
+            machine
+                .rum
+                .stdout
+                .wait_nth("Stopped forwarding 5000", round);
             until_refused(5000);
         }
         // Reachable by IPv6 only in the guest, by IPv4 on the host.
@@ -35,7 +38,10 @@ fn a_thousand_listeners_at_once() {
         // Nobody accepts on those of the thousand: these are the same ports with a server.
         for port in [5000, 5499, 5999] {
             machine.guest.tell(&format!("close-many {port} 1"));
-            machine.rum.stdout.wait(&format!("Stopped forwarding {port}"));
+            machine
+                .rum
+                .stdout
+                .wait(&format!("Stopped forwarding {port}"));
             machine.guest.tell(&format!("listen 127.0.0.1:{port} echo"));
             machine.until_forwarded(port, 2);
             assert_eq!(exchange(port, "one of many").expect("echo"), "one of many");
@@ -66,7 +72,9 @@ fn listeners_stay_forwarded_while_their_hash_neighbours_churn() {
         // Twins, neighbours in the range, and neighbours that the host never hears of. More of
         // them than one datagram of a dump holds.
         for neighbour in [5512, 5256, 6024, 7048, 9096, 13_192] {
-            machine.guest.tell(&format!("churn 127.0.0.1:{neighbour} 400 10"));
+            machine
+                .guest
+                .tell(&format!("churn 127.0.0.1:{neighbour} 400 10"));
         }
         // Comes after all of that.
         machine.listen(5001, "echo");

@@ -47,13 +47,17 @@ pub fn run(samples: usize) {
         open.push(byte.saturating_sub(sent));
         without.push(byte.saturating_sub(sent + trip));
         guest.tell(&format!("close 127.0.0.1:{port}"));
-        rum.stdout.wait_nth(&format!("Stopped forwarding {port}"), 1 + i / 1000);
+        rum.stdout
+            .wait_nth(&format!("Stopped forwarding {port}"), 1 + i / 1000);
     }
     for (name, samples) in [
         ("one raw round trip", one),
         ("three raw round trips", three),
         ("command sent to first byte", open),
-        ("of this, without one round trip: open to first byte", without),
+        (
+            "of this, without one round trip: open to first byte",
+            without,
+        ),
     ] {
         println!("{}", Samples::new(samples).row(name));
     }
