@@ -84,9 +84,9 @@ pub enum LinkState {
 }
 
 impl LinkState {
-    /// Whether the agent may be dialled at `now`. A guest that reboots takes its connections
-    /// along without a word on some devices, and a `CONNECT` while it boots breaks those for
-    /// good: so a stream that should have been heard by now counts as none.
+    /// Whether the agent may be dialled at `now`. Not while a stream is silent that should have
+    /// been heard: the guest may be stopped or rebooting, and vhost-device-vsock dies for good
+    /// of a `CONNECT` that comes too early, or that was given up before it was answered.
     pub fn may_dial(self, now: Instant) -> bool {
         match self {
             Self::Down => false,
