@@ -1,12 +1,15 @@
-//! Drives the `guest` program over its stdin and stdout.
+//! Drives the `guest` program over its stdin and stdout, or over a connection.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+
+use crate::wait::DEADLINE;
 
 /// The pipes of a running `guest` program.
 pub struct Guest {
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    stdin: Box<dyn Write + Send + Sync>,
+    stdout: BufReader<Box<dyn Read + Send + Sync>>,
 }
 
 impl Guest {
@@ -18,9 +21,21 @@ impl Guest {
         let stdin = child.stdin.take().expect("stdin is piped");
         let stdout = child.stdout.take().expect("stdout is piped");
         Self {
-            stdin,
-            stdout: BufReader::new(stdout),
+            stdin: Box::new(stdin),
+            stdout: BufReader::new(Box::new(stdout)),
         }
+    }
+
+    /// Takes the connection that a guest program made. It must answer within [`DEADLINE`].
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn over(stream: UnixStream) -> std::io::Result<Self> {
+        stream.set_read_timeout(Some(DEADLINE))?;
+        Ok(Self {
+            stdin: Box::new(stream.try_clone()?),
+            stdout: BufReader::new(Box::new(stream)),
+        })
     }
 
     /// Sends a command; returns the guest's clock right after it was carried out.
@@ -49,7 +64,11 @@ impl Guest {
     /// # Panics
     /// When the guest is gone.
     pub fn send(&mut self, command: &str) {
-        writeln!(self.stdin, "{command}").expect("the guest reads its stdin");
+        let line = format!("{command}\n");
+        // In one piece: each write to a vsock is a packet.
+        self.stdin
+            .write_all(line.as_bytes())
+            .expect("the guest reads its stdin");
         self.stdin.flush().expect("the guest reads its stdin");
     }
 

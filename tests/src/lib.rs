@@ -7,6 +7,7 @@ pub mod netns;
 pub mod ports;
 pub mod rum;
 pub mod terminal;
+pub mod vm;
 pub mod wait;
 
 /// CLOCK_MONOTONIC in nanoseconds: the same clock in every process of one kernel.

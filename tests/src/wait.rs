@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 /// After this a condition counts as never coming true.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Waits until `condition` gives a value.
 ///

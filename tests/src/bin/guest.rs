@@ -1,9 +1,12 @@
 //! A program for the guest that does what it is told, one line at a time on stdin, and answers
 //! each with one line on stdout: `ok NANOSECONDS` (its CLOCK_MONOTONIC, read right after the
 //! system call in question) or `error TEXT`. Tests and benchmarks drive real listeners with it.
+//! With `vsock PORT` as arguments it calls the host there instead, and ends with the connection.
 //!
+//!     nothing            only the answer
 //!     listen ADDR MODE   a listener; MODE: hello (one byte, then close), echo, sink (reads
-//!                        to the end, answers the byte count and a hash), late (answers only
+//!                        to the end, answers the byte count and a hash), source (reads a line
+//!                        with a byte count, sends as many and their hash, 8 bytes), late (answers only
 //!                        after the client's half-close), greet-then-read, silent
 //!     v6only ADDR MODE   the same with IPV6_V6ONLY
 //!     mptcp ADDR MODE    the same as an MPTCP listener
@@ -14,42 +17,77 @@
 //!     close ADDR         closes one listener (the newest twin first)
 //!     many FIRST COUNT   listeners on COUNT ports from FIRST, on 127.0.0.1
 //!     close-many FIRST COUNT
+//!     churn ADDR COUNT TIMES
+//!                        opens COUNT listeners with SO_REUSEPORT and closes them, TIMES times
+//!     sh COMMAND         runs it in a shell; an error unless it succeeds
 //!     exit CODE
 
 use std::collections::HashMap;
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rum_tests::{Fnv, monotonic_ns};
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
+use vsock::{VMADDR_CID_HOST, VsockStream};
 
-fn main() {
+/// Where answers go, and what a connection has to say by itself.
+type Out = Arc<Mutex<dyn Write + Send>>;
+
+fn main() -> std::io::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["vsock", port] => {
+            let port = port.parse().map_err(std::io::Error::other)?;
+            let host = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
+            let out = Arc::new(Mutex::new(host.try_clone()?));
+            run(BufReader::new(host), &(out as Out))
+        }
+        _ => {
+            let out = Arc::new(Mutex::new(std::io::stdout()));
+            run(std::io::stdin().lock(), &(out as Out))
+        }
+    }
+}
+
+fn run(commands: impl BufRead, out: &Out) -> std::io::Result<()> {
     let mut listeners: HashMap<SocketAddr, Vec<OwnedFd>> = HashMap::new();
-    let stdin = std::io::stdin().lock();
-    for line in stdin.lines() {
-        let Ok(line) = line else { break };
-        let answer = match obey(&line, &mut listeners) {
+    for line in commands.lines() {
+        let answer = match obey(&line?, &mut listeners, out) {
             Ok(ns) => format!("ok {ns}"),
             Err(error) => format!("error {error}"),
         };
-        let mut out = std::io::stdout().lock();
-        if writeln!(out, "{answer}")
-            .and_then(|()| out.flush())
-            .is_err()
-        {
-            break;
-        }
+        say(out, &answer)?;
     }
+    Ok(())
+}
+
+fn say(out: &Out, line: &str) -> std::io::Result<()> {
+    let mut out = out.lock().expect("no writer panics");
+    // In one piece: each write to a vsock is a packet.
+    out.write_all(format!("{line}\n").as_bytes())?;
+    out.flush()
 }
 
 fn obey(
     line: &str,
     listeners: &mut HashMap<SocketAddr, Vec<OwnedFd>>,
+    out: &Out,
 ) -> Result<u64, Box<dyn std::error::Error>> {
+    if let Some(command) = line.strip_prefix("sh ") {
+        let done = Command::new("sh").args(["-c", command]).output()?;
+        let said = [done.stdout, done.stderr].concat();
+        return match done.status.success() {
+            true => Ok(monotonic_ns()),
+            false => Err(format!("{}: {}", done.status, said.escape_ascii()).into()),
+        };
+    }
     let words: Vec<&str> = line.split_whitespace().collect();
     match words[..] {
+        ["nothing"] => Ok(monotonic_ns()),
         ["exit", code] => std::process::exit(code.parse()?),
         ["many", first, count] => {
             let (first, count): (u16, u16) = (first.parse()?, count.parse()?);
@@ -64,6 +102,14 @@ fn obey(
             let (first, count): (u16, u16) = (first.parse()?, count.parse()?);
             for port in first..first + count {
                 listeners.remove(&SocketAddr::from(([127, 0, 0, 1], port)));
+            }
+            Ok(monotonic_ns())
+        }
+        ["churn", addr, count, times] => {
+            let (addr, count): (_, u32) = (addr.parse()?, count.parse()?);
+            for _ in 0..times.parse::<u32>()? {
+                let twins: Result<Vec<_>, _> = (0..count).map(|_| open("twin", addr)).collect();
+                drop(twins?);
             }
             Ok(monotonic_ns())
         }
@@ -103,9 +149,9 @@ fn obey(
             let fd = open(kind, addr)?;
             let ns = monotonic_ns();
             let listener = TcpListener::from(fd.try_clone()?);
-            let mode = mode.to_owned();
+            let (mode, out) = (mode.to_owned(), out.clone());
             if mode != "silent" {
-                std::thread::spawn(move || serve(&listener, &mode));
+                std::thread::spawn(move || serve(&listener, &mode, &out));
             }
             listeners.entry(addr).or_default().push(fd);
             Ok(ns)
@@ -138,18 +184,18 @@ fn open(kind: &str, addr: SocketAddr) -> Result<OwnedFd, Box<dyn std::error::Err
     Ok(fd)
 }
 
-fn serve(listener: &TcpListener, mode: &str) {
+fn serve(listener: &TcpListener, mode: &str, out: &Out) {
     while let Ok((stream, _)) = listener.accept() {
         if mode == "hello" {
             let _ = (&stream).write_all(b"h");
             continue;
         }
-        let mode = mode.to_owned();
-        std::thread::spawn(move || talk(stream, &mode));
+        let (mode, out) = (mode.to_owned(), out.clone());
+        std::thread::spawn(move || talk(stream, &mode, &out));
     }
 }
 
-fn talk(mut stream: TcpStream, mode: &str) -> std::io::Result<()> {
+fn talk(mut stream: TcpStream, mode: &str, out: &Out) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     match mode {
         "echo" => loop {
@@ -170,6 +216,22 @@ fn talk(mut stream: TcpStream, mode: &str) -> std::io::Result<()> {
                 hash.update(&buffer[..n]);
             }
         }
+        "source" => {
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line)?;
+            let mut left: usize = line.trim().parse().map_err(std::io::Error::other)?;
+            let mut hash = Fnv::default();
+            while left > 0 {
+                for (i, byte) in buffer.iter_mut().enumerate() {
+                    *byte = (i ^ left.wrapping_mul(2_654_435_761)) as u8;
+                }
+                let part = &buffer[..left.min(buffer.len())];
+                hash.update(part);
+                stream.write_all(part)?;
+                left -= part.len();
+            }
+            stream.write_all(&hash.value().to_be_bytes())
+        }
         // Half-close by the client: everything is answered after its end was seen.
         "late" => {
             let mut all = Vec::new();
@@ -184,7 +246,7 @@ fn talk(mut stream: TcpStream, mode: &str) -> std::io::Result<()> {
             let mut all = Vec::new();
             stream.read_to_end(&mut all)?;
             let heard = String::from_utf8_lossy(&all);
-            writeln!(std::io::stdout(), "heard {heard}")
+            say(out, &format!("heard {heard}"))
         }
         "reset" => {
             stream.read_exact(&mut buffer[..1])?;

@@ -31,7 +31,7 @@ fn variant(name: &str, setup: Setup, args: &[&str], samples: usize) {
     let (mut rum, mut guest) = setup.start_guest(&all);
     let mut prober = Prober::start();
     let (mut bound, mut open, mut close) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut ping, mut random) = (Vec::new(), Random(monotonic_ns() | 1));
+    let (mut ping, mut random) = (Vec::new(), Random::new());
     for i in 0..samples {
         let port = 5000 + (i % 1000) as u16;
         random.pause();
@@ -72,10 +72,16 @@ fn variant(name: &str, setup: Setup, args: &[&str], samples: usize) {
 }
 
 /// Random moments, relative to every timer in the system (xorshift).
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn pause(&mut self) {
+    /// Another sequence each time.
+    pub fn new() -> Self {
+        Self(monotonic_ns() | 1)
+    }
+
+    /// Sleeps 5 to 30 ms.
+    pub fn pause(&mut self) {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -83,14 +89,16 @@ impl Random {
     }
 }
 
-struct Prober {
+/// The process that probes, and its pipes. Killed when dropped.
+pub struct Prober {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Prober {
-    fn start() -> Self {
+    /// Starts it.
+    pub fn start() -> Self {
         let exe = std::env::current_exe().expect("own path");
         let mut child = Command::new(exe)
             .arg("prober")
@@ -107,12 +115,14 @@ impl Prober {
         }
     }
 
-    fn send(&mut self, command: &str) {
+    /// Sends a command: see [`prober`].
+    pub fn send(&mut self, command: &str) {
         writeln!(self.stdin, "{command}").expect("the prober reads");
         self.stdin.flush().expect("the prober reads");
     }
 
-    fn answer(&mut self) -> [u64; 2] {
+    /// When the connection that ended the search was made, and when it was over, in ns.
+    pub fn answer(&mut self) -> [u64; 2] {
         let mut line = String::new();
         self.stdout
             .read_line(&mut line)

@@ -1,4 +1,4 @@
-//! The benchmark: `cargo run --release -p rum-tests --bin bench [-- latency|idle|dumps]`;
+//! The benchmark: `cargo run --release -p rum-tests --bin bench [-- latency|idle|dumps|vm]`;
 //! `-- --help` says the rest.
 //!
 //! Everything runs in one network namespace made for it; nothing is installed. Figures are
@@ -9,6 +9,7 @@
 //!   (CLOCK_MONOTONIC, one kernel), a prober in a process of its own, all samples kept.
 //! - idle: processor time (`/proc/PID/schedstat`) and resident memory of host and agent while
 //!   nothing happens, the 1 s poll running.
+//! - vm: the first of these in a virtual machine; needs `tests/vm-assets`. Only when named.
 //! - dumps: cost of one dump of the listeners with 0 and with 10,000 established connections.
 
 #![allow(clippy::print_stdout)] // The table is the output.
@@ -17,17 +18,19 @@ mod dumps;
 mod idle;
 mod latency;
 mod stats;
+mod vm;
 
 use std::process::ExitCode;
 
 const HELP: &str = "Measures rum and prints Markdown tables. Needs root.
 
-Usage: bench [OPTIONS] [latency] [idle] [dumps]
+Usage: bench [OPTIONS] [latency] [idle] [dumps] [vm]
 
   latency  from listen() to the first byte on the host, from close() to refused
   idle     processor time and memory while nothing happens
   dumps    one dump of the listeners, with 0 and with 10,000 connections
-Without a name all three are measured, which takes some minutes. Build with --release.
+  vm       the first of latency in a virtual machine; needs tests/vm-assets
+Without a name all but vm are measured, which takes some minutes. Build with --release.
 
 Options:
   --samples N  how often latency is measured [default: 500]
@@ -35,7 +38,7 @@ Options:
   -h, --help   print this
 ";
 
-const MEASUREMENTS: [&str; 3] = ["latency", "idle", "dumps"];
+const MEASUREMENTS: [&str; 4] = ["latency", "idle", "dumps", "vm"];
 
 /// What the command line asks for.
 struct Wanted {
@@ -107,6 +110,9 @@ fn main() -> ExitCode {
         }
         if wanted.measures("dumps") {
             dumps::run();
+        }
+        if wanted.named.iter().any(|n| n == "vm") {
+            vm::run(wanted.samples.min(200));
         }
     });
     ExitCode::SUCCESS

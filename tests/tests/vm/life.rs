@@ -1,0 +1,99 @@
+//! Agents and guests die, sleep and come back; rum says so, and forwards what is there.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+
+use rum_tests::client::{connect, exchange};
+use rustix::process::Signal;
+
+use crate::{on_machine, until_refused};
+
+/// One byte there and back.
+fn echo(stream: &mut TcpStream) {
+    stream.write_all(b"!").expect("connected");
+    stream.read_exact(&mut [0]).expect("echo");
+}
+
+#[test]
+fn a_killed_agent_is_replaced_by_the_next() {
+    on_machine(|mut machine| {
+        machine.listen(5000, "echo");
+        for round in 1..=2 {
+            let mut stream = connect(5000);
+            echo(&mut stream);
+            machine.guest.tell("sh kill -9 $(pidof rum-agent)");
+            let error = stream.read(&mut [0]).expect_err("not a clean end");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+            machine.rum.stderr.wait_nth("Agent lost", round);
+            machine.rum.stderr.wait_nth("connected (events", round + 1);
+            assert_eq!(exchange(5000, "back").expect("echo"), "back");
+            machine.listen(5000 + round as u16, "echo");
+        }
+        machine.assert_undisturbed(5000);
+    });
+}
+
+/// The device tells nobody that the guest rebooted: only silence does. It also stops for good when
+/// the host sends a single byte while the driver is away (its worker ends with the error that the
+/// queue is not ready), so rum sleeps through the boot here, as on a host that was suspended.
+#[test]
+fn a_rebooted_guest_is_noticed_and_its_new_ports_are_forwarded() {
+    on_machine(|mut machine| {
+        machine.listen(5000, "echo");
+        machine.listen(5001, "echo");
+        machine.rum.signal(Signal::STOP);
+        machine.guest.send("sh reboot -f");
+        machine.guest = machine.vm.guest();
+        machine.rum.signal(Signal::CONT);
+        machine.rum.stderr.wait("Agent lost: no heartbeat");
+        machine.rum.stderr.wait_nth("connected (events", 2);
+        // What the guest no longer has goes, what it has is there.
+        machine.guest.tell("listen 127.0.0.1:5001 echo");
+        machine.listen(5002, "echo");
+        machine.rum.stdout.wait("Stopped forwarding 5000");
+        until_refused(5000);
+        for port in [5001, 5002] {
+            assert_eq!(exchange(port, "new").expect("echo"), "new");
+        }
+    });
+}
+
+#[test]
+fn a_short_sleep_harms_no_connection_and_a_long_one_closes_the_forwards() {
+    on_machine(|mut machine| {
+        machine.listen(5000, "echo");
+        let mut stream = connect(5000);
+        echo(&mut stream);
+        // Shorter than the grace time, longer than the heartbeat's.
+        machine.vm.freeze();
+        machine.rum.stderr.wait("Agent lost: no heartbeat");
+        machine.vm.thaw();
+        machine.rum.stderr.wait_nth("connected (events", 2);
+        echo(&mut stream);
+        machine.assert_undisturbed(5000);
+        // Longer than both.
+        machine.vm.freeze();
+        machine.rum.stderr.wait("Agent still lost");
+        machine.rum.stdout.wait("Stopped forwarding 5000");
+        until_refused(5000);
+        machine.vm.thaw();
+        machine.until_forwarded(5000, 2);
+        assert_eq!(exchange(5000, "awake").expect("echo"), "awake");
+    });
+}
+
+#[test]
+fn a_vm_that_is_gone_is_reported_and_its_forwards_are_closed() {
+    on_machine(|mut machine| {
+        machine.listen(5000, "echo");
+        let mut stream = connect(5000);
+        echo(&mut stream);
+        machine.vm.kill();
+        let error = stream.read(&mut [0]).expect_err("not a clean end");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        machine.rum.stderr.wait("Agent lost");
+        machine.rum.stderr.wait("Agent still lost");
+        machine.rum.stdout.wait("Stopped forwarding 5000");
+        until_refused(5000);
+    });
+}
