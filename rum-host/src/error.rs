@@ -94,6 +94,9 @@ impl From<ConfigError> for RumError {
 
 impl From<GuestError> for RumError {
     fn from(error: GuestError) -> Self {
+        if let GuestError::Libvirt(error) = error {
+            return error;
+        }
         let mut this = Self::new(error.to_string());
         this.0.hint = error.hint();
         let source = error.source().map(ToString::to_string);

@@ -69,6 +69,21 @@ pub enum Notice {
     },
     /// The poll repaired what no event told.
     Repaired(Repair),
+    /// A guest is started, which may take a while.
+    GuestStarting {
+        /// Which, in words, cleaned.
+        guest: String,
+    },
+    /// A guest that was paused goes on.
+    GuestResuming {
+        /// Which, in words, cleaned.
+        guest: String,
+    },
+    /// A machine that rum started is shut down.
+    GuestStopping {
+        /// How long it may take.
+        deadline: Duration,
+    },
     /// The guest is gone.
     GuestEnded {
         /// How, in words.
@@ -99,7 +114,12 @@ impl Notice {
             | Self::GuestEnded { .. }
             | Self::GuestKilled { .. } => true,
             Self::AgentConnected { streaming, .. } => !streaming,
-            Self::Forwarded { .. } | Self::Stopped { .. } | Self::Stopping { .. } => false,
+            Self::Forwarded { .. }
+            | Self::Stopped { .. }
+            | Self::GuestStarting { .. }
+            | Self::GuestResuming { .. }
+            | Self::GuestStopping { .. }
+            | Self::Stopping { .. } => false,
         }
     }
 
@@ -201,6 +221,12 @@ impl fmt::Display for Notice {
                 f,
                 "Cut {connections} connection{} to guest:{guest}: the drain time is over",
                 if *connections == 1 { "" } else { "s" }
+            ),
+            Self::GuestStarting { guest } => write!(f, "Starting {guest}"),
+            Self::GuestResuming { guest } => write!(f, "Resuming {guest}, which was paused"),
+            Self::GuestStopping { deadline } => write!(
+                f,
+                "Shutting the guest down within {deadline:?}, again to force"
             ),
             Self::GuestEnded { reason } => write!(f, "The guest ended: {reason}"),
             Self::GuestKilled { deadline } => {

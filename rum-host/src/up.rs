@@ -156,8 +156,9 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     let log = if verbose { "-v" } else { "-q" };
     let mut agent_args = vec![log.to_owned(), "--hand-over".to_owned()];
     agent_args.extend_from_slice(&args.agent_arg);
+    let mut say = |notice| ui.say(&notice);
     let guest = tokio::select! {
-        guest = Guest::start(&spec, &dir, &agent_args) => guest?,
+        guest = Guest::start(&spec, &dir, &agent_args, &mut say) => guest?,
         number = signals.next() => return Ok(End::Signal(number).exit_code()),
     };
     let info = control_info(settings);
@@ -310,9 +311,13 @@ impl Running {
                 }
             }
         }
-        let deadline = match forced {
-            true => Duration::ZERO,
-            false => GUEST_DEADLINE,
+        let deadline = match (forced, self.guest.grace()) {
+            (true, _) => Duration::ZERO,
+            (false, None) => GUEST_DEADLINE,
+            (false, Some(deadline)) => {
+                self.ui.say(&Notice::GuestStopping { deadline });
+                deadline
+            }
         };
         let stopped = tokio::select! {
             stopped = self.guest.stop(deadline) => stopped,

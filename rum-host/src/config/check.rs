@@ -49,7 +49,7 @@ pub(super) fn settings(
 
 /// A table of the document, to look up where a key's value is; absent for defaults.
 #[derive(Clone, Copy)]
-struct Place<'a>(Option<&'a DeTable<'a>>);
+pub(super) struct Place<'a>(Option<&'a DeTable<'a>>);
 
 impl<'a> Place<'a> {
     fn value(self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
@@ -76,7 +76,7 @@ impl<'a> Place<'a> {
 type Placed = (StaticForward, Option<Range<usize>>);
 
 /// Values that are wrong become a default, so that the rest is checked too.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     source: &'a str,
     root: Place<'a>,
     problems: Vec<Problem>,
@@ -133,7 +133,7 @@ impl Check<'_> {
             .0
     }
 
-    fn problem(
+    pub(super) fn problem(
         &mut self,
         at: Place<'_>,
         key: &str,
@@ -147,7 +147,8 @@ impl Check<'_> {
 
     fn guest(&mut self, at: Place<'_>, raw: &GuestConfig) -> GuestKind {
         let kind = raw.kind.as_deref().unwrap_or("namespace");
-        let (wants_cid, wants_socket) = (kind == "vsock", kind == "unix");
+        let (wants_cid, wants_socket) = (kind == "vsock", matches!(kind, "unix" | "libvirt"));
+        let wants_domain = kind == "libvirt";
         let setting = match kind {
             "namespace" => GuestKind::Namespace,
             "vsock" => {
@@ -191,12 +192,13 @@ impl Check<'_> {
                     socket: PathBuf::from(socket.unwrap_or_default()),
                 }
             }
+            "libvirt" => GuestKind::Libvirt(self.libvirt(at, raw)),
             _ => {
                 let message = match kind {
-                    "qemu" | "libvirt" => format!("guest kind `{kind}` is not in this version yet"),
+                    "qemu" => format!("guest kind `{kind}` is not in this version yet"),
                     _ => format!("unknown guest kind `{kind}`"),
                 };
-                let hint = "write `kind = \"namespace\"`, `\"vsock\"` or `\"unix\"`";
+                let hint = "write `kind = \"namespace\"`, `\"libvirt\"`, `\"vsock\"` or `\"unix\"`";
                 self.problem(at, "kind", "not known here", message, hint);
                 return GuestKind::Namespace;
             }
@@ -204,6 +206,8 @@ impl Check<'_> {
         for (key, present, wanted, kind_of) in [
             ("cid", raw.cid.is_some(), wants_cid, "vsock"),
             ("socket", raw.socket.is_some(), wants_socket, "unix"),
+            ("domain", raw.domain.is_some(), wants_domain, "libvirt"),
+            ("uri", raw.uri.is_some(), wants_domain, "libvirt"),
         ] {
             if present && !wanted {
                 let message = format!("a {kind} guest has no `{key}`");

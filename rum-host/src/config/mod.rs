@@ -13,6 +13,7 @@
 
 mod check;
 mod error;
+mod libvirt;
 mod overlap;
 mod raw;
 mod shape;

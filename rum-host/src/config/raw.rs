@@ -37,6 +37,10 @@ pub struct GuestConfig {
     pub cid: Option<i64>,
     /// `socket` is the path of the VM's vsock device, such as `socket = "/run/vm/vsock.sock"`
     pub socket: Option<String>,
+    /// `domain` is a domain of libvirt, such as `domain = "debian"`
+    pub domain: Option<String>,
+    /// `uri` is the libvirt that has the domain, such as `uri = "qemu:///system"`
+    pub uri: Option<String>,
 }
 
 /// One `[[ports]]`.

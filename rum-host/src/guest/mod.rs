@@ -15,9 +15,12 @@ use std::time::Duration;
 use rum_shared::transport::Endpoint;
 use tokio::process::Child;
 
+use crate::error::RumError;
+use crate::notice::Notice;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::sandbox::Failure;
 
+pub mod libvirt;
 pub(crate) mod namespace;
 #[cfg(test)]
 mod tests;
@@ -39,6 +42,8 @@ pub enum GuestKind {
         /// The device's socket.
         socket: PathBuf,
     },
+    /// A domain of libvirt with an agent in it.
+    Libvirt(libvirt::Spec),
 }
 
 impl GuestKind {
@@ -48,6 +53,7 @@ impl GuestKind {
             Self::Namespace => NAMESPACE,
             Self::Vsock { .. } => "vsock",
             Self::Unix { .. } => "unix",
+            Self::Libvirt(_) => "libvirt",
         }
     }
 }
@@ -56,7 +62,7 @@ impl GuestKind {
     /// Where the agent of a guest is to be dialled that rum does not start; None for the others.
     pub fn running_endpoint(&self) -> Option<Endpoint> {
         match self {
-            Self::Namespace => None,
+            Self::Namespace | Self::Libvirt(_) => None,
             Self::Vsock { cid } => Some(vsock::endpoint(*cid)),
             Self::Unix { socket } => Some(unix::endpoint(socket)),
         }
@@ -84,6 +90,9 @@ pub enum GuestError {
     /// A helper process could not set the guest up.
     #[error("cannot start the guest: {}", .0.message)]
     Setup(Failure),
+    /// A domain of libvirt, in its own words.
+    #[error(transparent)]
+    Libvirt(RumError),
     /// A system call failed.
     #[error("cannot {action}")]
     Io {
@@ -156,6 +165,8 @@ impl GuestError {
             }
             Self::NoCommand => Some("put it behind `--`".to_owned()),
             Self::NotReady { .. } => Some("wait for its `rum up` to say that it is up".to_owned()),
+            // It has its own.
+            Self::Libvirt(_) => None,
             Self::Io { .. } => None,
         }
     }
@@ -184,8 +195,20 @@ pub enum Stopped {
 pub struct Guest {
     endpoint: Endpoint,
     kind: GuestKind,
-    namespace: Option<namespace::Namespace>,
+    running: Running,
 }
+
+/// What rum has in hand of a guest.
+#[derive(Debug)]
+enum Running {
+    Namespace(namespace::Namespace),
+    Libvirt(Box<libvirt::Libvirt>),
+    /// Somebody else runs it.
+    Found,
+}
+
+/// Where a guest tells what takes a while.
+pub type Say<'a> = &'a mut (dyn FnMut(Notice) + Send);
 
 impl Guest {
     /// Starts the guest, or finds it; its agent can be dialled when this returns, though a guest
@@ -195,22 +218,33 @@ impl Guest {
         spec: &GuestSpec,
         dir: &RuntimeDir,
         agent_args: &[String],
+        say: Say<'_>,
     ) -> Result<Self, GuestError> {
         let kind = spec.kind.clone();
-        let (endpoint, namespace) = match &kind {
+        let (endpoint, running) = match &kind {
             GuestKind::Namespace => {
                 let (endpoint, guest) = namespace::Namespace::start(dir, agent_args).await?;
-                (endpoint, Some(guest))
+                (endpoint, Running::Namespace(guest))
             }
-            GuestKind::Vsock { cid } => (vsock::endpoint(*cid), None),
-            GuestKind::Unix { socket } => (unix::endpoint(socket), None),
+            GuestKind::Libvirt(spec) => {
+                let started = libvirt::Libvirt::start(spec, say).await;
+                let (endpoint, guest) = started.map_err(GuestError::Libvirt)?;
+                (endpoint, Running::Libvirt(Box::new(guest)))
+            }
+            GuestKind::Vsock { cid } => (vsock::endpoint(*cid), Running::Found),
+            GuestKind::Unix { socket } => (unix::endpoint(socket), Running::Found),
         };
-        dir.publish(kind.name(), namespace.as_ref().map(|guest| guest.init()))?;
-        Ok(Self {
+        let this = Self {
             endpoint,
             kind,
-            namespace,
-        })
+            running,
+        };
+        let init = match &this.running {
+            Running::Namespace(guest) => Some(guest.init()),
+            _ => None,
+        };
+        dir.publish(this.kind.name(), init)?;
+        Ok(this)
     }
 
     /// Where the agent is to be dialled.
@@ -223,9 +257,9 @@ impl Guest {
     /// command's (128 + N after signal N; 125, 126 and 127 as from env(1)), SIGTERM to it reaches
     /// the command, and if it is killed so is the command.
     pub fn spawn(&self, command: &[OsString]) -> Result<Child, GuestError> {
-        match &self.namespace {
-            Some(guest) => guest.spawn(command),
-            None => Err(GuestError::NoCommands {
+        match &self.running {
+            Running::Namespace(guest) => guest.spawn(command),
+            _ => Err(GuestError::NoCommands {
                 kind: self.kind.name().to_owned(),
             }),
         }
@@ -233,24 +267,38 @@ impl Guest {
 
     /// The guest's first process as seen from here, for kinds that have one on this machine.
     pub fn init_pid(&self) -> Option<u32> {
-        self.namespace.as_ref().map(|guest| guest.init().pid())
-    }
-
-    /// Completes when the guest has ended by itself; never for one that rum did not start. May
-    /// be dropped and called again.
-    pub async fn ended(&mut self) -> GuestEnd {
-        match &mut self.namespace {
-            Some(guest) => guest.ended().await,
-            None => std::future::pending().await,
+        match &self.running {
+            Running::Namespace(guest) => Some(guest.init().pid()),
+            _ => None,
         }
     }
 
-    /// Ends the guest if rum started it: asks everything inside with SIGTERM, kills what is left
-    /// after `deadline`, and returns when it is gone.
+    /// Completes when the guest has ended by itself; never for one that rum only dials. May be
+    /// dropped and called again.
+    pub async fn ended(&mut self) -> GuestEnd {
+        match &mut self.running {
+            Running::Namespace(guest) => guest.ended().await,
+            Running::Libvirt(guest) => guest.ended().await,
+            Running::Found => std::future::pending().await,
+        }
+    }
+
+    /// How long a machine may take to shut down, if stopping the guest means that; None where
+    /// only processes end, or nothing.
+    pub fn grace(&self) -> Option<Duration> {
+        match &self.running {
+            Running::Libvirt(guest) => guest.grace(),
+            Running::Namespace(_) | Running::Found => None,
+        }
+    }
+
+    /// Ends the guest if rum started it: asks everything inside with SIGTERM, or the machine to
+    /// shut down, kills what is left after `deadline`, and returns when it is gone.
     pub async fn stop(self, deadline: Duration) -> Stopped {
-        match self.namespace {
-            Some(guest) => guest.stop(deadline).await,
-            None => Stopped::Clean,
+        match self.running {
+            Running::Namespace(guest) => guest.stop(deadline).await,
+            Running::Libvirt(guest) => guest.stop(deadline).await,
+            Running::Found => Stopped::Clean,
         }
     }
 }
