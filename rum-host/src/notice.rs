@@ -6,6 +6,7 @@ use std::time::Duration;
 use rum_shared::listener::Process;
 use rum_shared::rpc::AgentInfo;
 
+use crate::guest::progress::Progress;
 use crate::plan::{GuestPort, HostAddr, Key};
 use crate::reconcile::Repair;
 
@@ -69,21 +70,8 @@ pub enum Notice {
     },
     /// The poll repaired what no event told.
     Repaired(Repair),
-    /// A guest is started, which may take a while.
-    GuestStarting {
-        /// Which, in words, cleaned.
-        guest: String,
-    },
-    /// A guest that was paused goes on.
-    GuestResuming {
-        /// Which, in words, cleaned.
-        guest: String,
-    },
-    /// A machine that rum started is shut down.
-    GuestStopping {
-        /// How long it may take.
-        deadline: Duration,
-    },
+    /// A guest of rum's own starts, or tells of itself.
+    Guest(Progress),
     /// The guest is gone.
     GuestEnded {
         /// How, in words.
@@ -114,12 +102,8 @@ impl Notice {
             | Self::GuestEnded { .. }
             | Self::GuestKilled { .. } => true,
             Self::AgentConnected { streaming, .. } => !streaming,
-            Self::Forwarded { .. }
-            | Self::Stopped { .. }
-            | Self::GuestStarting { .. }
-            | Self::GuestResuming { .. }
-            | Self::GuestStopping { .. }
-            | Self::Stopping { .. } => false,
+            Self::Guest(progress) => progress.is_problem(),
+            Self::Forwarded { .. } | Self::Stopped { .. } | Self::Stopping { .. } => false,
         }
     }
 
@@ -222,12 +206,7 @@ impl fmt::Display for Notice {
                 "Cut {connections} connection{} to guest:{guest}: the drain time is over",
                 if *connections == 1 { "" } else { "s" }
             ),
-            Self::GuestStarting { guest } => write!(f, "Starting {guest}"),
-            Self::GuestResuming { guest } => write!(f, "Resuming {guest}, which was paused"),
-            Self::GuestStopping { deadline } => write!(
-                f,
-                "Shutting the guest down within {deadline:?}, again to force"
-            ),
+            Self::Guest(progress) => progress.fmt(f),
             Self::GuestEnded { reason } => write!(f, "The guest ended: {reason}"),
             Self::GuestKilled { deadline } => {
                 write!(f, "Killed what was left in the guest after {deadline:?}")

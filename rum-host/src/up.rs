@@ -28,6 +28,7 @@ use crate::control::model::{CONTROL_PROTOCOL, ConfigStatus, ControlInfo};
 use crate::control::server::{Ask, Server};
 use crate::error::RumError;
 use crate::exit;
+use crate::guest::progress::Tell;
 use crate::guest::{Guest, GuestSpec, Stopped};
 use crate::notice::Notice;
 use crate::output::{Output, Target};
@@ -156,9 +157,12 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     let log = if verbose { "-v" } else { "-q" };
     let mut agent_args = vec![log.to_owned(), "--hand-over".to_owned()];
     agent_args.extend_from_slice(&args.agent_arg);
-    let mut say = |notice| ui.say(&notice);
+    let tell = Tell::new({
+        let ui = ui.clone();
+        move |notice| ui.say(&notice)
+    });
     let guest = tokio::select! {
-        guest = Guest::start(&spec, &dir, &agent_args, &mut say) => guest?,
+        guest = Guest::start(&spec, &dir, &agent_args, tell) => guest?,
         number = signals.next() => return Ok(End::Signal(number).exit_code()),
     };
     let info = control_info(settings);
@@ -311,13 +315,9 @@ impl Running {
                 }
             }
         }
-        let deadline = match (forced, self.guest.grace()) {
-            (true, _) => Duration::ZERO,
-            (false, None) => GUEST_DEADLINE,
-            (false, Some(deadline)) => {
-                self.ui.say(&Notice::GuestStopping { deadline });
-                deadline
-            }
+        let deadline = match forced {
+            true => Duration::ZERO,
+            false => GUEST_DEADLINE,
         };
         let stopped = tokio::select! {
             stopped = self.guest.stop(deadline) => stopped,

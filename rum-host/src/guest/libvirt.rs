@@ -24,9 +24,9 @@ use rum_shared::transport::Endpoint;
 use self::virsh::{DEADLINE, Events, Failed, Virsh};
 use self::words::{MAX_NAME, Trouble};
 use self::xml::Description;
-use super::{GuestEnd, Say, Stopped};
+use super::progress::{Progress, Tell};
+use super::{GuestEnd, Stopped};
 use crate::error::RumError;
-use crate::notice::Notice;
 
 #[cfg(test)]
 mod tests;
@@ -37,7 +37,7 @@ mod xml;
 /// The libvirt of the machine, which has the domains of virt-manager.
 pub const DEFAULT_URI: &str = "qemu:///system";
 /// Time for a domain to shut itself down when it is asked.
-pub const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(60);
 /// How often it is asked: what boots does not hear it.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Time for a start: memory that was saved may have to be read first.
@@ -65,6 +65,7 @@ pub struct Spec {
 pub struct Libvirt {
     spec: Spec,
     domain: Domain,
+    tell: Tell,
     /// rum started it, and nobody has ended it since.
     ours: bool,
     run: Option<u32>,
@@ -80,11 +81,12 @@ impl Libvirt {
     /// # Errors
     /// libvirt cannot be reached, has no such domain, or cannot start it; the domain is in no
     /// state to be used, or has no vsock device.
-    pub async fn start(spec: &Spec, say: Say<'_>) -> Result<(Endpoint, Self), RumError> {
+    pub async fn start(spec: &Spec, tell: Tell) -> Result<(Endpoint, Self), RumError> {
         let domain = Domain::find(spec).await?;
         let mut this = Self {
             spec: spec.clone(),
             domain,
+            tell,
             ours: false,
             run: None,
             endpoint: None,
@@ -99,10 +101,10 @@ impl Libvirt {
             .map_err(|failed| this.trouble().look(failed))?;
         match Next::of(&state) {
             Next::Use => {}
-            Next::Start => this.boot(say).await?,
+            Next::Start => this.boot().await?,
             Next::Resume => {
-                let guest = this.domain.in_words();
-                say(Notice::GuestResuming { guest });
+                let name = this.domain.shown();
+                this.tell.say(Progress::DomainResuming { name });
                 let resumed = this.domain.run("resume", &[], START_DEADLINE).await;
                 resumed.map_err(|failed| this.trouble().resume(failed))?;
             }
@@ -130,7 +132,7 @@ impl Libvirt {
         Ok((endpoint, this))
     }
 
-    async fn boot(&mut self, say: Say<'_>) -> Result<(), RumError> {
+    async fn boot(&mut self) -> Result<(), RumError> {
         // Without a device there is no reason to start it.
         let description = self
             .domain
@@ -140,8 +142,8 @@ impl Libvirt {
         if self.spec.socket.is_none() && description.vsock.is_none() {
             return Err(self.trouble().no_vsock(false));
         }
-        let guest = self.domain.in_words();
-        say(Notice::GuestStarting { guest });
+        let name = self.domain.shown();
+        self.tell.say(Progress::DomainStarting { name });
         // Before it is: should we be dropped meanwhile, it is ended.
         self.ours = true;
         let started = self.domain.run("start", &[], START_DEADLINE).await;
@@ -249,14 +251,11 @@ impl Libvirt {
         Some(self.end.insert(GuestEnd { reason }).clone())
     }
 
-    /// How long it may take to stop; None if it is not for us to stop.
-    pub fn grace(&self) -> Option<Duration> {
-        self.ours.then_some(GRACE)
-    }
-
     /// As [`super::Guest::stop`].
     pub async fn stop(mut self, deadline: Duration) -> Stopped {
-        if self.ours && !deadline.is_zero() {
+        let at_once = deadline.is_zero();
+        if self.ours && !at_once {
+            self.tell.say(Progress::PoweringOff { deadline: GRACE });
             let asking = async {
                 loop {
                     if let Err(failed) = self.domain.run("shutdown", &[], DEADLINE).await {
@@ -269,7 +268,7 @@ impl Libvirt {
                 }
             };
             // What comes after tells by itself whether it was in time.
-            let _ = tokio::time::timeout(deadline, asking).await;
+            let _ = tokio::time::timeout(GRACE, asking).await;
         }
         if !self.ours {
             return Stopped::Clean;
@@ -277,9 +276,14 @@ impl Libvirt {
         let destroyed = self.domain.run("destroy", &[], DESTROY_DEADLINE).await;
         let gone = destroyed.is_ok() || self.look().await.is_some() || !self.ours;
         self.ours = false;
-        match gone {
-            true => Stopped::Killed,
-            false => {
+        match (gone, at_once) {
+            (true, true) => Stopped::Killed,
+            (true, false) => {
+                // Which is all there is to tell.
+                self.tell.say(Progress::SwitchedOff { deadline: GRACE });
+                Stopped::Clean
+            }
+            (false, _) => {
                 tracing::warn!(?destroyed, "cannot end the domain");
                 Stopped::Stuck
             }
@@ -360,8 +364,12 @@ impl Domain {
         format!("--domain={}", self.uuid)
     }
 
+    fn shown(&self) -> String {
+        clean(&self.name, MAX_NAME)
+    }
+
     fn in_words(&self) -> String {
-        format!("the domain `{}`", clean(&self.name, MAX_NAME))
+        format!("the domain `{}`", self.shown())
     }
 }
 

@@ -15,13 +15,14 @@ use std::time::Duration;
 use rum_shared::transport::Endpoint;
 use tokio::process::Child;
 
+use self::progress::Tell;
 use crate::error::RumError;
-use crate::notice::Notice;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::sandbox::Failure;
 
 pub mod libvirt;
 pub(crate) mod namespace;
+pub mod progress;
 #[cfg(test)]
 mod tests;
 mod unix;
@@ -207,9 +208,6 @@ enum Running {
     Found,
 }
 
-/// Where a guest tells what takes a while.
-pub type Say<'a> = &'a mut (dyn FnMut(Notice) + Send);
-
 impl Guest {
     /// Starts the guest, or finds it; its agent can be dialled when this returns, though a guest
     /// that is not rum's own may keep the dialler waiting. `agent_args` go to an agent that rum
@@ -218,7 +216,7 @@ impl Guest {
         spec: &GuestSpec,
         dir: &RuntimeDir,
         agent_args: &[String],
-        say: Say<'_>,
+        tell: Tell,
     ) -> Result<Self, GuestError> {
         let kind = spec.kind.clone();
         let (endpoint, running) = match &kind {
@@ -227,7 +225,7 @@ impl Guest {
                 (endpoint, Running::Namespace(guest))
             }
             GuestKind::Libvirt(spec) => {
-                let started = libvirt::Libvirt::start(spec, say).await;
+                let started = libvirt::Libvirt::start(spec, tell).await;
                 let (endpoint, guest) = started.map_err(GuestError::Libvirt)?;
                 (endpoint, Running::Libvirt(Box::new(guest)))
             }
@@ -283,17 +281,9 @@ impl Guest {
         }
     }
 
-    /// How long a machine may take to shut down, if stopping the guest means that; None where
-    /// only processes end, or nothing.
-    pub fn grace(&self) -> Option<Duration> {
-        match &self.running {
-            Running::Libvirt(guest) => guest.grace(),
-            Running::Namespace(_) | Running::Found => None,
-        }
-    }
-
-    /// Ends the guest if rum started it: asks everything inside with SIGTERM, or the machine to
-    /// shut down, kills what is left after `deadline`, and returns when it is gone.
+    /// Ends the guest if rum started it: asks everything inside with SIGTERM, kills what is left
+    /// after `deadline`, and returns when it is gone. A machine is asked to power off and has the
+    /// time that machines need, unless `deadline` is zero.
     pub async fn stop(self, deadline: Duration) -> Stopped {
         match self.running {
             Running::Namespace(guest) => guest.stop(deadline).await,

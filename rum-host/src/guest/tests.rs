@@ -29,7 +29,9 @@ async fn a_guest_of_somebody_else_is_dialled_and_left_alone() {
             name: "dev".to_owned(),
             kind: kind.clone(),
         };
-        let guest = Guest::start(&spec, &dir, &[], &mut |_| {}).await.unwrap();
+        let guest = Guest::start(&spec, &dir, &[], Tell::new(|_| {}))
+            .await
+            .unwrap();
         assert_eq!(guest.endpoint(), &endpoint);
         assert_eq!(guest.init_pid(), None);
         let error = guest.spawn(&["true".into()]).unwrap_err();

@@ -20,6 +20,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use rum_host::guest::progress::Tell;
 use rum_host::guest::{Guest, GuestKind, GuestSpec};
 use rum_host::runtime_dir::RuntimeDir;
 use rum_host::{exec, sandbox};
@@ -74,7 +75,7 @@ async fn up(name: &str, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>
         kind: GuestKind::Namespace,
     };
     let args = ["--hint".to_owned(), "poll".to_owned()];
-    let mut guest = match Guest::start(&spec, &dir, &args).await {
+    let mut guest = match Guest::start(&spec, &dir, &args, Tell::new(|_| {})).await {
         Ok(guest) => guest,
         Err(error) => {
             eprintln!("error: {error}");

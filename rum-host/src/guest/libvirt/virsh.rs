@@ -179,16 +179,17 @@ fn cannot_run(error: io::Error) -> RumError {
     }
 }
 
-/// virsh says what it could not do, then why; the first is what the caller says better.
+/// virsh says what it could not do, which the caller says better, then why.
 pub(super) fn refusal(message: &str, status: &str) -> Refusal {
     let lines = message.lines().filter_map(|line| {
         let line = line.trim();
         let line = line.strip_prefix("error: ").unwrap_or(line);
         (!line.is_empty()).then_some(line)
     });
-    let text = lines.collect::<Vec<_>>().join(": ");
-    match text.is_empty() {
-        true => Refusal(format!("virsh ended with {status}")),
-        false => Refusal(clean(&text, MAX_SHOWN)),
+    let lines: Vec<_> = lines.collect();
+    match lines.as_slice() {
+        [] => Refusal(format!("virsh ended with {status}")),
+        [only] => Refusal(clean(only, MAX_SHOWN)),
+        [_, why @ ..] => Refusal(clean(&why.join(": "), MAX_SHOWN)),
     }
 }

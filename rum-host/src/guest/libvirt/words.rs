@@ -155,7 +155,7 @@ impl<'a> Trouble<'a> {
         );
         RumError::new(message)
             .hint(format!(
-                "let libvirt choose one: `{}`, then",
+                "let libvirt choose one, by `{}`:",
                 self.virsh("edit")
             ))
             .example(SNIPPET)
@@ -171,14 +171,13 @@ impl<'a> Trouble<'a> {
             true => "; it is there from the domain's next start",
             false => "",
         };
-        let mut hint = format!(
-            "add this to its <devices> with `{}`{when}",
-            self.virsh("edit")
-        );
-        if self.no_vhost {
-            hint.push_str(". ");
-            hint.push_str(NO_VHOST);
-        }
+        let edit = self.virsh("edit");
+        let hint = match self.no_vhost {
+            true => format!(
+                "{NO_VHOST}. With /dev/vhost-vsock, add this to its <devices> by `{edit}`{when}:"
+            ),
+            false => format!("add this to its <devices> by `{edit}`{when}:"),
+        };
         RumError::new(message).hint(hint).example(SNIPPET)
     }
 
@@ -190,8 +189,9 @@ impl<'a> Trouble<'a> {
 
 const SNIPPET: &str = "<vsock model='virtio'>\n  <cid auto='yes'/>\n</vsock>";
 
-const NO_VHOST: &str = "This machine has no /dev/vhost-vsock, which such a device needs: load it with \
-     `sudo modprobe vhost_vsock`; or give the domain a vhost-device-vsock by <qemu:commandline> \
+/// Continues "hint: ".
+const NO_VHOST: &str = "this machine has no /dev/vhost-vsock: load it by \
+     `sudo modprobe vhost_vsock`, or give the domain a vhost-device-vsock by <qemu:commandline> \
      and name its Unix socket in [guest], as in `socket = \"/run/vm.vsock\"`";
 
 /// `text` as one word of a shell.
