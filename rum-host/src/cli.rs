@@ -111,6 +111,17 @@ Exit codes:
     /// Open a shell in the guest of a running `rum up`
     #[command(after_help = "Starts $SHELL, or /bin/sh. Exit codes are those of `rum exec`.")]
     Shell(ShellArgs),
+    /// Attach to the serial console of a VM that rum booted
+    #[command(
+        after_help = "Ctrl+] detaches; the VM goes on. Without a terminal as stdin it only shows.
+What the guest writes reaches the terminal as it is, as with ssh.
+
+Exit codes:
+  0  detached, or the guest has ended
+  1  no such guest is running, or it has no console
+  2  the command line is wrong"
+    )]
+    Console(ConsoleArgs),
 }
 
 /// Arguments of `rum up`.
@@ -128,6 +139,9 @@ pub struct UpArgs {
     /// Host address of automatic forwards [default: 127.0.0.1]
     #[arg(long, value_name = "ADDR", value_parser = values::address)]
     pub bind: Option<IpAddr>,
+    /// Discard what the guest wrote to its image
+    #[arg(long)]
+    pub reset: bool,
     /// One more argument for the agent
     #[arg(long, hide = true, value_name = "ARG", allow_hyphen_values = true)]
     pub agent_arg: Vec<String>,
@@ -185,6 +199,14 @@ pub struct ShellArgs {
     pub name: Option<String>,
 }
 
+/// Arguments of `rum console`.
+#[derive(Debug, Clone, Args)]
+pub struct ConsoleArgs {
+    /// Name of the guest [default: the one in rum.toml, or the only one]
+    #[arg(long, value_parser = values::name)]
+    pub name: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -221,6 +243,7 @@ mod tests {
             ("help-down", &["help", "down"]),
             ("help-exec", &["help", "exec"]),
             ("help-shell", &["shell", "-h"]),
+            ("help-console", &["help", "console"]),
         ] {
             let (text, code) = printed(args);
             assert_eq!(code, 0);

@@ -13,6 +13,7 @@
 
 mod check;
 mod error;
+mod guest;
 mod overlap;
 mod raw;
 mod shape;
@@ -81,10 +82,12 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, RumE
     let file = path.unwrap_or(Path::new(FILE_NAME));
     let shown = file.display().to_string();
     let settings = match read(file) {
-        Ok(text) => Settings {
-            origin: Some(file.to_owned()),
-            ..parse_with(&text, &shown, overrides)?
-        },
+        Ok(text) => {
+            let mut settings = parse_with(&text, &shown, overrides)?;
+            settings.guest.resolve(file.parent().unwrap_or(Path::new("")));
+            settings.origin = Some(file.to_owned());
+            settings
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match (path, &overrides.ranges) {
                 (None, Some(_)) => {}
