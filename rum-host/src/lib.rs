@@ -25,6 +25,7 @@ pub mod guest;
 pub mod host_port;
 pub mod notice;
 pub mod output;
+pub mod payload;
 pub mod plan;
 mod pool;
 pub mod reconcile;
