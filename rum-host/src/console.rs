@@ -1,8 +1,8 @@
 //! `rum console`: the serial console of a VM that a `rum up` elsewhere booted.
 //!
 //! QEMU's console is a Unix socket that takes one client at a time; a second one would wait in its
-//! backlog without a word. So whoever attaches holds a lock on the runtime directory's `console`
-//! socket file first.
+//! backlog without a word. So whoever attaches holds a lock on the runtime directory itself (not its
+//! `lock` file, which is rum up's).
 //!
 //! The guest's bytes reach the terminal unchanged: that is what a console is. Invariant: the
 //! terminal is as it was when this returns, whatever ended it; signals that would end the process
