@@ -245,7 +245,8 @@ pub(crate) fn open_private(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     Ok(dir)
 }
 
-fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
+/// Makes `path`, or opens it if it is there and safe to use.
+pub(crate) fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(RuntimeDirError::Io {
             action: "create",
@@ -378,6 +379,11 @@ fn look(base: &Path, name: String) -> Option<RunningGuest> {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() {
         return None;
     }
+    let rum = read_holder(&lock);
+    if rum.is_some_and(|rum| !rum.is_alive()) {
+        // Its helpers are about to end the guest.
+        return None;
+    }
     let state = open(STATE).map(read_text).unwrap_or_default();
     let field = |key: &str| {
         state
@@ -385,7 +391,7 @@ fn look(base: &Path, name: String) -> Option<RunningGuest> {
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
     };
     Some(RunningGuest {
-        rum: read_holder(&lock),
+        rum,
         kind: field("kind").map(str::to_owned),
         init: field("init").and_then(|text| text.parse().ok()),
         name,

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::cli::{GlobalArgs, UpArgs};
+use crate::cli::{GlobalArgs, LogFormat, UpArgs};
 use crate::config::Settings;
 use crate::control::board::{Board, timestamp};
 use crate::control::model::{CONTROL_PROTOCOL, ConfigStatus, ControlInfo};
@@ -120,11 +120,12 @@ struct Ui {
 }
 
 impl Ui {
-    fn new(command: bool, quiet: bool) -> std::io::Result<Self> {
-        let rest = Output::start(Target::Stderr, quiet)?;
+    fn new(command: bool, global: &GlobalArgs) -> std::io::Result<Self> {
+        let start = |target| Output::start(target, global.quiet, global.log_format);
+        let rest = start(Target::Stderr)?;
         let data = match command {
             true => rest.clone(),
-            false => Output::start(Target::Stdout, quiet)?,
+            false => start(Target::Stdout)?,
         };
         Ok(Self { data, rest })
     }
@@ -142,13 +143,13 @@ impl Ui {
 /// # Errors
 /// The configuration is wrong, or the guest or the command cannot be started.
 pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Result<u8, RumError> {
-    let (quiet, verbose) = (global.quiet, global.verbose > 1);
+    let verbose = global.verbose > 1;
     let io = |action: &'static str| {
         move |error: std::io::Error| RumError::new(format!("cannot {action}")).caused_by(error)
     };
     refuse(args, settings)?;
     let mut signals = Signals::new().map_err(io("handle signals"))?;
-    let ui = Ui::new(!args.command.is_empty(), quiet).map_err(io("start a thread"))?;
+    let ui = Ui::new(!args.command.is_empty(), global).map_err(io("start a thread"))?;
     let dir = RuntimeDir::create(&settings.name)?;
     let spec = GuestSpec {
         name: settings.name.clone(),
@@ -158,6 +159,9 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     // Its log shares our terminal: problems only, unless more is wanted.
     let log = if verbose { "-v" } else { "-q" };
     let mut agent_args = vec![log.to_owned(), "--hand-over".to_owned()];
+    if global.log_format == LogFormat::Json {
+        agent_args.push("--log-json".to_owned());
+    }
     agent_args.extend_from_slice(&args.agent_arg);
     let (agent_up, agent) = watch::channel(false);
     let tell = Tell::new({

@@ -108,6 +108,17 @@ pub struct Link {
     pub agent: watch::Receiver<bool>,
 }
 
+impl Link {
+    /// For a guest of which nobody wants to hear.
+    pub fn unheard(agent_args: Vec<String>) -> Self {
+        Self {
+            agent_args,
+            tell: Tell::new(drop),
+            agent: watch::channel(false).1,
+        }
+    }
+}
+
 /// Why there is no guest, or no command in it.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {

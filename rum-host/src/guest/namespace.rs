@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::{GuestEnd, GuestError, Stopped};
+use crate::descriptors;
 use crate::runtime_dir::{ProcessId, RuntimeDir};
 use crate::sandbox::enter::Job;
 use crate::sandbox::status::{MAX_LINE, Status};
@@ -196,10 +197,10 @@ fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
             let fd = unsafe { BorrowedFd::borrow_raw(*number) };
             rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
-        Ok(())
+        descriptors::restore()
     };
     // SAFETY: between fork and exec of a process with many threads only what is safe in a signal
-    // handler may be done: one system call a descriptor, no allocation, no lock.
+    // handler may be done: a few system calls, no allocation, no lock.
     unsafe { command.pre_exec(keep) };
 }
 

@@ -50,6 +50,20 @@ pub enum Progress {
 }
 
 impl Progress {
+    /// Its name in JSON.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Booting { .. } => "guest-booting",
+            Self::Running { .. } => "guest-running",
+            Self::AgentUp { .. } => "guest-agent-up",
+            Self::AgentLate { .. } => "guest-agent-late",
+            Self::LogLine(_) => "guest-log",
+            Self::Rebooting => "guest-rebooting",
+            Self::PoweringOff { .. } => "guest-powering-off",
+            Self::SwitchedOff { .. } => "guest-switched-off",
+        }
+    }
+
     /// Whether it tells of a problem.
     pub fn is_problem(&self) -> bool {
         matches!(self, Self::AgentLate { .. } | Self::LogLine(_))
@@ -114,5 +128,40 @@ impl Tell {
 impl fmt::Debug for Tell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tell")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines() {
+        let (after, deadline) = (Duration::from_millis(3240), Duration::from_secs(60));
+        let all = [
+            Progress::Booting {
+                engine: "KVM",
+                because: None,
+            },
+            Progress::Booting {
+                engine: "TCG",
+                because: Some("cannot open /dev/kvm: Permission denied".to_owned()),
+            },
+            Progress::Running { after },
+            Progress::AgentUp { after },
+            Progress::AgentLate {
+                after,
+                name: "dev".to_owned(),
+            },
+            Progress::LogLine("Kernel panic".to_owned()),
+            Progress::Rebooting,
+            Progress::PoweringOff { deadline },
+            Progress::SwitchedOff { deadline },
+        ];
+        let lines: Vec<_> = all
+            .iter()
+            .map(|one| format!("{:<20}{one}", one.word()))
+            .collect();
+        insta::assert_snapshot!(lines.join("\n"));
     }
 }

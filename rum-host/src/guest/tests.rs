@@ -30,12 +30,7 @@ async fn a_guest_of_somebody_else_is_dialled_and_left_alone() {
             kind: kind.clone(),
             reset: false,
         };
-        let link = Link {
-            agent_args: Vec::new(),
-            tell: Tell::new(|notice| panic!("{notice}")),
-            agent: watch::channel(false).1,
-        };
-        let guest = Guest::start(&spec, &dir, &link).await.unwrap();
+        let guest = Guest::start(&spec, &dir, &Link::unheard(Vec::new())).await.unwrap();
         assert_eq!(guest.endpoint(), &endpoint);
         assert_eq!(guest.init_pid(), None);
         let error = guest.spawn(&["true".into()]).unwrap_err();

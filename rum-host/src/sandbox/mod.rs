@@ -42,7 +42,7 @@ use std::process::ExitCode;
 pub mod enter;
 mod init;
 mod keeper;
-mod setup;
+pub(crate) mod setup;
 mod signals;
 pub mod status;
 mod warden;

@@ -37,6 +37,16 @@ pub enum Boot {
     },
 }
 
+impl Boot {
+    /// The image or the kernel.
+    pub fn file(&self) -> &Path {
+        match self {
+            Self::Image(image) => image,
+            Self::Kernel { kernel, .. } => kernel,
+        }
+    }
+}
+
 /// How to run it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
