@@ -67,6 +67,10 @@ pub struct Args {
     /// Say more, twice for everything
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+
+    /// Log JSON objects, one a line
+    #[arg(long)]
+    pub log_json: bool,
 }
 
 /// The value of `--knock`.
@@ -114,7 +118,7 @@ impl From<Args> for Config {
 
 /// Runs the agent as this process until SIGTERM or SIGINT. Logs to stderr.
 pub fn main_with(args: Args) -> ExitCode {
-    start_log(args.quiet, args.verbose);
+    start_log(args.quiet, args.verbose, args.log_json);
     raise_descriptor_limit();
     match run_process(args.into()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -157,7 +161,7 @@ fn run_process(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     })
 }
 
-fn start_log(quiet: bool, verbose: u8) {
+fn start_log(quiet: bool, verbose: u8, json: bool) {
     let level = match verbose {
         0 if quiet => Level::WARN,
         0 => Level::INFO,
@@ -171,11 +175,15 @@ fn start_log(quiet: bool, verbose: u8) {
         .with_writer(stderr)
         .with_ansi(stderr().is_terminal())
         .with_target(verbose > 0);
+    let log = tracing_subscriber::registry().with(ours);
     // Fails where the process has a log already, which then gets our lines.
-    let _ = tracing_subscriber::registry()
-        .with(lines)
-        .with(ours)
-        .try_init();
+    let _ = if json {
+        let lines = lines.with_ansi(false).json().flatten_event(true);
+        let lines = lines.with_current_span(false).with_span_list(false);
+        log.with(lines).try_init()
+    } else {
+        log.with(lines).try_init()
+    };
 }
 
 /// Takes as many descriptors as this process may have: a channel needs two.

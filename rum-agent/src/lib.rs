@@ -10,12 +10,13 @@
 //! | 5, 6 channel | [`forward`] dials the listener and relays |
 //!
 //! [`server`] accepts sessions and channels and holds everything together, [`knock`] tells a
-//! host that waits, [`cli`] is the command line.
+//! host that waits, [`cli`] is the command line, [`boot`] how it starts as a guest's first process.
 //!
 //! Invariants: one loop owns the set; the agent connects to nothing but listeners of its own
 //! machine, and only when the host asks; its own sockets are vsock or Unix sockets, so it never
 //! reports itself.
 
+pub mod boot;
 pub mod cli;
 pub mod forward;
 pub mod hints;

@@ -1,13 +1,18 @@
 //! The command line: definitions and help texts. What a command does is elsewhere.
 
+pub mod ports;
+pub mod tools;
+
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 use rum_shared::range::PortRanges;
 
 use crate::config::{Overrides, values};
+use crate::tools::completions::guests;
 
 /// Widest help text; longer lines are hard to read.
 const MAX_WIDTH: usize = 100;
@@ -21,6 +26,7 @@ const MAX_WIDTH: usize = 100;
     arg_required_else_help = true,
     after_help = "Examples:
   rum up --range 5000-6000 -- python3 -m http.server 5000
+  rum init                    write a rum.toml
   rum up                      forward as rum.toml says, until Ctrl+C
   rum exec -- psql            run a program in the guest"
 )]
@@ -52,6 +58,25 @@ pub struct GlobalArgs {
         hide_possible_values = true
     )]
     pub color: Color,
+    /// Log format: text, or json for one object a line, what `rum up` says included
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_possible_values = true
+    )]
+    pub log_format: LogFormat,
+}
+
+/// The form of the log, and of what `rum up` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// JSON objects, one a line
+    Json,
 }
 
 /// When to use colour.
@@ -73,6 +98,8 @@ pub enum Command {
     #[command(
         after_help = "What to forward is read from rum.toml in the current directory.
 With --range no file is needed. Ends with Ctrl+C, or when CMD ends.
+With --log-format json a line about a port has `notice` (forwarded, stopped,
+blocked, cut), `guest` and `host`, next to `timestamp`, `level` and `message`.
 
 Examples:
   rum up --range 5000-6000 -- python3 -m http.server 5000
@@ -96,6 +123,10 @@ Exit codes:
   2  the command line is wrong"
     )]
     Down(DownArgs),
+    /// List the ports of a guest, or follow what becomes of them
+    Ports(ports::PortsArgs),
+    /// Wait until a port of the guest is forwarded
+    Wait(ports::WaitArgs),
     /// Run a program in the guest of a running `rum up`
     #[command(after_help = "Examples:
   rum exec -- ss -ltn
@@ -111,6 +142,28 @@ Exit codes:
     /// Open a shell in the guest of a running `rum up`
     #[command(after_help = "Starts $SHELL, or /bin/sh. Exit codes are those of `rum exec`.")]
     Shell(ShellArgs),
+    /// Attach to the serial console of a VM that rum booted
+    #[command(
+        after_help = "Ctrl+] detaches; the VM goes on. Without a terminal as stdin it only shows.
+What the guest writes reaches the terminal as it is, as with ssh.
+
+Exit codes:
+  0  detached, or the guest has ended
+  1  no such guest is running, or it has no console
+  2  the command line is wrong"
+    )]
+    Console(ConsoleArgs),
+    /// Write a rum.toml with a comment on each key
+    Init(tools::InitArgs),
+    /// Say what `rum up` would forward, and what is in its way
+    Check(tools::CheckArgs),
+    /// Say what rum can do on this machine
+    Doctor(tools::DoctorArgs),
+    /// Print a script that completes `rum` commands in a shell
+    Completions(tools::CompletionsArgs),
+    /// Print the man page, or write all of them
+    #[command(hide = true)]
+    Man(tools::ManArgs),
 }
 
 /// Arguments of `rum up`.
@@ -128,6 +181,9 @@ pub struct UpArgs {
     /// Host address of automatic forwards [default: 127.0.0.1]
     #[arg(long, value_name = "ADDR", value_parser = values::address)]
     pub bind: Option<IpAddr>,
+    /// Discard what the guest wrote to its image
+    #[arg(long)]
+    pub reset: bool,
     /// One more argument for the agent
     #[arg(long, hide = true, value_name = "ARG", allow_hyphen_values = true)]
     pub agent_arg: Vec<String>,
@@ -154,7 +210,7 @@ impl UpArgs {
 #[derive(Debug, Clone, Args)]
 pub struct DownArgs {
     /// Name of the guest [default: the one in rum.toml, or the only one]
-    #[arg(long, value_parser = values::name)]
+    #[arg(long, value_parser = values::name, add = ArgValueCandidates::new(guests))]
     pub name: Option<String>,
     /// Cut connections and kill what runs in the guest
     #[arg(long)]
@@ -165,7 +221,7 @@ pub struct DownArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ExecArgs {
     /// Name of the guest [default: the one in rum.toml, or the only one]
-    #[arg(long, value_parser = values::name)]
+    #[arg(long, value_parser = values::name, add = ArgValueCandidates::new(guests))]
     pub name: Option<String>,
     /// Program to run, with its arguments
     #[arg(
@@ -180,6 +236,14 @@ pub struct ExecArgs {
 /// Arguments of `rum shell`.
 #[derive(Debug, Clone, Args)]
 pub struct ShellArgs {
+    /// Name of the guest [default: the one in rum.toml, or the only one]
+    #[arg(long, value_parser = values::name, add = ArgValueCandidates::new(guests))]
+    pub name: Option<String>,
+}
+
+/// Arguments of `rum console`.
+#[derive(Debug, Clone, Args)]
+pub struct ConsoleArgs {
     /// Name of the guest [default: the one in rum.toml, or the only one]
     #[arg(long, value_parser = values::name)]
     pub name: Option<String>,
@@ -219,8 +283,16 @@ mod tests {
             ("help", &["--help"][..]),
             ("help-up", &["help", "up"]),
             ("help-down", &["help", "down"]),
+            ("help-ports", &["help", "ports"]),
+            ("help-wait", &["wait", "-h"]),
             ("help-exec", &["help", "exec"]),
             ("help-shell", &["shell", "-h"]),
+            ("help-console", &["help", "console"]),
+            ("help-init", &["init", "-h"]),
+            ("help-check", &["check", "-h"]),
+            ("help-doctor", &["doctor", "-h"]),
+            ("help-completions", &["completions", "-h"]),
+            ("help-man", &["man", "-h"]),
         ] {
             let (text, code) = printed(args);
             assert_eq!(code, 0);
@@ -243,7 +315,17 @@ mod tests {
             ("usage-no-dashes", &["up", "psql"]),
             ("usage-exec-nothing", &["exec"]),
             ("usage-misspelt", &["upp"]),
+            ("usage-since", &["ports", "--watch", "--since", "42"]),
+            (
+                "usage-since-alone",
+                &["ports", "--since", "00c0ffee00c0ffee:42"],
+            ),
+            ("usage-wait-port", &["wait", "0"]),
+            ("usage-wait-timeout", &["wait", "5000", "--timeout", "30"]),
+            ("usage-wait-zero", &["wait", "5000", "--timeout", "0"]),
             ("usage-quiet-verbose", &["-q", "-v", "up"]),
+            ("usage-log-format", &["--log-format", "xml", "up"]),
+            ("usage-completions", &["completions", "tcsh"]),
         ] {
             let (text, code) = printed(args);
             assert_eq!(code, i32::from(crate::exit::USAGE), "{args:?}");

@@ -13,9 +13,11 @@ use std::io::Write as _;
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, SourceCode};
 
+use crate::cli::LogFormat;
 use crate::config::{ConfigError, Located};
 use crate::exit;
 use crate::guest::GuestError;
+use crate::output::json;
 use crate::runtime_dir::RuntimeDirError;
 
 /// Something went wrong that a user has to know.
@@ -78,6 +80,23 @@ impl RumError {
         self
     }
 
+    /// What the user can do about it, if anything, on one line.
+    pub(crate) fn one_line_hint(&self) -> Option<String> {
+        let lines = self.0.example.iter().flat_map(|lines| lines.lines());
+        let example: Vec<_> = lines.collect();
+        let hint = self.0.hint.as_ref()?;
+        Some(
+            format!("{hint} {}", example.join("; "))
+                .trim_end()
+                .to_owned(),
+        )
+    }
+
+    /// The mistakes of a configuration, if this is about them.
+    pub(crate) fn config(&self) -> Option<&ConfigError> {
+        self.0.config.as_ref()
+    }
+
     /// The code that the process ends with.
     pub fn exit_code(&self) -> u8 {
         self.0.exit
@@ -99,6 +118,7 @@ impl From<GuestError> for RumError {
         }
         let mut this = Self::new(error.to_string());
         this.0.hint = error.hint();
+        this.0.example = error.example();
         let source = error.source().map(ToString::to_string);
         this.0.source = source.map(Into::into);
         this
@@ -138,13 +158,20 @@ impl Diagnostic for RumError {
 }
 
 /// Prints `error` to stderr. That stderr is closed is not a reason to fail once more.
-pub fn report(error: &RumError) {
+pub fn report(error: &RumError, format: LogFormat) {
+    let text = match format {
+        LogFormat::Text => render(error, terminal_width()),
+        LogFormat::Json => json::error(error, jiff::Timestamp::now()),
+    };
+    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+}
+
+fn terminal_width() -> usize {
     let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr())
         .ok()
         .map(|size| usize::from(size.ws_col))
         .filter(|columns| *columns > 0);
-    let text = render(error, width.unwrap_or(DEFAULT_WIDTH));
-    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+    width.unwrap_or(DEFAULT_WIDTH)
 }
 
 /// Width of a snippet where there is no terminal, in columns.

@@ -6,6 +6,10 @@ pub const OK: u8 = 0;
 pub const FAILED: u8 = 1;
 /// The command line or `rum.toml` is wrong.
 pub const USAGE: u8 = 2;
+/// `wait`: the time is over, as of timeout(1).
+pub const TIMEOUT: u8 = 124;
+/// `wait`: `rum up` ended, or rum failed.
+pub const LOST: u8 = 125;
 /// `exec` and `shell`: rum itself failed, so that the command never ran.
 pub const NOT_RUN: u8 = 125;
 /// The command was found but cannot be executed.

@@ -7,14 +7,17 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::cli::{Cli, Command, DownArgs, GlobalArgs, UpArgs};
+use crate::cli::ports::{PortsArgs, WaitArgs};
+use crate::cli::{Cli, Command, ConsoleArgs, DownArgs, GlobalArgs, UpArgs};
 use crate::error::RumError;
 
 pub mod agent;
 pub mod backoff;
 pub mod cli;
 pub mod config;
+mod console;
 pub mod control;
+mod descriptors;
 mod down;
 pub mod error;
 pub mod exec;
@@ -24,31 +27,44 @@ pub mod guest;
 pub mod host_port;
 pub mod notice;
 pub mod output;
+pub mod payload;
 pub mod plan;
 mod pool;
+mod ports;
 pub mod reconcile;
 pub mod runtime_dir;
 pub mod sandbox;
 pub mod status;
 pub mod supervisor;
+pub mod tools;
 mod up;
 pub mod view;
+mod wait;
 
 /// Runs the command line of this process; the exit code is documented in each command's help.
 pub fn main() -> ExitCode {
+    tools::completions::answer();
     let cli = Cli::parse();
     let outcome = output::init(&cli.global).and_then(|()| match &cli.command {
         Command::Up(args) => run_up(args, &cli.global),
         Command::Down(args) => run_down(args),
+        Command::Ports(args) => run_ports(args, &cli.global),
+        Command::Wait(args) => run_wait(args),
         Command::Exec(args) => Err(run_inside(args.name.clone(), |name| {
             exec::exec(name, &args.command)
         })),
+        Command::Console(args) => run_console(args),
         Command::Shell(args) => Err(run_inside(args.name.clone(), exec::shell)),
+        Command::Init(args) => tools::init::run(args),
+        Command::Check(args) => tools::check::run(args, &cli.global),
+        Command::Doctor(args) => tools::doctor::run(args, &cli.global),
+        Command::Completions(args) => tools::completions::run(args),
+        Command::Man(args) => tools::man::run(args),
     });
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            error::report(&error);
+            error::report(&error, cli.global.log_format);
             ExitCode::from(error.exit_code())
         }
     }
@@ -59,6 +75,7 @@ const MAX_WORKERS: usize = 8;
 
 fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     let settings = config::load(args.config.as_deref(), &args.overrides())?;
+    descriptors::raise();
     // One processor is left to the programs at both ends of the relays. On two processors a
     // single worker is also the fastest way from an event to a bound port: no hand-offs.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -94,6 +111,26 @@ fn run_down(args: &DownArgs) -> Result<u8, RumError> {
     let asked = small_runtime()?.block_on(down::ask(name.as_deref(), args.force))?;
     asked.map_or(Ok(()), |process| down::wait(&process))?;
     Ok(exit::OK)
+}
+
+fn run_console(args: &ConsoleArgs) -> Result<u8, RumError> {
+    let name = guest_name(args.name.as_ref())?;
+    console::attach(name.as_deref())?;
+    Ok(exit::OK)
+}
+
+fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
+    let settings = match (&args.name, &args.config) {
+        // What is wrong with a file that nobody asked for is no concern of this.
+        (Some(_), None) => config::current(None).ok().flatten(),
+        (_, file) => config::current(file.as_deref())?,
+    };
+    small_runtime()?.block_on(ports::ports(args, settings.as_ref(), global.quiet))
+}
+
+fn run_wait(args: &WaitArgs) -> Result<u8, RumError> {
+    let name = guest_name(args.name.as_ref())?;
+    small_runtime()?.block_on(wait::wait(args, name.as_deref()))
 }
 
 /// `exec` and `shell`: this process becomes the one that enters the guest, or there is an error.

@@ -9,7 +9,8 @@
 //! told.
 //!
 //! Invariants: one line is one write; no line contains a control character; a reader that went
-//! away ([`Output::closed`]) is not an error.
+//! away ([`Output::closed`]) is not an error; with `--log-format json` every line of the log and
+//! every notice is a JSON object (`json`).
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -17,13 +18,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TrySendError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::cli::{Color, GlobalArgs};
+use crate::cli::{Color, GlobalArgs, LogFormat};
 use crate::error::RumError;
 use crate::notice::Notice;
+
+pub(crate) mod json;
 
 /// Lines that wait for a slow reader: more than the largest burst, 500 listeners at once.
 const QUEUE: usize = 4096;
@@ -44,6 +48,7 @@ pub struct Output {
     omitted: Arc<AtomicU64>,
     closed: CancellationToken,
     quiet: bool,
+    format: LogFormat,
 }
 
 #[derive(Debug)]
@@ -58,10 +63,10 @@ impl Output {
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn start(target: Target, quiet: bool) -> io::Result<Self> {
+    pub fn start(target: Target, quiet: bool, format: LogFormat) -> io::Result<Self> {
         match target {
-            Target::Stdout => Self::to(io::stdout(), quiet),
-            Target::Stderr => Self::to(io::stderr(), quiet),
+            Target::Stdout => Self::to(io::stdout(), quiet, format),
+            Target::Stderr => Self::to(io::stderr(), quiet, format),
         }
     }
 
@@ -69,20 +74,21 @@ impl Output {
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn to(to: impl Write + Send + 'static, quiet: bool) -> io::Result<Self> {
+    pub fn to(to: impl Write + Send + 'static, quiet: bool, format: LogFormat) -> io::Result<Self> {
         let (queue, items) = mpsc::sync_channel(QUEUE);
         let output = Self {
             queue,
             omitted: Arc::default(),
             closed: CancellationToken::new(),
             quiet,
+            format,
         };
         let (omitted, closed) = (output.omitted.clone(), output.closed.clone());
         std::thread::Builder::new()
             .name("output".into())
             .spawn(move || {
                 // Whatever the reason, nobody reads any more.
-                let _ = write_all(to, &items, &omitted);
+                let _ = write_all(to, &items, &omitted, format);
                 closed.cancel();
             })?;
         Ok(output)
@@ -93,7 +99,10 @@ impl Output {
         if self.quiet && !notice.is_problem() {
             return;
         }
-        let line = notice.to_string().replace(char::is_control, "?") + "\n";
+        let line = match self.format {
+            LogFormat::Text => notice.to_string().replace(char::is_control, "?") + "\n",
+            LogFormat::Json => json::notice(notice, Timestamp::now()),
+        };
         if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Line(line)) {
             self.omitted.fetch_add(1, Ordering::Relaxed);
         }
@@ -115,7 +124,12 @@ impl Output {
     }
 }
 
-fn write_all(mut to: impl Write, items: &Receiver<Item>, omitted: &AtomicU64) -> io::Result<()> {
+fn write_all(
+    mut to: impl Write,
+    items: &Receiver<Item>,
+    omitted: &AtomicU64,
+    format: LogFormat,
+) -> io::Result<()> {
     for item in items {
         match item {
             Item::Line(line) => to.write_all(line.as_bytes())?,
@@ -127,9 +141,12 @@ fn write_all(mut to: impl Write, items: &Receiver<Item>, omitted: &AtomicU64) ->
         }
         let lost = omitted.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            to.write_all(
-                format!("({lost} lines were not shown: the reader was too slow)\n").as_bytes(),
-            )?;
+            let message = format!("{lost} lines were not shown: the reader was too slow");
+            let line = match format {
+                LogFormat::Text => format!("({message})\n"),
+                LogFormat::Json => json::omitted(&message, Timestamp::now()),
+            };
+            to.write_all(line.as_bytes())?;
         }
     }
     Ok(())
@@ -174,7 +191,15 @@ pub fn init(args: &GlobalArgs) -> Result<(), RumError> {
         .with_ansi(ansi)
         .with_target(args.verbose > 0);
     // A second set-up is a test's; the first stays.
-    let _ = if io::stderr().is_terminal() && args.verbose == 0 {
+    let _ = if args.log_format == LogFormat::Json {
+        // The form of `json`: what a record is about next to its message.
+        log.with_ansi(false)
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .try_init()
+    } else if io::stderr().is_terminal() && args.verbose == 0 {
         log.without_time().try_init()
     } else {
         log.try_init()

@@ -52,8 +52,16 @@ const STATE_NEW: &str = "guest.new";
 const RPC: &str = "agent-rpc.sock";
 const CHANNEL: &str = "agent-channel.sock";
 const CONTROL: &str = "control.sock";
+const QMP: &str = "qmp.sock";
+const CONSOLE: &str = "console.sock";
+const VHOST: &str = "vhost.sock";
+const VSOCK: &str = "vm.vsock";
+/// Where the agent of a VM knocks (see `rum_shared::transport`).
+const KNOCK: &str = "vm.vsock_2224";
 /// Everything rum ever creates in the directory; `lock` is last, since it guards the others.
-const FILES: [&str; 6] = [RPC, CHANNEL, CONTROL, STATE, STATE_NEW, LOCK];
+const FILES: [&str; 11] = [
+    RPC, CHANNEL, CONTROL, QMP, CONSOLE, VHOST, VSOCK, KNOCK, STATE, STATE_NEW, LOCK,
+];
 
 /// Whether `name` may name a guest: 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`, not a dot first.
 pub fn check_name(name: &str) -> Result<(), RuntimeDirError> {
@@ -153,6 +161,26 @@ impl RuntimeDir {
         self.path.join(CONTROL)
     }
 
+    /// Where the QEMU of a VM takes commands.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.path.join(QMP)
+    }
+
+    /// Where a VM's serial console is.
+    pub fn console_socket(&self) -> PathBuf {
+        self.path.join(CONSOLE)
+    }
+
+    /// Between QEMU and the VM's vsock device, where that is a process of its own.
+    pub fn vhost_socket(&self) -> PathBuf {
+        self.path.join(VHOST)
+    }
+
+    /// Where that device takes connections to the VM.
+    pub fn vsock_socket(&self) -> PathBuf {
+        self.path.join(VSOCK)
+    }
+
     /// The lock, to be inherited by the helper that must outlive us.
     pub(crate) fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
@@ -217,7 +245,8 @@ pub(crate) fn open_private(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     Ok(dir)
 }
 
-fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
+/// Makes `path`, or opens it if it is there and safe to use.
+pub(crate) fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(RuntimeDirError::Io {
             action: "create",
@@ -305,6 +334,11 @@ impl RunningGuest {
     pub fn control_socket(&self) -> PathBuf {
         self.path.join(CONTROL)
     }
+
+    /// Where the serial console of a VM is.
+    pub fn console_socket(&self) -> PathBuf {
+        self.path.join(CONSOLE)
+    }
 }
 
 /// The running guests of this user, sorted by name.
@@ -345,6 +379,11 @@ fn look(base: &Path, name: String) -> Option<RunningGuest> {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() {
         return None;
     }
+    let rum = read_holder(&lock);
+    if rum.is_some_and(|rum| !rum.is_alive()) {
+        // Its helpers are about to end the guest.
+        return None;
+    }
     let state = open(STATE).map(read_text).unwrap_or_default();
     let field = |key: &str| {
         state
@@ -352,7 +391,7 @@ fn look(base: &Path, name: String) -> Option<RunningGuest> {
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
     };
     Some(RunningGuest {
-        rum: read_holder(&lock),
+        rum,
         kind: field("kind").map(str::to_owned),
         init: field("init").and_then(|text| text.parse().ok()),
         name,

@@ -269,6 +269,7 @@ impl Supervisor {
         self.covers = Some(range);
         if self.agent != AgentState::Up {
             self.agent = AgentState::Up;
+            self.notes.connected();
             self.notes.everything();
         }
     }
@@ -291,7 +292,7 @@ impl Supervisor {
         match event {
             AgentEvent::Connected { info, streaming } => {
                 self.same_kernel = host_port::boot_id().is_some_and(|id| id == info.boot_id);
-                self.notes.connected(info.clone());
+                self.notes.introduced(info.clone());
                 (shell.notify)(Notice::AgentConnected { info, streaming });
             }
             AgentEvent::Watch { at, range, event } => self.watch_event(event, range, at),

@@ -5,6 +5,7 @@ pub mod fake_agent;
 pub mod guest;
 pub mod netns;
 pub mod rum;
+pub mod terminal;
 pub mod wait;
 
 /// CLOCK_MONOTONIC in nanoseconds: the same clock in every process of one kernel.

@@ -369,3 +369,30 @@ fn the_device_is_left_alone_until_the_agent_knocks() {
         assert_eq!(early, 0, "of {}", connects.len());
     });
 }
+
+#[test]
+fn without_rum_up_the_agent_tells_of_its_ports() {
+    in_netns(|| {
+        let mut machine = Machine::boot();
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        machine.guest.tell("listen 127.0.0.1:4000 echo");
+        let _agent = machine.start_agent();
+        let ports = |args: &[&str]| {
+            until("the agent's answer", || {
+                let output = machine.setup.rum(["ports"].iter().chain(args)).output();
+                let output = output.expect("rum starts");
+                let texts = [output.stdout, output.stderr].map(String::from_utf8);
+                let [stdout, stderr] = texts.map(|text| text.expect("UTF-8"));
+                output.status.success().then_some((stdout, stderr))
+            })
+        };
+        let (stdout, stderr) = ports(&[]);
+        assert!(stdout.starts_with("5000\tpending\t-\t"), "{stdout}");
+        assert_eq!(stdout.lines().count(), 1, "{stdout}");
+        assert!(stderr.contains("nothing is forwarded"), "{stderr}");
+        assert!(stderr.contains("hint: start it with `rum up`"), "{stderr}");
+        let (stdout, _) = ports(&["--all", "--json"]);
+        assert!(stdout.contains("\"code\":\"not-running\""), "{stdout}");
+        assert!(stdout.contains("\"state\":\"out-of-range\""), "{stdout}");
+    });
+}

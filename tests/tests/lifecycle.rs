@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -65,6 +65,29 @@ fn the_command_decides_the_exit_code() {
         let setup = Setup::new();
         let mut command = setup.rum(["up", "--range", "5000", "--", "/no/such/program"]);
         assert_eq!(setup.spawn(&mut command).wait().code(), Some(127));
+    });
+}
+
+#[test]
+fn the_limit_of_descriptors_is_raised_for_rum_alone() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let script = "ulimit -Sn 256; exec \"$0\" up --range 5000 -- sh -c 'ulimit -Sn; read line'";
+        let mut command = setup.command("sh");
+        command.args(["-c", script]).arg(binary("rum"));
+        let mut rum = setup.spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let mut inside = BufReader::new(rum.child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        inside.read_line(&mut line).expect("text");
+        assert_eq!(line, "256\n");
+        let limits = fs::read_to_string(format!("/proc/{}/limits", rum.child.id()));
+        let limits = limits.expect("rum runs");
+        let files = limits.lines().find(|l| l.starts_with("Max open files"));
+        let mut words = files.expect("a limit").split_whitespace().skip(3);
+        let (soft, hard) = (words.next(), words.next());
+        assert_eq!(soft, hard, "{limits}");
+        drop(rum.child.stdin.take());
+        rum.wait();
     });
 }
 

@@ -110,7 +110,19 @@ enum Over {
     Range,
 }
 
-type Agent = Session<RumAgentClient>;
+pub(crate) type Agent = Session<RumAgentClient>;
+
+/// Connects once to the agent at `endpoint`, and asks who it is.
+pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), SessionError> {
+    let stream = endpoint
+        .dial(Service::Rpc)
+        .await
+        .map_err(|error| SessionError::Handshake(error.to_string()))?;
+    let session = Agent::connect(stream, Limits::HOST).await?;
+    let client = session.client().clone();
+    let info = session.call(CALL_DEADLINE, client.hello(PROTOCOL)).await?;
+    Ok((session, clean_info(info)))
+}
 
 impl AgentClient {
     /// Runs both connections until the receiver of `events` is dropped. `link` tells others
@@ -128,18 +140,6 @@ impl AgentClient {
             Gone = self.run_poll(&events, state, poll_now) => {}
         }
         link.send_replace(LinkState::Down);
-    }
-
-    async fn connect(&self) -> Result<(Agent, AgentInfo), SessionError> {
-        let stream = self
-            .endpoint
-            .dial(Service::Rpc)
-            .await
-            .map_err(|error| SessionError::Handshake(error.to_string()))?;
-        let session = Agent::connect(stream, Limits::HOST).await?;
-        let client = session.client().clone();
-        let info = session.call(CALL_DEADLINE, client.hello(PROTOCOL)).await?;
-        Ok((session, clean_info(info)))
     }
 
     async fn run_stream(
@@ -184,7 +184,7 @@ impl AgentClient {
         link: &watch::Sender<LinkState>,
         backoff: &mut Backoff,
     ) -> Result<(), String> {
-        let (mut session, info) = self.connect().await.map_err(clean_error)?;
+        let (mut session, info) = connect(&self.endpoint).await.map_err(clean_error)?;
         let streaming = self.stream && info.capabilities.iter().any(|c| c == CAP_WATCH);
         let connected = AgentEvent::Connected { info, streaming };
         if events.send(connected).await.is_err() {
@@ -202,7 +202,7 @@ impl AgentClient {
             match over {
                 Over::Gone => return Ok(()),
                 Over::Range => {}
-                Over::Worn => session = self.connect().await.map_err(clean_error)?.0,
+                Over::Worn => session = connect(&self.endpoint).await.map_err(clean_error)?.0,
             }
         }
     }
@@ -326,7 +326,7 @@ impl AgentClient {
             }
             if session.is_none() || calls >= CALLS_PER_SESSION {
                 // The old session is dropped only once the new one stands.
-                match self.connect().await {
+                match connect(&self.endpoint).await {
                     Ok((new, _)) => (session, calls) = (Some(new), 0),
                     Err(error) => tracing::debug!(%error, "the poll cannot connect"),
                 }

@@ -1,7 +1,5 @@
 //! `[guest]` of kind `libvirt`.
 
-use std::path::PathBuf;
-
 use super::check::{Check, Place};
 use super::raw::GuestConfig;
 use crate::guest::libvirt::{DEFAULT_URI, Spec};
@@ -32,16 +30,13 @@ impl Check<'_> {
                         `uri = \"qemu:///system\"`";
             self.problem(at, "uri", "not this machine", message, hint);
         }
-        let socket = raw.socket.as_deref();
-        if socket.is_some_and(|path| path.is_empty() || path.contains('\0')) {
-            let hint = "write the path of the domain's vhost-user vsock, or leave it out: \
-                        `socket = \"/run/vm/vsock.sock\"`";
-            self.problem(at, "socket", "no path", "`socket` is not a path", hint);
-        }
+        let hint = "write the path of the domain's vhost-user vsock, or leave it out: \
+                    `socket = \"/run/vm/vsock.sock\"`";
+        let socket = self.path(at, "socket", raw.socket.as_deref(), hint);
         Spec {
             domain,
             uri: uri.to_owned(),
-            socket: socket.map(PathBuf::from),
+            socket,
         }
     }
 }

@@ -13,6 +13,7 @@
 
 mod check;
 mod error;
+mod guest;
 mod libvirt;
 mod overlap;
 mod raw;
@@ -62,6 +63,15 @@ pub struct Settings {
     pub origin: Option<PathBuf>,
 }
 
+impl Settings {
+    /// The same, knowing that they come from `file`: relative paths start at its directory.
+    fn read_from(mut self, file: &Path) -> Self {
+        self.guest.resolve(file.parent().unwrap_or(Path::new("")));
+        self.origin = Some(file.to_owned());
+        self
+    }
+}
+
 /// What the command line puts over the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
@@ -82,10 +92,7 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, RumE
     let file = path.unwrap_or(Path::new(FILE_NAME));
     let shown = file.display().to_string();
     let settings = match read(file) {
-        Ok(text) => Settings {
-            origin: Some(file.to_owned()),
-            ..parse_with(&text, &shown, overrides)?
-        },
+        Ok(text) => parse_with(&text, &shown, overrides)?.read_from(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match (path, &overrides.ranges) {
                 (None, Some(_)) => {}
@@ -111,19 +118,33 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, RumE
     Ok(settings)
 }
 
+/// The settings of the file at `path`, or else of the `rum.toml` in the current directory; `None`
+/// without either. A file that forwards nothing is accepted here.
+///
+/// # Errors
+/// There is no file at `path`; the file cannot be read or is wrong.
+pub fn current(path: Option<&Path>) -> Result<Option<Settings>, RumError> {
+    let file = path.unwrap_or(Path::new(FILE_NAME));
+    match settings_in(file)? {
+        None if path.is_some() => Err(RumError::usage(format!("there is no {}", file.display()))
+            .hint("leave out `-c`, or name a file that is there")),
+        settings => Ok(settings),
+    }
+}
+
 /// The name of the guest that the current directory means: the one of its `rum.toml`; `None`
 /// without such a file.
 ///
 /// # Errors
 /// There is a `rum.toml` which cannot be read or is wrong.
 pub fn current_name() -> Result<Option<String>, RumError> {
-    name_in(Path::new(FILE_NAME))
+    Ok(settings_in(Path::new(FILE_NAME))?.map(|settings| settings.name))
 }
 
-fn name_in(file: &Path) -> Result<Option<String>, RumError> {
+fn settings_in(file: &Path) -> Result<Option<Settings>, RumError> {
     let shown = file.display().to_string();
     match read(file) {
-        Ok(text) => Ok(Some(parse(&text, &shown)?.name)),
+        Ok(text) => Ok(Some(parse(&text, &shown)?.read_from(file))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(&shown, &error)),
     }

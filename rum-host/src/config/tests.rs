@@ -148,11 +148,14 @@ fn files_that_cannot_be_used() {
 fn the_name_of_the_current_guest() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE_NAME);
-    assert_eq!(name_in(&file).unwrap(), None);
+    assert_eq!(settings_in(&file).unwrap(), None);
+    assert!(current(Some(&file)).is_err());
     fs::write(&file, "name = \"dev\"").unwrap();
-    assert_eq!(name_in(&file).unwrap().as_deref(), Some("dev"));
+    let settings = current(Some(&file)).unwrap().unwrap();
+    assert_eq!(settings.name, "dev");
+    assert_eq!(settings.origin, Some(file.clone()));
     fs::write(&file, "name = 1").unwrap();
-    name_in(&file).unwrap_err();
+    settings_in(&file).unwrap_err();
 }
 
 /// The example of the documentation: what a user copies must work.

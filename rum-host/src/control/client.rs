@@ -1,7 +1,10 @@
 //! The other end of the control socket: how `rum ports` and its kin talk to a `rum up`.
 
+use std::future::{Future as _, poll_fn};
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use roam::{Rx, Tx};
 use rum_shared::session::{Session, SessionError};
 use rum_shared::transport::{Endpoint, Service};
@@ -162,10 +165,15 @@ impl Feed {
         let client = control.session.client().clone();
         let seq = since.as_ref().map_or(0, |since| since.seq);
         let request = WatchRequest { all, since };
-        let call = async move {
-            // How it ends is seen by the receiver.
-            let _ = client.watch(request, tx, stop_rx).await;
-        };
+        let mut call = Box::pin(
+            async move {
+                // How it ends is seen by the receiver.
+                let _ = client.watch(request, tx, stop_rx).await;
+            }
+            .fuse(),
+        );
+        // The first poll binds the channels, which must not be used before.
+        let _ = poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await;
         Ok(Self {
             guest: guest.clone(),
             all,

@@ -37,7 +37,7 @@ mod xml;
 /// The libvirt of the machine, which has the domains of virt-manager.
 pub const DEFAULT_URI: &str = "qemu:///system";
 /// Time for a domain to shut itself down when it is asked.
-const GRACE: Duration = Duration::from_secs(60);
+pub const GRACE: Duration = Duration::from_secs(60);
 /// How often it is asked: what boots does not hear it.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Time for a start: memory that was saved may have to be read first.
@@ -255,7 +255,7 @@ impl Libvirt {
     pub async fn stop(mut self, deadline: Duration) -> Stopped {
         let at_once = deadline.is_zero();
         if self.ours && !at_once {
-            self.tell.say(Progress::PoweringOff { deadline: GRACE });
+            self.tell.say(Progress::PoweringOff { deadline });
             let asking = async {
                 loop {
                     if let Err(failed) = self.domain.run("shutdown", &[], DEADLINE).await {
@@ -268,7 +268,7 @@ impl Libvirt {
                 }
             };
             // What comes after tells by itself whether it was in time.
-            let _ = tokio::time::timeout(GRACE, asking).await;
+            let _ = tokio::time::timeout(deadline, asking).await;
         }
         if !self.ours {
             return Stopped::Clean;
@@ -280,7 +280,7 @@ impl Libvirt {
             (true, true) => Stopped::Killed,
             (true, false) => {
                 // Which is all there is to tell.
-                self.tell.say(Progress::SwitchedOff { deadline: GRACE });
+                self.tell.say(Progress::SwitchedOff { deadline });
                 Stopped::Clean
             }
             (false, _) => {

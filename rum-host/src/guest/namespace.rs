@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::{GuestEnd, GuestError, Stopped};
+use crate::descriptors;
 use crate::runtime_dir::{ProcessId, RuntimeDir};
 use crate::sandbox::enter::Job;
 use crate::sandbox::status::{MAX_LINE, Status};
@@ -157,7 +158,7 @@ fn failure(message: &str) -> Failure {
     }
 }
 
-fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> GuestError {
+pub(super) fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> GuestError {
     move |source| GuestError::Io { action, source }
 }
 
@@ -183,7 +184,7 @@ fn agent_command_line(rpc: &UnixListener, channel: &UnixListener) -> [String; 4]
 }
 
 /// Lets the child of `command` keep `fds`, under their numbers, and nobody else's child.
-fn inherit(command: &mut Command, fds: &[BorrowedFd<'_>]) {
+pub(super) fn inherit(command: &mut Command, fds: &[BorrowedFd<'_>]) {
     inherit_std(command.as_std_mut(), fds);
 }
 
@@ -196,10 +197,10 @@ fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
             let fd = unsafe { BorrowedFd::borrow_raw(*number) };
             rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
-        Ok(())
+        descriptors::restore()
     };
     // SAFETY: between fork and exec of a process with many threads only what is safe in a signal
-    // handler may be done: one system call a descriptor, no allocation, no lock.
+    // handler may be done: a few system calls, no allocation, no lock.
     unsafe { command.pre_exec(keep) };
 }
 
@@ -227,13 +228,13 @@ pub fn enter_command(
 
 /// The status lines of keeper and init, see [`crate::sandbox::status`].
 #[derive(Debug)]
-struct StatusLines {
+pub(super) struct StatusLines {
     pipe: ChildStdout,
     buffer: Vec<u8>,
 }
 
 impl StatusLines {
-    fn new(pipe: ChildStdout) -> Self {
+    pub(super) fn new(pipe: ChildStdout) -> Self {
         Self {
             pipe,
             buffer: Vec::new(),
@@ -242,7 +243,7 @@ impl StatusLines {
 
     /// The next line; None at the end, or after something that is no line of ours. Nothing is
     /// lost if this is dropped.
-    async fn next(&mut self) -> Option<Status> {
+    pub(super) async fn next(&mut self) -> Option<Status> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<_> = self.buffer.drain(..=end).collect();

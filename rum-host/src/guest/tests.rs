@@ -28,8 +28,9 @@ async fn a_guest_of_somebody_else_is_dialled_and_left_alone() {
         let spec = GuestSpec {
             name: "dev".to_owned(),
             kind: kind.clone(),
+            reset: false,
         };
-        let guest = Guest::start(&spec, &dir, &[], Tell::new(|_| {}))
+        let guest = Guest::start(&spec, &dir, &Link::unheard(Vec::new()))
             .await
             .unwrap();
         assert_eq!(guest.endpoint(), &endpoint);

@@ -162,16 +162,47 @@ fn all() -> Vec<Notice> {
 #[test]
 fn every_line() {
     let shared = Shared::default();
-    let output = Output::to(shared.clone(), false).unwrap();
+    let output = Output::to(shared.clone(), false, LogFormat::Text).unwrap();
     all().iter().for_each(|notice| output.say(notice));
     output.flush(DEADLINE);
     insta::assert_snapshot!(shared.text());
 }
 
 #[test]
+fn every_line_as_json() {
+    let at = Timestamp::UNIX_EPOCH;
+    let mut text: String = all()
+        .iter()
+        .map(|notice| json::notice(notice, at))
+        .collect();
+    text += &json::omitted("7 lines were not shown", at);
+    text += &json::notice(
+        &Notice::GuestEnded {
+            reason: "\u{1b}[2J\n{\"".into(),
+        },
+        at,
+    );
+    assert!(!text.contains('\u{1b}'));
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn errors_as_json() {
+    let at = Timestamp::UNIX_EPOCH;
+    let bind = RumError::new("cannot bind\n127.0.0.1:80")
+        .caused_by(io::Error::from_raw_os_error(13))
+        .hint("write this:")
+        .example("a = 1\nb = 2");
+    let file = "name = \"\"\n[[ports]]\nhost = 70000\nguest = 1\n";
+    let config = crate::config::parse(file, "rum.toml").unwrap_err();
+    let text = json::error(&bind, at) + &json::error(&config.into(), at);
+    insta::assert_snapshot!(text);
+}
+
+#[test]
 fn quiet_leaves_the_problems() {
     let shared = Shared::default();
-    let output = Output::to(shared.clone(), true).unwrap();
+    let output = Output::to(shared.clone(), true, LogFormat::Text).unwrap();
     all().iter().for_each(|notice| output.say(notice));
     output.flush(DEADLINE);
     let problems = all().iter().filter(|m| m.is_problem()).count();
@@ -182,7 +213,7 @@ fn quiet_leaves_the_problems() {
 #[test]
 fn a_line_cannot_act_on_the_terminal() {
     let shared = Shared::default();
-    let output = Output::to(shared.clone(), false).unwrap();
+    let output = Output::to(shared.clone(), false, LogFormat::Text).unwrap();
     output.say(&Notice::GuestEnded {
         reason: "\u{1b}[2J\nForwarding".into(),
     });
@@ -202,6 +233,7 @@ fn a_reader_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
             to: shared.clone(),
         },
         false,
+        LogFormat::Text,
     )
     .unwrap();
     output.say(&stopped(1));
@@ -222,7 +254,7 @@ fn a_reader_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
 
 #[test]
 fn a_reader_that_went_away_is_noticed_and_is_no_error() {
-    let output = Output::to(Gone, false).unwrap();
+    let output = Output::to(Gone, false, LogFormat::Text).unwrap();
     output.say(&stopped(1));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -61,14 +61,14 @@ pub fn unshare() -> Result<(), Failure> {
 }
 
 /// Whether we can do without a user namespace. Root of a container often cannot.
-fn is_privileged() -> bool {
+pub(crate) fn is_privileged() -> bool {
     let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
     rustix::process::geteuid().is_root()
         && rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
 /// Names the switch that is off, if one of the known ones is.
-fn user_namespace_hint() -> String {
+pub(crate) fn user_namespace_hint() -> String {
     let is = |name: &str, value: &str| {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         fs::read_to_string(path).is_ok_and(|text| text.trim() == value)

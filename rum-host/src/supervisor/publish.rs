@@ -67,9 +67,13 @@ impl Notes {
         self.everything = true;
     }
 
-    pub fn connected(&mut self, info: AgentInfo) {
-        (self.info, self.lost) = (Some(info), None);
-        (self.retry_ms, self.attempts) = (None, 0);
+    /// It answers; it is there once it has told what listens.
+    pub fn introduced(&mut self, info: AgentInfo) {
+        self.info = Some(info);
+    }
+
+    pub fn connected(&mut self) {
+        (self.lost, self.retry_ms, self.attempts) = (None, None, 0);
     }
 
     pub fn lost(&mut self, reason: String, retry: Duration) {
@@ -124,7 +128,6 @@ impl Supervisor {
             (_, Some(at)) => Some(at),
             (_, None) => Some(now + TICK),
         };
-        self.publish_agent();
         let mut ports = std::mem::take(&mut self.notes.ports);
         if std::mem::take(&mut self.notes.everything) {
             ports.extend(self.notes.board.ports());
@@ -138,6 +141,8 @@ impl Supervisor {
             let rows = status::rows(&self.facts(GuestPort(port), &knowledge));
             self.notes.board.put_port(port, rows);
         }
+        // After the rows: whoever sees that the agent is connected sees also what it told.
+        self.publish_agent();
         self.notes.fresh = demand.fresh;
         let covers_all = self.covers == Some(PortRange::ALL);
         self.notes.board.refreshed(demand.fresh, covers_all);

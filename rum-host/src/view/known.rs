@@ -69,6 +69,11 @@ impl Known {
         }
     }
 
+    /// What is known of the port that `port` is a status of.
+    pub fn port(&self, port: &PortStatus) -> Option<&PortStatus> {
+        self.ports.get(&sort_key(port))
+    }
+
     /// All ports, by port and id.
     pub fn ports(&self) -> impl ExactSizeIterator<Item = &PortStatus> {
         self.ports.values()

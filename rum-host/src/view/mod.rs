@@ -3,6 +3,14 @@
 //! All of them are made of a [`Known`], the reader's copy of what a `rum up` tells. Making text of
 //! it is pure: time zone, width and colour come in as arguments.
 
+pub mod changes;
+mod clock;
+pub mod json;
 mod known;
+pub mod lines;
+#[cfg(test)]
+pub(crate) mod samples;
+pub mod table;
+pub mod watch;
 
 pub use known::Known;

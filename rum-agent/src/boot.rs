@@ -1,0 +1,142 @@
+//! The agent as a guest's first process: how it gets into a VM that rum boots.
+//!
+//! The kernel starts it as `rdinit=/rum/agent`, out of the initramfs that rum made. PID 1 must
+//! become the guest's own init, so it starts a child and goes on as `/init`; the child becomes
+//! the agent. It lives from before the first module is loaded until the machine stops, and
+//! through whatever that init does to the root:
+//!
+//! - **Its root is its own**: a tmpfs with /proc and /sys, in a mount namespace of its own. The
+//!   initramfs is emptied and left when the real root is mounted, and what was mounted in it is
+//!   moved away. Nor does the agent keep a file system of the guest busy.
+//! - **It is not swept away**: systemd kills what is left when it leaves an initramfs, but for
+//!   root's processes whose name starts with `@` (systemd's "root storage daemons").
+//! - **It waits for vsock**: the guest's init loads the module, now or later.
+//!
+//! Invariant: whatever fails here, PID 1 becomes the guest's init; only the agent may be missing.
+
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::net::{AddressFamily, SocketType};
+use rustix::thread::UnshareFlags;
+
+/// The agent's path in an initramfs of rum's.
+const PATH: &str = "/rum/agent";
+/// Where the agent's own root is mounted: the directory that the initramfs has it in.
+const ROOT: &str = "/rum";
+/// Name of the agent's process; systemd lets it live for its `@`.
+const NAME: &str = "@rum-agent";
+/// The guest's own init, in the kernel's order.
+const INITS: [&str; 3] = ["/init", "/sbin/init", "/bin/sh"];
+/// First and longest pause between two looks for vsock, at each of which the kernel may look
+/// for its module.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// What this process is in the boot of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The kernel's first process.
+    First,
+    /// Its child, to be the agent.
+    Child,
+}
+
+impl Role {
+    /// The role of a process with this id and this name (the first word of its command line);
+    /// `None` for an agent that is started in any other way.
+    pub fn of(pid: u32, name: &str) -> Option<Self> {
+        match (pid, name) {
+            (1, PATH) => Some(Self::First),
+            (_, NAME) => Some(Self::Child),
+            _ => None,
+        }
+    }
+}
+
+/// As PID 1: starts the agent, then becomes the guest's init, which gets the arguments and the
+/// environment that the kernel gave us. Returns only when there is no init.
+pub fn first() -> ExitCode {
+    if let Err(error) = start_child() {
+        eprintln!("rum-agent: the agent cannot be started: {error}");
+    }
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    for init in INITS {
+        let error = Command::new(init).args(&args).exec();
+        if error.kind() != io::ErrorKind::NotFound {
+            eprintln!("rum-agent: {init} cannot be started: {error}");
+        }
+    }
+    eprintln!("rum-agent: the guest has no init");
+    ExitCode::FAILURE
+}
+
+/// Starts the agent and returns when it depends on nothing in this root any more.
+fn start_child() -> io::Result<()> {
+    let mut child = Command::new(PATH)
+        .arg0(NAME)
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    // It says nothing, it closes its end: see `leave`. Dead or alive, it is not waited for.
+    if let Some(mut ready) = child.stdout.take() {
+        ready.read_to_end(&mut Vec::new())?;
+    }
+    Ok(())
+}
+
+/// As the child of PID 1: leaves its session and its root, then waits for vsock, for ever.
+///
+/// # Errors
+/// When it cannot have a root of its own.
+pub fn settle() -> io::Result<()> {
+    rustix::process::setsid()?;
+    own_root()?;
+    // The other end waits until nobody has this one any more.
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    let mut pause = PAUSE.0;
+    while rustix::net::socket(AddressFamily::VSOCK, SocketType::STREAM, None).is_err() {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE.1);
+    }
+    Ok(())
+}
+
+/// Moves into a root that only this process has.
+fn own_root() -> io::Result<()> {
+    // SAFETY: no descriptor table is unshared, and the process has one thread.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    let hardened = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("rum", ROOT, "tmpfs", hardened, c"mode=0755,size=64k")?;
+    rustix::process::chdir(ROOT)?;
+    for (directory, kind) in [("proc", "proc"), ("sys", "sysfs")] {
+        rustix::fs::mkdir(directory, Mode::from_raw_mode(0o755))?;
+        mount("rum", directory, kind, hardened, None)?;
+    }
+    rustix::process::chroot(".")?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_kernel_and_we_ourselves_boot() {
+        assert_eq!(Role::of(1, "/rum/agent"), Some(Role::First));
+        assert_eq!(Role::of(70, "@rum-agent"), Some(Role::Child));
+        // A container's first process, and somebody who tries it out.
+        assert_eq!(Role::of(1, "rum-agent"), None);
+        assert_eq!(Role::of(4711, "/rum/agent"), None);
+        assert_eq!(Role::of(4711, "/usr/local/bin/rum-agent"), None);
+    }
+}

@@ -1,0 +1,98 @@
+//! The seed disk of a cloud image: what cloud-init's data source NoCloud reads at boot.
+//!
+//! A vfat volume with the label CIDATA and a few files in its root:
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `meta-data` | the instance's id, the host name, the ssh key |
+//! | `user-data` | the user's, untouched, whatever its format |
+//! | `vendor-data` | our part: a boot hook that installs the agent |
+//! | `rum-agent`, `rum-agent.service` | what it installs |
+//!
+//! Vendor data is what cloud-init has for those who make a machine for others. It spares us to
+//! merge: two cloud-configs with a `runcmd` each would leave one of them, and user data may be
+//! a script, a template or compressed. A hook runs early and at each boot, so the agent is in
+//! place before services start, and is replaced when the host's rum is. A key in the meta-data
+//! is added to those that the user data has.
+
+use std::io::{self, Cursor, Write as _};
+use std::path::Path;
+
+use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
+
+use super::{AGENT, agent, unit};
+
+/// Space for the file system's own tables and for what each file leaves unused.
+const SLACK: usize = 512 * 1024;
+/// The label that NoCloud looks for, as the volume has it: 11 bytes.
+const LABEL: [u8; 11] = *b"CIDATA     ";
+/// NoCloud wants user data; this says nothing.
+const NO_USER_DATA: &str = "#cloud-config\n{}\n";
+/// The boot hook that installs the agent.
+const VENDOR_DATA: &str = include_str!("install-agent.sh");
+
+/// What is in a seed disk beside the agent.
+#[derive(Debug, Clone, Copy)]
+pub struct Seed<'a> {
+    /// Becomes the host name.
+    pub name: &'a str,
+    /// The instance's id: cloud-init does what it does once whenever this is another one.
+    pub instance: &'a str,
+    /// The user's own user data, in any format that cloud-init takes.
+    pub user_data: Option<&'a str>,
+    /// A public ssh key for the image's usual user, in one line.
+    pub ssh_key: Option<&'a str>,
+}
+
+/// Writes the disk to the file `out`.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn seed_disk(seed: &Seed<'_>, out: &Path) -> io::Result<()> {
+    let unit_name = format!("{AGENT}.service");
+    let (meta_data, unit) = (meta_data(seed), unit());
+    let files: [(&str, &[u8]); 5] = [
+        ("meta-data", meta_data.as_bytes()),
+        (
+            "user-data",
+            seed.user_data.unwrap_or(NO_USER_DATA).as_bytes(),
+        ),
+        ("vendor-data", VENDOR_DATA.as_bytes()),
+        (AGENT, agent()),
+        (&unit_name, unit.as_bytes()),
+    ];
+    std::fs::write(out, volume(&files)?)
+}
+
+/// A vfat volume with `files` in its root.
+fn volume(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
+    let size: usize = files.iter().map(|(_, content)| content.len()).sum();
+    let mut disk = Cursor::new(vec![0; (size + SLACK).next_multiple_of(SLACK)]);
+    fatfs::format_volume(&mut disk, FormatVolumeOptions::new().volume_label(LABEL))?;
+    let volume = FileSystem::new(&mut disk, FsOptions::new())?;
+    for (name, content) in files {
+        volume.root_dir().create_file(name)?.write_all(content)?;
+    }
+    volume.unmount()?;
+    Ok(disk.into_inner())
+}
+
+/// The file `meta-data`, as YAML.
+fn meta_data(seed: &Seed<'_>) -> String {
+    // Our names may have an underscore, host names may not.
+    let host = seed.name.replace('_', "-");
+    let mut text = format!(
+        "instance-id: {}\nlocal-hostname: {}\n",
+        quoted(seed.instance),
+        quoted(&host)
+    );
+    if let Some(key) = seed.ssh_key {
+        text += &format!("public-keys:\n  - {}\n", quoted(key.trim()));
+    }
+    text
+}
+
+/// A YAML string in double quotes, whatever is in it.
+fn quoted(text: &str) -> String {
+    facet_json::to_string(text).expect("a string always has a JSON form")
+}

@@ -1,0 +1,310 @@
+//! `rum check`: what `rum up` would forward, and what of this machine is in its way.
+//!
+//! What is told about the machine was tried: each address is bound for an instant, without
+//! listening, so that nobody can connect to it. It is about this moment only, so it never
+//! changes the exit code: `rum up` waits for a host port that is taken.
+//!
+//! Invariant: [`summary`] and [`warnings`] are pure; only [`probe`] asks the kernel.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+use rum_shared::listener::Process;
+use rustix::io::Errno;
+
+use crate::cli::GlobalArgs;
+use crate::cli::tools::CheckArgs;
+use crate::config::{self, Settings};
+use crate::error::RumError;
+use crate::guest::GuestKind;
+use crate::plan::{AutoPolicy, HostAddr, OnConflict, StaticForward};
+use crate::{exit, host_port};
+
+/// Runs `rum check`.
+///
+/// # Errors
+/// The configuration is wrong, or stdout cannot be written to.
+pub fn run(args: &CheckArgs, global: &GlobalArgs) -> Result<u8, RumError> {
+    let settings = config::load(args.config.as_deref(), &args.overrides())?;
+    if !global.quiet {
+        super::print(&summary(&settings))?;
+    }
+    let warnings: String = warnings(&settings, probe)
+        .iter()
+        .map(Warning::render)
+        .collect();
+    // That stderr is closed is not a reason to fail.
+    let _ = anstream::stderr().lock().write_all(warnings.as_bytes());
+    Ok(exit::OK)
+}
+
+/// What would be forwarded, a line each.
+fn summary(settings: &Settings) -> String {
+    let mut lines = Vec::new();
+    lines.push(match &settings.origin {
+        Some(file) => format!("{} is valid", file.display()),
+        None => "The command line is valid, and there is no rum.toml".to_owned(),
+    });
+    let kind = match &settings.guest {
+        GuestKind::Namespace => "a network namespace of this machine".to_owned(),
+        GuestKind::Qemu(vm) => format!("a VM that boots from {}", vm.boot.file().display()),
+        GuestKind::Vsock { cid } => format!("the VM with context id {cid} (vsock)"),
+        GuestKind::Unix { socket } => format!("the VM behind {} (unix)", socket.display()),
+        GuestKind::Libvirt(spec) => format!("the domain {} of {}", spec.domain, spec.uri),
+    };
+    lines.push(format!("guest      {}: {kind}", settings.name));
+    lines.extend(settings.policy.statics.iter().map(|forward| {
+        let StaticForward { host, guest } = forward;
+        format!("static     {host} → guest:{guest}")
+    }));
+    lines.extend(settings.policy.auto.iter().flat_map(automatic));
+    // Rules go here.
+    lines.iter().map(|line| clean(line) + "\n").collect()
+}
+
+/// A path may hold anything.
+fn clean(line: &str) -> String {
+    line.replace(char::is_control, "?")
+}
+
+fn automatic(auto: &AutoPolicy) -> [String; 2] {
+    let AutoPolicy {
+        ranges,
+        bind,
+        on_conflict,
+        drain,
+        ..
+    } = auto;
+    let bind = match bind.is_ipv6() {
+        true => format!("[{bind}]"),
+        false => bind.to_string(),
+    };
+    let conflict = match on_conflict {
+        OnConflict::Wait => "wait until it is free",
+        OnConflict::Next => "take the next free one",
+    };
+    let drain = match drain.is_zero() {
+        true => "are cut when their port closes".to_owned(),
+        false => format!("may go on for {drain:?} when their port closes"),
+    };
+    [
+        format!("automatic  {bind}:{ranges} → guest, the same port"),
+        format!("           host port taken: {conflict}; connections {drain}"),
+    ]
+}
+
+/// Something of this machine that is in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Warning {
+    message: String,
+    hint: String,
+}
+
+impl Warning {
+    fn render(&self) -> String {
+        const YELLOW: &str = "\u{1b}[1;33m";
+        const BLUE: &str = "\u{1b}[1;36m";
+        const PLAIN: &str = "\u{1b}[0m";
+        let Self { message, hint } = self;
+        format!("{YELLOW}warning:{PLAIN} {message}\n{BLUE}hint:{PLAIN} {hint}\n")
+    }
+}
+
+/// What came of binding an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Probe {
+    /// It can be bound.
+    Free,
+    /// Somebody has it, cleaned.
+    Taken(Option<Process>),
+    /// This user may not bind so low a port.
+    Privileged,
+    /// This machine has no such address.
+    NotHere,
+    /// Anything else.
+    Other(String),
+}
+
+/// What is in the way of `settings`, according to `probe`.
+fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> Vec<Warning> {
+    let mut found = Vec::new();
+    for StaticForward { host, .. } in &settings.policy.statics {
+        found.extend(in_the_way(host.0, &host.to_string(), probe(host.0)));
+    }
+    if let Some(auto) = &settings.policy.auto
+        && let Some(range) = auto.ranges.hull()
+    {
+        // The lowest port is the one that may need privilege.
+        let lowest = SocketAddr::new(auto.bind, range.min());
+        match probe(lowest) {
+            // A port of many, that the guest may never listen on.
+            Probe::Taken(_) => {}
+            other => found.extend(in_the_way(lowest, &lowest.to_string(), other)),
+        }
+    }
+    let statics = settings.policy.statics.iter().map(|s| s.host.0.ip());
+    let autos = settings.policy.auto.iter().map(|a| a.bind);
+    let mut wide: Vec<_> = statics
+        .chain(autos)
+        .filter(|ip| ip.is_unspecified())
+        .collect();
+    wide.sort_unstable();
+    wide.dedup();
+    found.extend(wide.into_iter().map(|ip| Warning {
+        message: format!("{ip} is every address of this machine: the network can reach the guest"),
+        hint: "write `bind = \"127.0.0.1\"` to let only this machine in".to_owned(),
+    }));
+    found
+}
+
+fn in_the_way(addr: SocketAddr, shown: &str, probe: Probe) -> Option<Warning> {
+    let (message, hint) = match probe {
+        Probe::Free => return None,
+        Probe::Taken(Some(Process { pid, name })) => (
+            format!("{shown} is taken by {name} (pid {pid})"),
+            "`rum up` forwards it once that is free; or choose another `host` port".to_owned(),
+        ),
+        Probe::Taken(None) => (
+            format!("{shown} is taken"),
+            format!(
+                "`rum up` forwards it once that is free; as root `ss -ltnp sport = :{}` says \
+                 by whom",
+                addr.port()
+            ),
+        ),
+        Probe::Privileged => (
+            format!("{shown} cannot be bound by this user, as any low port"),
+            format!(
+                "choose a higher port, or as root: sysctl -w \
+                 net.ipv4.ip_unprivileged_port_start={}",
+                addr.port()
+            ),
+        ),
+        Probe::NotHere => (
+            format!("{} is not an address of this machine", addr.ip()),
+            "`ip address` shows those that are; \"127.0.0.1\" always is".to_owned(),
+        ),
+        Probe::Other(why) => (
+            format!("{shown} cannot be bound: {why}"),
+            "`rum up` tries again and again".to_owned(),
+        ),
+    };
+    Some(Warning { message, hint })
+}
+
+/// Binds `addr` for an instant, as the forwarder does, without listening.
+fn probe(addr: SocketAddr) -> Probe {
+    match bind(addr) {
+        Ok(()) => Probe::Free,
+        Err(Errno::ADDRINUSE) => Probe::Taken(host_port::holder(HostAddr(addr))),
+        Err(Errno::ACCESS) => Probe::Privileged,
+        Err(Errno::ADDRNOTAVAIL) => Probe::NotHere,
+        Err(other) => Probe::Other(other.to_string()),
+    }
+}
+
+/// Binds `addr`, and lets go of it.
+pub(super) fn bind(addr: SocketAddr) -> rustix::io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    let family = match addr.is_ipv6() {
+        true => AddressFamily::INET6,
+        false => AddressFamily::INET,
+    };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Connections of before that linger in TIME_WAIT are in nobody's way.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &addr)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::config::parse;
+
+    const FILE: &str = "name = \"dev\"
+drain = \"0\"
+[[ports]]
+host = 8080
+guest = 80
+[[ports]]
+host = 80
+guest = 8000
+bind = \"::\"
+[[ports]]
+host = 9000
+guest = 9000
+bind = \"192.0.2.1\"
+[auto_ports]
+range = \"443,5000-6000\"
+bind = \"0.0.0.0\"
+on_conflict = \"next\"
+";
+
+    fn settings(text: &str) -> Settings {
+        Settings {
+            origin: Some("rum.toml".into()),
+            ..parse(text, "rum.toml").unwrap()
+        }
+    }
+
+    #[test]
+    fn summaries() {
+        let mut vsock = settings(FILE);
+        vsock.guest = GuestKind::Vsock { cid: 3 };
+        let mut alone = settings("[auto_ports]\nrange = \"5000-6000\"\nbind = \"::1\"");
+        alone.origin = None;
+        alone.guest = GuestKind::Unix {
+            socket: "/run/a\u{1b}[2J".into(),
+        };
+        let all = [settings(FILE), vsock, alone].map(|s| summary(&s));
+        insta::assert_snapshot!(all.join("\n"));
+    }
+
+    #[test]
+    fn every_warning() {
+        let postgres = Process {
+            pid: 4121,
+            name: "postgres".into(),
+        };
+        let probe = |addr: SocketAddr| match addr.port() {
+            8080 => Probe::Taken(Some(postgres.clone())),
+            80 | 443 => Probe::Privileged,
+            9000 => Probe::NotHere,
+            _ => panic!("{addr} was not asked for"),
+        };
+        let mut all = warnings(&settings(FILE), probe);
+        all.extend(in_the_way(
+            "[::1]:1".parse().unwrap(),
+            "[::1]:1",
+            Probe::Taken(None),
+        ));
+        all.extend(in_the_way(
+            "[::1]:1".parse().unwrap(),
+            "[::1]:1",
+            Probe::Other("no memory".into()),
+        ));
+        let text: String = all.iter().map(Warning::render).collect();
+        insta::assert_snapshot!(crate::tools::plain(&text));
+        let free = "[auto_ports]\nrange = \"5000\"";
+        assert_eq!(warnings(&settings(free), |_| Probe::Free), []);
+        let taken = warnings(&settings(free), |_| Probe::Taken(None));
+        assert_eq!(taken, [], "one of the automatic ports");
+    }
+
+    #[test]
+    fn what_is_tried_is_true() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let Probe::Taken(Some(holder)) = probe(addr) else {
+            panic!("not taken");
+        };
+        assert_eq!(holder.pid, std::process::id());
+        assert_eq!(probe("127.0.0.1:0".parse().unwrap()), Probe::Free);
+        // TEST-NET-1 of RFC 5737 is nobody's.
+        assert_eq!(probe("192.0.2.1:0".parse().unwrap()), Probe::NotHere);
+    }
+}

@@ -1,0 +1,220 @@
+//! `rum init`: a `rum.toml` that says what each key is for.
+//!
+//! Invariants: never over an existing file; the text parses, sets just the name and the range,
+//! and mentions every key that there is, which a test compares with the reflection of
+//! [`crate::config::Config`].
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::Path;
+
+use rum_shared::range::PortRanges;
+
+use crate::cli::tools::InitArgs;
+use crate::config::{DEFAULT_NAME, FILE_NAME};
+use crate::error::RumError;
+use crate::exit;
+
+/// What is forwarded when nothing else is said.
+const RANGE: &str = "5000-6000";
+
+/// Runs `rum init`.
+///
+/// # Errors
+/// The file is there already, or cannot be written.
+pub fn run(args: &InitArgs) -> Result<u8, RumError> {
+    let path = args.config.as_deref().unwrap_or(Path::new(FILE_NAME));
+    let text = text(args.name.as_deref(), args.range.as_ref());
+    create(path, &text).map_err(|error| refused(path, error))?;
+    let shown = path.display();
+    let option = match &args.config {
+        Some(_) => format!(" -c {shown}"),
+        None => String::new(),
+    };
+    super::print(&format!(
+        "Wrote {shown}\nnext: rum check{option}, then rum up{option}\n"
+    ))?;
+    Ok(exit::OK)
+}
+
+/// Makes a file that was not there (O_EXCL).
+fn create(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(text.as_bytes()).inspect_err(|_| {
+        // Ours, and of no use by half.
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+fn refused(path: &Path, error: io::Error) -> RumError {
+    let shown = path.display();
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        return RumError::new(format!("{shown} is there already")).hint(
+            "remove it first, or write another with `rum init -c FILE`; \
+             `rum check` says what is in it",
+        );
+    }
+    RumError::new(format!("cannot write {shown}"))
+        .caused_by(error)
+        .hint("name a file that you may write with `-c FILE`")
+}
+
+/// The file.
+fn text(name: Option<&str>, range: Option<&PortRanges>) -> String {
+    let name = match name {
+        Some(name) => format!("name = \"{name}\""),
+        None => format!("# name = \"{DEFAULT_NAME}\""),
+    };
+    let range = range.map_or(RANGE.to_owned(), ToString::to_string);
+    TEMPLATE.replace("{name}", &name).replace("{range}", &range)
+}
+
+/// What is commented out is optional and shows its default, or an example.
+const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this machine. `rum check` checks it.
+
+# Tells guests apart, as in `rum exec --name NAME`.
+{name}
+
+# How long open connections may go on when their port closes: "500ms", "10s", "2m"; "0" cuts.
+# drain = "10s"
+
+# Where programs run. The default is a network namespace of this machine, made by rum.
+[guest]
+# kind = "namespace"
+
+# A running VM with rum-agent in it, by its context id:
+# kind = "vsock"
+# cid = 3
+
+# A running VM whose vsock is a Unix socket on this machine (Firecracker, Cloud Hypervisor):
+# kind = "unix"
+# socket = "/run/vm/vsock.sock"
+
+# Forward whatever listens in the guest, as long as it does.
+[auto_ports]
+# Ports and ranges, separated by commas: "3000-3999,8080".
+range = "{range}"
+# Address of this machine; "0.0.0.0" lets the whole network in.
+# bind = "127.0.0.1"
+# When the host port is taken: "wait" until it is free, or take the "next" free one.
+# on_conflict = "wait"
+# Instead of `drain` above.
+# drain = "10s"
+
+# A port that is forwarded at all times; as many of these as wanted.
+# [[ports]]
+# host = 8080
+# guest = 80
+# bind = "127.0.0.1"
+"#;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use facet::{Def, Facet, Field, Shape, Type, UserType};
+
+    use super::*;
+    use crate::config::{self, Config};
+    use crate::plan::Policy;
+
+    #[test]
+    fn the_file() {
+        insta::assert_snapshot!(text(Some("dev"), None));
+    }
+
+    #[test]
+    fn it_parses_and_says_what_was_asked_for() {
+        let settings = config::parse(&text(None, None), "rum.toml").unwrap();
+        assert_eq!(settings.name, DEFAULT_NAME);
+        assert_eq!(settings.policy.auto.unwrap().ranges.to_string(), RANGE);
+        let range = "3000-3999,8080".parse().unwrap();
+        let settings = config::parse(&text(Some("dev"), Some(&range)), "rum.toml").unwrap();
+        assert_eq!(settings.name, "dev");
+        assert_eq!(settings.policy.auto.unwrap().ranges, range);
+    }
+
+    /// Each line `# key = value` as if it were not commented out.
+    fn uncommented(text: &str) -> String {
+        let line = |line: &str| match line.strip_prefix("# ") {
+            Some(rest) if rest.contains(" = ") || rest.starts_with('[') => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        };
+        text.lines().map(line).collect()
+    }
+
+    #[test]
+    fn what_is_commented_out_is_the_default_or_right() {
+        let text = text(None, None);
+        // One kind of guest at a time.
+        let start = text.find("# A running VM with").unwrap();
+        let end = text.find("# Forward whatever").unwrap();
+        let (others, rest) = (&text[start..end], text[..start].to_owned() + &text[end..]);
+        let all = config::parse(&uncommented(&rest), "rum.toml").unwrap();
+        let mut policy = config::parse(&text, "rum.toml").unwrap().policy;
+        assert_eq!(all.policy.statics.len(), 1, "the example");
+        policy.statics = all.policy.statics.clone();
+        assert_eq!(all.policy, policy);
+        assert_eq!(policy.drain, Policy::default().drain);
+        for kind in uncommented(others).split("kind").skip(1) {
+            let kind: String = kind
+                .lines()
+                .take_while(|l| !l.is_empty())
+                .collect::<Vec<_>>()
+                .join("\n");
+            config::parse(&format!("[guest]\nkind{kind}"), "rum.toml").unwrap();
+        }
+    }
+
+    fn fields(shape: &'static Shape) -> &'static [Field] {
+        match (&shape.ty, &shape.def) {
+            (_, Def::Option(option)) => fields(option.t),
+            (_, Def::List(list)) => fields(list.t),
+            (Type::User(UserType::Struct(this)), _) => this.fields,
+            _ => &[],
+        }
+    }
+
+    /// All keys of a section and of those below it, as `section.key`.
+    fn keys(section: &str, shape: &'static Shape, found: &mut Vec<(String, &'static str)>) {
+        for field in fields(shape) {
+            let name = field.effective_name();
+            match fields(field.shape()) {
+                [] => found.push((section.to_owned(), name)),
+                _ => keys(name, field.shape(), found),
+            }
+        }
+    }
+
+    #[test]
+    fn every_key_is_mentioned_in_its_section() {
+        let mut all = Vec::new();
+        keys("", Config::SHAPE, &mut all);
+        assert!(all.len() > 10);
+        let text = uncommented(TEMPLATE).replace("{name}", "name = \"\"");
+        for (section, key) in all {
+            let mut here = "";
+            let found = text.lines().any(|line| {
+                if line.starts_with('[') {
+                    here = line.trim_matches(['[', ']']);
+                }
+                here == section && line.starts_with(&format!("{key} = "))
+            });
+            assert!(found, "`{key}` of [{section}] is not in the file");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rum.toml");
+        create(&path, "old").unwrap();
+        let error = create(&path, "new").unwrap_err();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        let error = refused(Path::new("rum.toml"), error);
+        insta::assert_snapshot!(crate::tools::plain(&crate::error::render(&error, 80)));
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        assert!(create(&dir.path().join("link"), "new").is_err(), "O_EXCL");
+        assert!(create(&dir.path().join("no/rum.toml"), "new").is_err());
+    }
+}

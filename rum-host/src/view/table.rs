@@ -1,0 +1,408 @@
+//! `rum ports`: the ports as a table for people, and as tab-separated lines for programs.
+//!
+//! Ports that need something done come first, hidden ones (only with `--all`) last, each group by
+//! port. The table fits the terminal: columns are as wide as what is in them, up to a limit each;
+//! where there is not room for all, the least important ones are left out, and the last one takes
+//! the rest and is cut with `…`. The lines are for programs: no header, nothing cut, always the
+//! same columns ([`COLUMNS`]).
+//!
+//! Invariants: whatever came from the guest is cleaned before it gets into a cell, so one port is
+//! one line and no cell contains a tab; colour says nothing that the words do not say.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rum_shared::text::clean;
+use unicode_width::UnicodeWidthStr;
+
+use super::known::Known;
+use super::{clock, lines};
+use crate::control::model::{AgentState, ControlInfo, PortStatus, ProcessName, Reason, State};
+
+/// From this many columns of the terminal on, there is room for all columns of the table.
+const WIDE: usize = 100;
+/// Between two columns.
+const GAP: &str = "  ";
+/// A reason is cut down to this before columns are left out for it.
+const MIN_REASON: usize = 16;
+/// What takes the place of nothing.
+const NOTHING: &str = "-";
+
+const BOLD: &str = "\u{1b}[1m";
+const DIM: &str = "\u{1b}[2m";
+const RED: &str = "\u{1b}[1;31m";
+const GREEN: &str = "\u{1b}[32m";
+// Yellow cannot be read on white.
+const MAGENTA: &str = "\u{1b}[35m";
+const PLAIN: &str = "\u{1b}[0m";
+
+/// How a table is drawn.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// The terminal's width, in columns.
+    pub width: usize,
+    /// Whether hidden ports are shown.
+    pub all: bool,
+    /// Whether there is colour.
+    pub color: bool,
+    /// The time.
+    pub now: Timestamp,
+    /// The time zone in which times are shown.
+    pub zone: TimeZone,
+}
+
+/// The columns of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Column {
+    Port,
+    State,
+    Host,
+    Process,
+    Guest,
+    Connections,
+    Bytes,
+    Since,
+    Label,
+    Reason,
+}
+
+impl Column {
+    const NARROW: [Self; 5] = [
+        Self::Port,
+        Self::State,
+        Self::Host,
+        Self::Process,
+        Self::Reason,
+    ];
+    const WIDE: [Self; 10] = [
+        Self::Port,
+        Self::State,
+        Self::Host,
+        Self::Process,
+        Self::Guest,
+        Self::Connections,
+        Self::Bytes,
+        Self::Since,
+        Self::Label,
+        Self::Reason,
+    ];
+    /// Those that are left out where there is no room, the first one first.
+    const OPTIONAL: [Self; 7] = [
+        Self::Label,
+        Self::Bytes,
+        Self::Since,
+        Self::Guest,
+        Self::Connections,
+        Self::Process,
+        Self::Host,
+    ];
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Port => "PORT",
+            Self::State => "STATE",
+            Self::Host => "HOST",
+            Self::Process => "PROCESS",
+            Self::Guest => "GUEST",
+            Self::Connections => "CONNS",
+            Self::Bytes => "IN/OUT",
+            Self::Since => "SINCE",
+            Self::Label => "LABEL",
+            Self::Reason => "REASON",
+        }
+    }
+
+    /// The widest that it gets. Of what is not listed here rum makes the text, and it is short.
+    fn limit(self) -> usize {
+        match self {
+            Self::Process | Self::Label => 16,
+            Self::Host | Self::Guest => 24,
+            _ => usize::MAX,
+        }
+    }
+
+    fn cell(self, port: &PortStatus, look: &Look) -> String {
+        match self {
+            Self::Port => port.port.to_string(),
+            Self::State => port.state.to_string(),
+            Self::Host => text(port.host.as_deref()),
+            Self::Process if look.width < WIDE => {
+                text(port.process.as_ref().map(|process| process.name.as_str()))
+            }
+            Self::Process => process(port.process.as_ref()),
+            Self::Guest => addresses(port),
+            Self::Connections => {
+                let count = &port.connections;
+                format!("{}/{}", count.now, count.total)
+            }
+            Self::Bytes => {
+                let (to_guest, to_host) = (port.bytes.to_guest, port.bytes.to_host);
+                format!("{}/{}", short(to_guest), short(to_host))
+            }
+            Self::Since => {
+                let since = clock::local(&port.since, look.now, &look.zone, false);
+                text(Some(&since))
+            }
+            Self::Label => text(port.label.as_deref()),
+            Self::Reason => reason(port.reason.as_ref()),
+        }
+    }
+}
+
+/// The ports in the order of the table.
+fn ordered(known: &Known, all: bool) -> Vec<&PortStatus> {
+    let mut ports: Vec<_> = known
+        .ports()
+        .filter(|port| all || !port.state.is_hidden())
+        .collect();
+    // Stable: within a rank they stay sorted by port.
+    ports.sort_by_key(|port| match port.state {
+        state if state.is_problem() => State::ALL.iter().position(|other| *other == state),
+        state if state.is_hidden() => Some(State::ALL.len() + 1),
+        _ => Some(State::ALL.len()),
+    });
+    ports
+}
+
+/// The table with its header, every line with a line feed; empty if there is no port to be shown.
+pub fn table(known: &Known, look: &Look) -> String {
+    let ports = ordered(known, look.all);
+    if ports.is_empty() {
+        return String::new();
+    }
+    let mut columns: Vec<Column> = match look.width < WIDE {
+        true => Column::NARROW.into(),
+        false => Column::WIDE.into(),
+    };
+    if ports.iter().all(|port| port.label.is_none()) {
+        columns.retain(|column| *column != Column::Label);
+    }
+    // Each column with its cells, the title first.
+    let mut filled: Vec<(Column, Vec<String>)> = columns
+        .into_iter()
+        .map(|column| {
+            let cells = ports.iter().map(|port| column.cell(port, look));
+            let title = std::iter::once(column.title().to_owned());
+            (column, title.chain(cells).collect())
+        })
+        .collect();
+    let widths = fit_columns(&mut filled, look.width);
+    let mut out = String::new();
+    for row in 0..=ports.len() {
+        let port = row.checked_sub(1).map(|index| ports[index]);
+        let mut line = String::new();
+        for ((column, cells), width) in filled.iter().zip(&widths) {
+            let cell = cut(&cells[row], *width);
+            let style = style(port.map(|port| port.state), *column).filter(|_| look.color);
+            if !line.is_empty() {
+                line += GAP;
+            }
+            let padding = match column {
+                Column::Reason => 0,
+                _ => width.saturating_sub(cell.width()),
+            };
+            match style {
+                Some(style) => line += &format!("{style}{cell}{PLAIN}"),
+                None => line += &cell,
+            }
+            line.extend(std::iter::repeat_n(' ', padding));
+        }
+        out += line.trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+/// Leaves out columns until the rest fits into `width`; the widths of those that stay.
+fn fit_columns(filled: &mut Vec<(Column, Vec<String>)>, width: usize) -> Vec<usize> {
+    let natural = |(column, cells): &(Column, Vec<String>)| {
+        let widest = cells.iter().map(|cell| cell.width()).max();
+        widest.unwrap_or(0).min(column.limit())
+    };
+    let mut drop_next = Column::OPTIONAL.iter();
+    loop {
+        let mut widths: Vec<usize> = filled.iter().map(natural).collect();
+        let last = widths.pop().unwrap_or(0);
+        let rest = width.saturating_sub(widths.iter().map(|width| width + GAP.len()).sum());
+        if rest >= last.min(MIN_REASON) {
+            widths.push(last.min(rest));
+            return widths;
+        }
+        match drop_next.next() {
+            Some(dropped) => filled.retain(|(column, _)| column != dropped),
+            // A terminal this narrow wraps lines: cut to next to nothing says less than that.
+            None => {
+                widths.push(last.min(MIN_REASON));
+                return widths;
+            }
+        }
+    }
+}
+
+fn style(state: Option<State>, column: Column) -> Option<&'static str> {
+    let Some(state) = state else {
+        return Some(BOLD);
+    };
+    match state {
+        state if state.is_hidden() => Some(DIM),
+        _ if column != Column::State => None,
+        state if state.is_problem() => Some(RED),
+        State::Forwarded => Some(GREEN),
+        _ => Some(MAGENTA),
+    }
+}
+
+/// `text`, at most `width` columns wide; the last one is `…` if something was cut off.
+fn cut(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut out = String::new();
+    for c in text.chars() {
+        out.push(c);
+        if out.width() >= width {
+            out.pop();
+            break;
+        }
+    }
+    out.push('…');
+    out
+}
+
+fn text(text: Option<&str>) -> String {
+    match text.unwrap_or_default() {
+        "" => NOTHING.to_owned(),
+        text => clean(text, usize::MAX),
+    }
+}
+
+fn process(process: Option<&ProcessName>) -> String {
+    text(process.map(|p| format!("{}[{}]", p.name, p.pid)).as_deref())
+}
+
+fn addresses(port: &PortStatus) -> String {
+    text(Some(&port.guest_addresses.join(",")))
+}
+
+fn reason(reason: Option<&Reason>) -> String {
+    text(reason.map(|reason| reason.message.as_str()))
+}
+
+/// A number in three digits or so: `999`, `1.2k`, `34M`.
+fn short(number: u64) -> String {
+    let mut value = number as f64;
+    let mut units = ["", "k", "M", "G", "T", "P", "E"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    while value >= 999.5 {
+        let Some(next) = units.next() else { break };
+        (value, unit) = (value / 1000.0, next);
+    }
+    match unit {
+        "" => number.to_string(),
+        _ if value < 9.95 => format!("{value:.1}{unit}"),
+        _ => format!("{value:.0}{unit}"),
+    }
+}
+
+/// What the columns of [`lines_for_programs`] are, in their order.
+pub const COLUMNS: [&str; 12] = [
+    "port",
+    "state",
+    "host address",
+    "process[pid]",
+    "reason",
+    "guest addresses",
+    "connections now",
+    "connections in all",
+    "bytes to the guest",
+    "bytes to the host",
+    "since",
+    "label",
+];
+
+/// One line a port, its [`COLUMNS`] separated by tabs; `-` stands for nothing. Times are UTC.
+pub fn lines_for_programs(known: &Known, all: bool) -> String {
+    let line = |port: &PortStatus| {
+        let cells: [String; COLUMNS.len()] = [
+            port.port.to_string(),
+            port.state.to_string(),
+            text(port.host.as_deref()),
+            process(port.process.as_ref()),
+            reason(port.reason.as_ref()),
+            addresses(port),
+            port.connections.now.to_string(),
+            port.connections.total.to_string(),
+            port.bytes.to_guest.to_string(),
+            port.bytes.to_host.to_string(),
+            text(Some(&port.since)),
+            text(port.label.as_deref()),
+        ];
+        cells.join("\t") + "\n"
+    };
+    ordered(known, all).into_iter().map(line).collect()
+}
+
+/// What is to be said where there is no port to be shown.
+pub fn nothing(info: &ControlInfo, known: &Known) -> String {
+    let watched = match known
+        .config
+        .as_ref()
+        .and_then(|config| config.range.as_ref())
+    {
+        Some(range) => format!("watching tcp {range}"),
+        None => "no range is forwarded automatically".to_owned(),
+    };
+    let name = clean(&info.name, usize::MAX);
+    let text = match known.ports().len() {
+        0 => format!("Nothing in \"{name}\" is listening yet; {watched}"),
+        _ => format!("Nothing in \"{name}\" is to be forwarded; {watched}"),
+    };
+    clean(&text, usize::MAX)
+}
+
+/// Lines about what makes the table wrong or old: the agent is not there, or the configuration in
+/// force is not the one in the file.
+pub fn warnings(known: &Known, now: Timestamp, zone: &TimeZone) -> Vec<String> {
+    let agent = known.agent.as_ref();
+    let agent = agent.filter(|agent| agent.state != AgentState::Connected);
+    let agent = agent.map(|agent| {
+        let since = clock::local(&agent.since, now, zone, false);
+        format!("{} (since {since})", lines::of_agent(agent))
+    });
+    let config = known.config.as_ref();
+    let config = config.filter(|config| config.error.is_some());
+    let all = agent.into_iter().chain(config.map(lines::of_config));
+    all.map(|line| clean(&line, usize::MAX)).collect()
+}
+
+/// Lines below the table for somebody who sits before it: what is not shown, and what to do about
+/// the first problem.
+pub fn footer(known: &Known, all: bool) -> Vec<String> {
+    let mut out = Vec::new();
+    let hidden = || known.ports().filter(|port| port.state.is_hidden());
+    if !all && hidden().next().is_some() {
+        let states: BTreeSet<&str> = hidden().map(|port| port.state.as_str()).collect();
+        let states: Vec<_> = states.into_iter().collect();
+        out.push(format!(
+            "{} hidden ({}): --all",
+            hidden().count(),
+            states.join(", ")
+        ));
+    }
+    let ports = ordered(known, false);
+    let problems = ports.iter().filter(|port| port.state.is_problem());
+    let step = problems.filter_map(|port| {
+        let reason = port.reason.as_ref()?;
+        Some((port.port, &reason.message, reason.hint.as_ref()?))
+    });
+    if let Some((port, message, hint)) = step.into_iter().next() {
+        out.push(clean(&format!("{port}: {message}"), usize::MAX));
+        out.push(clean(&format!("hint: {hint}"), usize::MAX));
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
