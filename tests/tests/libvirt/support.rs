@@ -43,7 +43,7 @@ impl Libvirt {
         });
     }
 
-    fn try_virsh(&self, args: &[&str]) -> Output {
+    pub fn try_virsh(&self, args: &[&str]) -> Output {
         let mut virsh = Command::new("virsh");
         virsh.args(["--quiet", "--connect", &self.uri()]).args(args);
         virsh.env("LC_ALL", "C").output().expect("virsh runs")
