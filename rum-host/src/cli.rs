@@ -146,6 +146,17 @@ Exit codes:
     /// Get rum-agent into a VM that rum did not make
     #[command(subcommand)]
     Agent(agent::AgentCommand),
+    /// Attach to the serial console of a VM that rum booted
+    #[command(
+        after_help = "Ctrl+] detaches; the VM goes on. Without a terminal as stdin it only shows.
+What the guest writes reaches the terminal as it is, as with ssh.
+
+Exit codes:
+  0  detached, or the guest has ended
+  1  no such guest is running, or it has no console
+  2  the command line is wrong"
+    )]
+    Console(ConsoleArgs),
     /// Write a rum.toml with a comment on each key
     Init(tools::InitArgs),
     /// Say what `rum up` would forward, and what is in its way
@@ -174,6 +185,9 @@ pub struct UpArgs {
     /// Host address of automatic forwards [default: 127.0.0.1]
     #[arg(long, value_name = "ADDR", value_parser = values::address)]
     pub bind: Option<IpAddr>,
+    /// Discard what the guest wrote to its image
+    #[arg(long)]
+    pub reset: bool,
     /// One more argument for the agent
     #[arg(long, hide = true, value_name = "ARG", allow_hyphen_values = true)]
     pub agent_arg: Vec<String>,
@@ -231,6 +245,14 @@ pub struct ShellArgs {
     pub name: Option<String>,
 }
 
+/// Arguments of `rum console`.
+#[derive(Debug, Clone, Args)]
+pub struct ConsoleArgs {
+    /// Name of the guest [default: the one in rum.toml, or the only one]
+    #[arg(long, value_parser = values::name)]
+    pub name: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -269,6 +291,7 @@ mod tests {
             ("help-wait", &["wait", "-h"]),
             ("help-exec", &["help", "exec"]),
             ("help-shell", &["shell", "-h"]),
+            ("help-console", &["help", "console"]),
             ("help-init", &["init", "-h"]),
             ("help-check", &["check", "-h"]),
             ("help-doctor", &["doctor", "-h"]),

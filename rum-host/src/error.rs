@@ -113,8 +113,12 @@ impl From<ConfigError> for RumError {
 
 impl From<GuestError> for RumError {
     fn from(error: GuestError) -> Self {
+        if let GuestError::Libvirt(error) = error {
+            return error;
+        }
         let mut this = Self::new(error.to_string());
         this.0.hint = error.hint();
+        this.0.example = error.example();
         let source = error.source().map(ToString::to_string);
         this.0.source = source.map(Into::into);
         this

@@ -8,13 +8,14 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::cli::ports::{PortsArgs, WaitArgs};
-use crate::cli::{Cli, Command, DownArgs, GlobalArgs, UpArgs};
+use crate::cli::{Cli, Command, ConsoleArgs, DownArgs, GlobalArgs, UpArgs};
 use crate::error::RumError;
 
 pub mod agent;
 pub mod backoff;
 pub mod cli;
 pub mod config;
+mod console;
 pub mod control;
 mod descriptors;
 mod down;
@@ -55,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Exec(args) => Err(run_inside(args.name.clone(), |name| {
             exec::exec(name, &args.command)
         })),
+        Command::Console(args) => run_console(args),
         Command::Shell(args) => Err(run_inside(args.name.clone(), exec::shell)),
         Command::Agent(command) => tools::agent::run(command),
         Command::Init(args) => tools::init::run(args),
@@ -112,6 +114,12 @@ fn run_down(args: &DownArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
     let asked = small_runtime()?.block_on(down::ask(name.as_deref(), args.force))?;
     asked.map_or(Ok(()), |process| down::wait(&process))?;
+    Ok(exit::OK)
+}
+
+fn run_console(args: &ConsoleArgs) -> Result<u8, RumError> {
+    let name = guest_name(args.name.as_ref())?;
+    console::attach(name.as_deref())?;
     Ok(exit::OK)
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rum_shared::listener::Process;
 use rum_shared::rpc::AgentInfo;
 
+use crate::guest::progress::Progress;
 use crate::plan::{GuestPort, HostAddr, Key};
 use crate::reconcile::Repair;
 
@@ -72,6 +73,8 @@ pub enum Notice {
     },
     /// The poll repaired what no event told.
     Repaired(Repair),
+    /// A guest of rum's own starts, or tells of itself.
+    Guest(Progress),
     /// The guest is gone.
     GuestEnded {
         /// How, in words.
@@ -115,6 +118,7 @@ impl Notice {
             | Self::GuestEnded { .. }
             | Self::GuestKilled { .. } => true,
             Self::AgentConnected { info, streaming } => !streaming || info.version != VERSION,
+            Self::Guest(progress) => progress.is_problem(),
             Self::Forwarded { .. }
             | Self::Stopped { .. }
             | Self::Reloaded { .. }
@@ -228,6 +232,7 @@ impl fmt::Display for Notice {
                 "Cut {connections} connection{} to guest:{guest}: the drain time is over",
                 if *connections == 1 { "" } else { "s" }
             ),
+            Self::Guest(progress) => progress.fmt(f),
             Self::GuestEnded { reason } => write!(f, "The guest ended: {reason}"),
             Self::GuestKilled { deadline } => {
                 write!(f, "Killed what was left in the guest after {deadline:?}")

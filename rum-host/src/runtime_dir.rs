@@ -52,8 +52,16 @@ const STATE_NEW: &str = "guest.new";
 const RPC: &str = "agent-rpc.sock";
 const CHANNEL: &str = "agent-channel.sock";
 const CONTROL: &str = "control.sock";
+const QMP: &str = "qmp.sock";
+const CONSOLE: &str = "console.sock";
+const VHOST: &str = "vhost.sock";
+const VSOCK: &str = "vm.vsock";
+/// Where the agent of a VM knocks (see `rum_shared::transport`).
+const KNOCK: &str = "vm.vsock_2224";
 /// Everything rum ever creates in the directory; `lock` is last, since it guards the others.
-const FILES: [&str; 6] = [RPC, CHANNEL, CONTROL, STATE, STATE_NEW, LOCK];
+const FILES: [&str; 11] = [
+    RPC, CHANNEL, CONTROL, QMP, CONSOLE, VHOST, VSOCK, KNOCK, STATE, STATE_NEW, LOCK,
+];
 
 /// Whether `name` may name a guest: 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`, not a dot first.
 pub fn check_name(name: &str) -> Result<(), RuntimeDirError> {
@@ -151,6 +159,26 @@ impl RuntimeDir {
     /// Where `rum up` answers other `rum` processes.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join(CONTROL)
+    }
+
+    /// Where the QEMU of a VM takes commands.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.path.join(QMP)
+    }
+
+    /// Where a VM's serial console is.
+    pub fn console_socket(&self) -> PathBuf {
+        self.path.join(CONSOLE)
+    }
+
+    /// Between QEMU and the VM's vsock device, where that is a process of its own.
+    pub fn vhost_socket(&self) -> PathBuf {
+        self.path.join(VHOST)
+    }
+
+    /// Where that device takes connections to the VM.
+    pub fn vsock_socket(&self) -> PathBuf {
+        self.path.join(VSOCK)
     }
 
     /// The lock, to be inherited by the helper that must outlive us.
@@ -305,6 +333,11 @@ impl RunningGuest {
     /// Where its `rum up` answers.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join(CONTROL)
+    }
+
+    /// Where the serial console of a VM is.
+    pub fn console_socket(&self) -> PathBuf {
+        self.path.join(CONSOLE)
     }
 }
 

@@ -31,7 +31,8 @@ use crate::control::model::{CONTROL_PROTOCOL, ControlInfo};
 use crate::control::server::{Ask, Server};
 use crate::error::RumError;
 use crate::exit;
-use crate::guest::{Guest, GuestSpec, Stopped};
+use crate::guest::progress::Tell;
+use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link, Stopped};
 use crate::hangup::Terminals;
 use crate::notice::Notice;
 use crate::output::{Output, Target};
@@ -40,8 +41,8 @@ use crate::reload::{self, Reload, Told};
 use crate::runtime_dir::RuntimeDir;
 use crate::supervisor::{Options, Stop, Summary, Supervisor};
 
-/// Time for what runs in the guest to end after SIGTERM.
-const GUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// Time for a command to end whose guest is gone.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
 /// When the command has ended its own connections are over, or as good as: time for the last
 /// bytes on their way to a client.
 const LAST_BYTES: Duration = Duration::from_secs(1);
@@ -152,12 +153,14 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     let io = |action: &'static str| {
         move |error: std::io::Error| RumError::new(format!("cannot {action}")).caused_by(error)
     };
+    refuse(args, settings)?;
     let mut signals = Signals::new().map_err(io("handle signals"))?;
     let ui = Ui::new(!args.command.is_empty(), global).map_err(io("start a thread"))?;
     let dir = RuntimeDir::create(&settings.name)?;
     let spec = GuestSpec {
         name: settings.name.clone(),
         kind: settings.guest.clone(),
+        reset: args.reset,
     };
     // Its log shares our terminal: problems only, unless more is wanted.
     let log = if verbose { "-v" } else { "-q" };
@@ -166,10 +169,21 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
         agent_args.push("--log-json".to_owned());
     }
     agent_args.extend_from_slice(&args.agent_arg);
+    let (agent_up, agent) = watch::channel(false);
+    let tell = Tell::new({
+        let ui = ui.clone();
+        move |notice| ui.say(&notice)
+    });
+    let link = Link {
+        agent_args,
+        tell,
+        agent,
+    };
     let guest = tokio::select! {
-        guest = Guest::start(&spec, &dir, &agent_args) => guest?,
+        guest = Guest::start(&spec, &dir, &link) => guest,
         number = signals.next() => return Ok(End::Signal(number).exit_code()),
     };
+    let guest = guest.inspect_err(|_| ui.rest.flush(FLUSH))?;
     let info = control_info(settings);
     let board = Arc::new(Board::new(info.boot.clone(), reload::status(settings)));
     let control = Server::bind(&dir.control_socket(), info, board.clone())
@@ -188,8 +202,13 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     let supervisor = tokio::spawn({
         let ui = ui.clone();
         async move {
-            let run = Supervisor::new(options).run(stopped, move |notice| ui.say(&notice));
-            run.await
+            let tell = move |notice| {
+                if matches!(notice, Notice::AgentConnected { .. }) {
+                    agent_up.send_replace(true);
+                }
+                ui.say(&notice);
+            };
+            Supervisor::new(options).run(stopped, tell).await
         }
     });
     let mut running = Running {
@@ -209,6 +228,21 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     let code = end.exit_code();
     running.shut_down(end).await;
     Ok(code)
+}
+
+/// What does not go with the guest's kind, before anything is started.
+fn refuse(args: &UpArgs, settings: &Settings) -> Result<(), RumError> {
+    if !args.command.is_empty() && settings.guest != GuestKind::Namespace {
+        let kind = settings.guest.name().to_owned();
+        return Err(GuestError::NoCommands { kind }.into());
+    }
+    if args.reset && !settings.guest.has_disk() {
+        return Err(
+            RumError::usage("`--reset` discards what a guest wrote to its image")
+                .hint("leave it out: this guest has no `image`"),
+        );
+    }
+    Ok(())
 }
 
 fn control_info(settings: &Settings) -> ControlInfo {
@@ -346,7 +380,7 @@ impl Running {
         }
         let deadline = match forced {
             true => Duration::ZERO,
-            false => GUEST_DEADLINE,
+            false => self.guest.stop_deadline(),
         };
         let stopped = tokio::select! {
             stopped = self.guest.stop(deadline) => stopped,
@@ -361,7 +395,7 @@ impl Running {
         }
         if let Some(mut child) = self.command {
             // Its other half was in the guest.
-            let _ = tokio::time::timeout(GUEST_DEADLINE, child.wait()).await;
+            let _ = tokio::time::timeout(COMMAND_DEADLINE, child.wait()).await;
         }
         self.ui.data.flush(FLUSH);
         self.ui.rest.flush(FLUSH);

@@ -6,7 +6,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::path::PathBuf;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -14,16 +13,12 @@ use toml::de::{DeTable, DeValue};
 use crate::policy::{DRAIN, GuestPort, HostAddr, Policy, StaticForward, overlap};
 
 use super::error::Problem;
-use super::raw::{Config, GuestConfig};
+use super::raw::Config;
 use super::values::{self, Invalid};
-use super::{DEFAULT_NAME, GuestKind, Overrides, Settings};
+use super::{DEFAULT_NAME, Overrides, Settings};
 
 /// Most static forwards; each costs a listening socket.
 pub const MAX_FORWARDS: usize = 1024;
-/// CIDs 0 to 2 are the hypervisor, the loopback and the host (vsock(7)).
-const FIRST_CID: i64 = 3;
-/// `u32::MAX` is VMADDR_CID_ANY.
-const LAST_CID: i64 = u32::MAX as i64 - 1;
 
 /// Checks `raw`, which was read from `text`, as was `document`.
 pub(super) fn settings(
@@ -151,76 +146,6 @@ impl Check<'_> {
 
     pub(super) fn label(&mut self, at: Place<'_>, text: Option<&str>) -> Option<String> {
         text.map(|text| self.text(at, "label", text, values::label))
-    }
-
-    fn guest(&mut self, at: Place<'_>, raw: &GuestConfig) -> GuestKind {
-        let kind = raw.kind.as_deref().unwrap_or("namespace");
-        let (wants_cid, wants_socket) = (kind == "vsock", kind == "unix");
-        let setting = match kind {
-            "namespace" => GuestKind::Namespace,
-            "vsock" => {
-                let cid = raw.cid.unwrap_or(FIRST_CID);
-                if !(FIRST_CID..=LAST_CID).contains(&cid) {
-                    let who = match cid {
-                        0 => "CID 0 is the hypervisor",
-                        1 => "CID 1 is the loopback",
-                        2 => "CID 2 is the host itself",
-                        _ => "no guest has this CID",
-                    };
-                    let message = format!("`cid = {cid}` cannot be a guest");
-                    let hint = format!("a guest's CID goes from {FIRST_CID} to {LAST_CID}");
-                    self.problem(at, "cid", who, message, hint);
-                }
-                if raw.cid.is_none() {
-                    let message = "a vsock guest needs its `cid`";
-                    self.problem(
-                        at,
-                        "kind",
-                        "needs `cid`",
-                        message,
-                        "write `cid = 3` below it",
-                    );
-                }
-                GuestKind::Vsock {
-                    cid: u32::try_from(cid).unwrap_or_default(),
-                }
-            }
-            "unix" => {
-                let socket = raw.socket.as_deref();
-                let hint = "write the path of the VM's socket: `socket = \"/run/vm/vsock.sock\"`";
-                if socket.is_none() {
-                    let message = "a unix guest needs its `socket`";
-                    self.problem(at, "kind", "needs `socket`", message, hint);
-                }
-                if socket.is_some_and(|path| path.is_empty() || path.contains('\0')) {
-                    self.problem(at, "socket", "no path", "`socket` is not a path", hint);
-                }
-                GuestKind::Unix {
-                    socket: PathBuf::from(socket.unwrap_or_default()),
-                }
-            }
-            _ => {
-                let message = match kind {
-                    "qemu" | "libvirt" => format!("guest kind `{kind}` is not in this version yet"),
-                    _ => format!("unknown guest kind `{kind}`"),
-                };
-                let hint = "write `kind = \"namespace\"`, `\"vsock\"` or `\"unix\"`";
-                self.problem(at, "kind", "not known here", message, hint);
-                return GuestKind::Namespace;
-            }
-        };
-        for (key, present, wanted, kind_of) in [
-            ("cid", raw.cid.is_some(), wants_cid, "vsock"),
-            ("socket", raw.socket.is_some(), wants_socket, "unix"),
-        ] {
-            if present && !wanted {
-                let message = format!("a {kind} guest has no `{key}`");
-                let hint = format!("remove it, or write `kind = \"{kind_of}\"`");
-                let label = format!("only for kind `{kind_of}`");
-                self.problem(at, key, &label, message, hint);
-            }
-        }
-        setting
     }
 
     fn forwards(&mut self, raw: &Config) -> Vec<Placed> {

@@ -15,6 +15,8 @@ mod auto;
 mod check;
 mod clash;
 mod error;
+mod guest;
+mod libvirt;
 mod raw;
 mod shape;
 mod syntax;
@@ -61,6 +63,15 @@ pub struct Settings {
     pub policy: Policy,
     /// The file this was read from; `None` if there was none.
     pub origin: Option<PathBuf>,
+}
+
+impl Settings {
+    /// The same, knowing that they come from `file`: relative paths start at its directory.
+    fn read_from(mut self, file: &Path) -> Self {
+        self.guest.resolve(file.parent().unwrap_or(Path::new("")));
+        self.origin = Some(file.to_owned());
+        self
+    }
 }
 
 /// What the command line puts over the file.
@@ -124,9 +135,10 @@ fn usable(
     shown: &str,
     overrides: &Overrides,
 ) -> Result<Settings, RumError> {
-    let settings = Settings {
-        origin: origin.map(Path::to_owned),
-        ..parse_with(text, shown, overrides)?
+    let settings = parse_with(text, shown, overrides)?;
+    let settings = match origin {
+        Some(file) => settings.read_from(file),
+        None => settings,
     };
     if settings.policy.hull().is_none() {
         return Err(nothing(shown));
@@ -166,10 +178,7 @@ pub fn current_name() -> Result<Option<String>, RumError> {
 fn settings_in(file: &Path) -> Result<Option<Settings>, RumError> {
     let shown = file.display().to_string();
     match read(file) {
-        Ok(text) => Ok(Some(Settings {
-            origin: Some(file.to_owned()),
-            ..parse(&text, &shown)?
-        })),
+        Ok(text) => Ok(Some(parse(&text, &shown)?.read_from(file))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(&shown, &error)),
     }

@@ -37,6 +37,30 @@ pub struct GuestConfig {
     pub cid: Option<i64>,
     /// `socket` is the path of the VM's vsock device, such as `socket = "/run/vm/vsock.sock"`
     pub socket: Option<String>,
+    /// `domain` is a domain of libvirt, such as `domain = "debian"`
+    pub domain: Option<String>,
+    /// `uri` is the libvirt that has the domain, such as `uri = "qemu:///system"`
+    pub uri: Option<String>,
+    /// `image` is the disk to boot from, which stays as it is, such as `image = "debian.qcow2"`
+    pub image: Option<String>,
+    /// `kernel` is the Linux kernel to boot, such as `kernel = "vmlinuz"`
+    pub kernel: Option<String>,
+    /// `initrd` is the kernel's initial file system, such as `initrd = "initrd.img"`
+    pub initrd: Option<String>,
+    /// `append` is what to add to the kernel's command line, such as `append = "quiet"`
+    pub append: Option<String>,
+    /// `cpus` is the number of the VM's processors, such as `cpus = 2`
+    pub cpus: Option<i64>,
+    /// `memory` is the size of the VM's memory, such as `memory = "512M"`
+    pub memory: Option<String>,
+    /// `accel` is how the VM is run: `accel = "auto"`, `"kvm"` or `"tcg"`
+    pub accel: Option<String>,
+    /// `args` is more arguments for QEMU, such as `args = ["-device", "virtio-balloon-pci"]`
+    pub args: Option<Vec<String>>,
+    /// `user_data` is a cloud-init file for the VM, such as `user_data = "user-data.yaml"`
+    pub user_data: Option<String>,
+    /// `ssh_key` is a public key, or its file, such as `ssh_key = "~/.ssh/id_ed25519.pub"`
+    pub ssh_key: Option<String>,
 }
 
 /// One `[[ports]]`.

@@ -193,6 +193,55 @@ pub fn pattern(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
+/// Least memory of a VM, in MiB: with less no Linux of today boots.
+pub const MIN_MEMORY: u32 = 64;
+/// Most memory of a VM, in MiB: 1 TiB. More is a slip of the pen.
+pub const MAX_MEMORY: u32 = 1 << 20;
+
+/// A size of memory, `512M` or `2G`, as MiB from [`MIN_MEMORY`] to [`MAX_MEMORY`].
+///
+/// # Errors
+/// What is wrong with it.
+pub fn memory(text: &str) -> Result<u32, Invalid> {
+    let example = "write a number and a unit: \"512M\" or \"2G\"";
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err(Invalid::new(
+            format!("`{text}` is not a size of memory"),
+            example,
+        ));
+    }
+    let number: u32 = number.parse().unwrap_or(u32::MAX);
+    let mib = match unit.trim() {
+        "M" | "MiB" => number,
+        "G" | "GiB" => number.saturating_mul(1024),
+        "" => {
+            return Err(Invalid::new(
+                format!("`{text}` has no unit"),
+                format!("write \"{text}M\" for mebibytes, or \"{text}G\" for gibibytes"),
+            ));
+        }
+        other => {
+            return Err(Invalid::new(
+                format!("`{other}` is not a unit of memory"),
+                example,
+            ));
+        }
+    };
+    match mib {
+        MIN_MEMORY..=MAX_MEMORY => Ok(mib),
+        0..MIN_MEMORY => Err(Invalid::new(
+            format!("`{text}` is too little for a VM"),
+            format!("write at least \"{MIN_MEMORY}M\""),
+        )),
+        _ => Err(Invalid::new(
+            format!("`{text}` is more than 1024G"),
+            example,
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -217,6 +266,29 @@ mod tests {
             ("99999999999999999999h", "an hour"),
         ] {
             let said = duration(text).unwrap_err().to_string();
+            assert!(said.contains(part), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_memory() {
+        assert_eq!(memory("512M"), Ok(512));
+        assert_eq!(memory("64 MiB"), Ok(64));
+        assert_eq!(memory("2G"), Ok(2048));
+        assert_eq!(memory("1024GiB"), Ok(MAX_MEMORY));
+        for (text, part) in [
+            ("", "not a size"),
+            ("-1M", "not a size"),
+            ("512", "\"512M\""),
+            ("512MB", "`MB`"),
+            ("512m", "`m`"),
+            ("1.5G", "not a unit"),
+            ("63M", "too little"),
+            ("0G", "too little"),
+            ("1025G", "1024G"),
+            ("99999999999999M", "1024G"),
+        ] {
+            let said = memory(text).unwrap_err().to_string();
             assert!(said.contains(part), "{text}: {said}");
         }
     }

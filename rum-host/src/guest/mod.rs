@@ -9,16 +9,22 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rum_shared::transport::Endpoint;
 use tokio::process::Child;
+use tokio::sync::watch;
 
+use self::progress::Tell;
+use crate::error::RumError;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::sandbox::Failure;
 
+pub mod libvirt;
 pub(crate) mod namespace;
+pub mod progress;
+pub mod qemu;
 #[cfg(test)]
 mod tests;
 mod unix;
@@ -29,6 +35,8 @@ mod vsock;
 pub enum GuestKind {
     /// Namespaces on this machine, made by rum.
     Namespace,
+    /// A VM that rum boots.
+    Qemu(Box<qemu::Spec>),
     /// A running VM with an agent in it, by its context id.
     Vsock {
         /// The VM's CID.
@@ -39,6 +47,8 @@ pub enum GuestKind {
         /// The device's socket.
         socket: PathBuf,
     },
+    /// A domain of libvirt with an agent in it.
+    Libvirt(libvirt::Spec),
 }
 
 impl GuestKind {
@@ -46,8 +56,10 @@ impl GuestKind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Namespace => NAMESPACE,
+            Self::Qemu(_) => "qemu",
             Self::Vsock { .. } => "vsock",
             Self::Unix { .. } => "unix",
+            Self::Libvirt(_) => "libvirt",
         }
     }
 }
@@ -56,10 +68,23 @@ impl GuestKind {
     /// Where the agent of a guest is to be dialled that rum does not start; None for the others.
     pub fn running_endpoint(&self) -> Option<Endpoint> {
         match self {
-            Self::Namespace => None,
+            Self::Namespace | Self::Qemu(_) | Self::Libvirt(_) => None,
             Self::Vsock { cid } => Some(vsock::endpoint(*cid)),
             Self::Unix { socket } => Some(unix::endpoint(socket)),
         }
+    }
+
+    /// Makes the relative paths of a VM's files start at `dir`, the configuration's directory.
+    pub fn resolve(&mut self, dir: &Path) {
+        if let Self::Qemu(spec) = self {
+            let home = std::env::var_os("HOME").map(PathBuf::from);
+            spec.resolve(dir, home.as_deref());
+        }
+    }
+
+    /// Whether it has a disk of its own, which a start can discard.
+    pub fn has_disk(&self) -> bool {
+        matches!(self, Self::Qemu(spec) if matches!(spec.boot, qemu::Boot::Image(_)))
     }
 }
 
@@ -73,6 +98,30 @@ pub struct GuestSpec {
     pub name: String,
     /// Its kind.
     pub kind: GuestKind,
+    /// Whether to discard what an earlier guest of that name wrote to its disk.
+    pub reset: bool,
+}
+
+/// What ties a guest that is being started to the rest of rum.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// For an agent that rum starts itself on this machine.
+    pub agent_args: Vec<String>,
+    /// The way to the user.
+    pub tell: Tell,
+    /// Whether the guest's agent has ever answered.
+    pub agent: watch::Receiver<bool>,
+}
+
+impl Link {
+    /// For a guest of which nobody wants to hear.
+    pub fn unheard(agent_args: Vec<String>) -> Self {
+        Self {
+            agent_args,
+            tell: Tell::new(drop),
+            agent: watch::channel(false).1,
+        }
+    }
 }
 
 /// Why there is no guest, or no command in it.
@@ -84,6 +133,12 @@ pub enum GuestError {
     /// A helper process could not set the guest up.
     #[error("cannot start the guest: {}", .0.message)]
     Setup(Failure),
+    /// A domain of libvirt, in its own words.
+    #[error(transparent)]
+    Libvirt(RumError),
+    /// A VM cannot be started.
+    #[error("{}", .0.message)]
+    Vm(Box<VmError>),
     /// A system call failed.
     #[error("cannot {action}")]
     Io {
@@ -126,6 +181,14 @@ pub enum GuestError {
     },
 }
 
+/// Why a VM cannot be started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VmError {
+    message: String,
+    hint: Option<String>,
+    lines: Vec<String>,
+}
+
 fn names(running: &[String]) -> String {
     match running {
         [] => String::new(),
@@ -134,10 +197,43 @@ fn names(running: &[String]) -> String {
 }
 
 impl GuestError {
+    /// A VM cannot be started.
+    pub(crate) fn vm(message: impl Into<String>) -> Self {
+        Self::Vm(Box::new(VmError {
+            message: message.into(),
+            ..VmError::default()
+        }))
+    }
+
+    /// With a hint, if it is about a VM.
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        if let Self::Vm(error) = &mut self {
+            error.hint = Some(hint.into());
+        }
+        self
+    }
+
+    /// With the last lines of a log, if it is about a VM.
+    pub(crate) fn with_lines(mut self, lines: Vec<String>) -> Self {
+        if let Self::Vm(error) = &mut self {
+            error.lines = lines;
+        }
+        self
+    }
+
+    /// Lines to be shown below the hint.
+    pub(crate) fn example(&self) -> Option<String> {
+        match self {
+            Self::Vm(error) if !error.lines.is_empty() => Some(error.lines.join("\n")),
+            _ => None,
+        }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::RuntimeDir(error) => error.hint(),
+            Self::Vm(error) => error.hint.clone(),
             Self::Setup(failure) => failure.hint.clone(),
             Self::NoCommands { .. } => Some(
                 "commands are for guests of kind `namespace`; log in to a VM in its own way, \
@@ -156,6 +252,8 @@ impl GuestError {
             }
             Self::NoCommand => Some("put it behind `--`".to_owned()),
             Self::NotReady { .. } => Some("wait for its `rum up` to say that it is up".to_owned()),
+            // It has its own.
+            Self::Libvirt(_) => None,
             Self::Io { .. } => None,
         }
     }
@@ -184,33 +282,59 @@ pub enum Stopped {
 pub struct Guest {
     endpoint: Endpoint,
     kind: GuestKind,
-    namespace: Option<namespace::Namespace>,
+    running: Running,
 }
 
+/// What rum holds of a guest.
+#[derive(Debug)]
+enum Running {
+    Namespace(Box<namespace::Namespace>),
+    Qemu(Box<qemu::Qemu>),
+    Libvirt(Box<libvirt::Libvirt>),
+    /// Somebody else's.
+    Found,
+}
+
+/// Time for what runs in the guest to end after SIGTERM.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
 impl Guest {
-    /// Starts the guest, or finds it; its agent can be dialled when this returns, though a guest
-    /// that is not rum's own may keep the dialler waiting. `agent_args` go to an agent that rum
-    /// starts itself. Publishes in `dir` what `rum exec` needs.
+    /// Starts the guest, or finds it; its agent can be dialled when this returns, though one in a
+    /// VM may keep the dialler waiting. Publishes in `dir` what `rum exec` needs.
     pub async fn start(
         spec: &GuestSpec,
         dir: &RuntimeDir,
-        agent_args: &[String],
+        link: &Link,
     ) -> Result<Self, GuestError> {
         let kind = spec.kind.clone();
-        let (endpoint, namespace) = match &kind {
+        let (endpoint, running) = match &kind {
             GuestKind::Namespace => {
-                let (endpoint, guest) = namespace::Namespace::start(dir, agent_args).await?;
-                (endpoint, Some(guest))
+                let (endpoint, guest) = namespace::Namespace::start(dir, &link.agent_args).await?;
+                (endpoint, Running::Namespace(Box::new(guest)))
             }
-            GuestKind::Vsock { cid } => (vsock::endpoint(*cid), None),
-            GuestKind::Unix { socket } => (unix::endpoint(socket), None),
+            GuestKind::Qemu(vm) => {
+                let (endpoint, guest) = qemu::Qemu::start(spec, vm, dir, link).await?;
+                (endpoint, Running::Qemu(Box::new(guest)))
+            }
+            GuestKind::Libvirt(domain) => {
+                let started = libvirt::Libvirt::start(domain, link.tell.clone()).await;
+                let (endpoint, guest) = started.map_err(GuestError::Libvirt)?;
+                (endpoint, Running::Libvirt(Box::new(guest)))
+            }
+            GuestKind::Vsock { cid } => (vsock::endpoint(*cid), Running::Found),
+            GuestKind::Unix { socket } => (unix::endpoint(socket), Running::Found),
         };
-        dir.publish(kind.name(), namespace.as_ref().map(|guest| guest.init()))?;
-        Ok(Self {
+        let this = Self {
             endpoint,
             kind,
-            namespace,
-        })
+            running,
+        };
+        let init = match &this.running {
+            Running::Namespace(guest) => Some(guest.init()),
+            Running::Qemu(_) | Running::Libvirt(_) | Running::Found => None,
+        };
+        dir.publish(this.kind.name(), init)?;
+        Ok(this)
     }
 
     /// Where the agent is to be dialled.
@@ -223,34 +347,52 @@ impl Guest {
     /// command's (128 + N after signal N; 125, 126 and 127 as from env(1)), SIGTERM to it reaches
     /// the command, and if it is killed so is the command.
     pub fn spawn(&self, command: &[OsString]) -> Result<Child, GuestError> {
-        match &self.namespace {
-            Some(guest) => guest.spawn(command),
-            None => Err(GuestError::NoCommands {
-                kind: self.kind.name().to_owned(),
-            }),
+        match &self.running {
+            Running::Namespace(guest) => guest.spawn(command),
+            Running::Qemu(_) | Running::Libvirt(_) | Running::Found => {
+                Err(GuestError::NoCommands {
+                    kind: self.kind.name().to_owned(),
+                })
+            }
         }
     }
 
     /// The guest's first process as seen from here, for kinds that have one on this machine.
     pub fn init_pid(&self) -> Option<u32> {
-        self.namespace.as_ref().map(|guest| guest.init().pid())
+        match &self.running {
+            Running::Namespace(guest) => Some(guest.init().pid()),
+            Running::Qemu(_) | Running::Libvirt(_) | Running::Found => None,
+        }
     }
 
     /// Completes when the guest has ended by itself; never for one that rum did not start. May
     /// be dropped and called again.
     pub async fn ended(&mut self) -> GuestEnd {
-        match &mut self.namespace {
-            Some(guest) => guest.ended().await,
-            None => std::future::pending().await,
+        match &mut self.running {
+            Running::Namespace(guest) => guest.ended().await,
+            Running::Qemu(guest) => guest.ended().await,
+            Running::Libvirt(guest) => guest.ended().await,
+            Running::Found => std::future::pending().await,
         }
     }
 
-    /// Ends the guest if rum started it: asks everything inside with SIGTERM, kills what is left
-    /// after `deadline`, and returns when it is gone.
+    /// How long [`Guest::stop`] should wait.
+    pub fn stop_deadline(&self) -> Duration {
+        match &self.running {
+            Running::Namespace(_) | Running::Found => STOP_DEADLINE,
+            Running::Qemu(guest) => guest.stop_deadline(),
+            Running::Libvirt(_) => libvirt::GRACE,
+        }
+    }
+
+    /// Ends the guest if rum started it: asks everything inside to end (SIGTERM; a VM's power
+    /// button), kills what is left after `deadline`, and returns when it is gone.
     pub async fn stop(self, deadline: Duration) -> Stopped {
-        match self.namespace {
-            Some(guest) => guest.stop(deadline).await,
-            None => Stopped::Clean,
+        match self.running {
+            Running::Namespace(guest) => guest.stop(deadline).await,
+            Running::Qemu(guest) => guest.stop(deadline).await,
+            Running::Libvirt(guest) => guest.stop(deadline).await,
+            Running::Found => Stopped::Clean,
         }
     }
 }

@@ -158,7 +158,7 @@ fn failure(message: &str) -> Failure {
     }
 }
 
-fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> GuestError {
+pub(super) fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> GuestError {
     move |source| GuestError::Io { action, source }
 }
 
@@ -184,7 +184,7 @@ fn agent_command_line(rpc: &UnixListener, channel: &UnixListener) -> [String; 4]
 }
 
 /// Lets the child of `command` keep `fds`, under their numbers, and nobody else's child.
-fn inherit(command: &mut Command, fds: &[BorrowedFd<'_>]) {
+pub(super) fn inherit(command: &mut Command, fds: &[BorrowedFd<'_>]) {
     inherit_std(command.as_std_mut(), fds);
 }
 
@@ -228,13 +228,13 @@ pub fn enter_command(
 
 /// The status lines of keeper and init, see [`crate::sandbox::status`].
 #[derive(Debug)]
-struct StatusLines {
+pub(super) struct StatusLines {
     pipe: ChildStdout,
     buffer: Vec<u8>,
 }
 
 impl StatusLines {
-    fn new(pipe: ChildStdout) -> Self {
+    pub(super) fn new(pipe: ChildStdout) -> Self {
         Self {
             pipe,
             buffer: Vec::new(),
@@ -243,7 +243,7 @@ impl StatusLines {
 
     /// The next line; None at the end, or after something that is no line of ours. Nothing is
     /// lost if this is dropped.
-    async fn next(&mut self) -> Option<Status> {
+    pub(super) async fn next(&mut self) -> Option<Status> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<_> = self.buffer.drain(..=end).collect();

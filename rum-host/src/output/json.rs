@@ -123,6 +123,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             guest: Some(*port),
             ..about("repaired")
         },
+        Notice::Guest(progress) => about(progress.word()),
         Notice::GuestEnded { reason } => Record {
             reason: why(reason),
             ..about("guest-ended")

@@ -52,7 +52,7 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
 }
 
 /// Takes over the inherited descriptor `fd`; the guest does not get it.
-fn inherited(fd: i32) -> Result<OwnedFd, Failure> {
+pub(super) fn inherited(fd: i32) -> Result<OwnedFd, Failure> {
     // SAFETY: only looked at; a number that is not open makes fcntl fail.
     rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::CLOEXEC)
         .map_err(|_| bad_arguments())?;

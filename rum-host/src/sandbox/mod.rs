@@ -27,6 +27,10 @@
 //! The keeper has no parent death signal: that fires when the *thread* that spawned it ends, and
 //! a thread of an asynchronous runtime may end at any time. The lifeline knows the process.
 //!
+//! # And VMs
+//! A VM's programs (QEMU, perhaps a vsock device) are children of a [`WARDEN`], which is to them
+//! what the keeper is to init.
+//!
 //! Keeper, init and agent are a session of their own: no key of the terminal reaches them.
 //! Through the lifelines goes one more thing, the byte [`TERMINATE`].
 //!
@@ -42,6 +46,7 @@ mod keeper;
 pub(crate) mod setup;
 mod signals;
 pub mod status;
+mod warden;
 
 /// Hidden first argument of the keeper: `DIR LOCK_FD AGENT_ARGS…`.
 pub const KEEPER: &str = "__rum-keeper";
@@ -49,6 +54,8 @@ pub const KEEPER: &str = "__rum-keeper";
 pub const INIT: &str = "__rum-init";
 /// Hidden first argument of the agent; what follows is the agent's own command line.
 pub const AGENT: &str = "__rum-agent";
+/// Hidden first argument of the warden of a VM: `DIR LOCK_FD (COUNT PROGRAM ARGS…)…`.
+pub const WARDEN: &str = "__rum-warden";
 /// Hidden first argument of a command's way into the guest: `PIDFD JOB NAME CMD…`.
 pub const ENTER: &str = "__rum-enter";
 
@@ -57,6 +64,9 @@ pub const SELF: &str = "/proc/self/exe";
 
 /// In a lifeline: ask every process inside to end (SIGTERM), then end when they have.
 pub const TERMINATE: u8 = b'T';
+
+/// In a warden's lifeline: start the next program.
+pub const START: u8 = b'S';
 
 /// Exit code when rum itself fails, as of env(1) and docker-run(1).
 pub const EXIT_FAILED: u8 = 125;
@@ -112,6 +122,10 @@ pub fn dispatch_internal(agent: impl FnOnce(Vec<OsString>) -> ExitCode) -> Optio
         AGENT => {
             show_as(c"rum-agent");
             agent(args)
+        }
+        WARDEN => {
+            show_as(c"rum-warden");
+            warden::run(args)
         }
         ENTER => {
             show_as(c"rum-enter");

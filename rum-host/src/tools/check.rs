@@ -48,8 +48,10 @@ fn summary(settings: &Settings) -> String {
     });
     let kind = match &settings.guest {
         GuestKind::Namespace => "a network namespace of this machine".to_owned(),
+        GuestKind::Qemu(vm) => format!("a VM that boots from {}", vm.boot.file().display()),
         GuestKind::Vsock { cid } => format!("the VM with context id {cid} (vsock)"),
         GuestKind::Unix { socket } => format!("the VM behind {} (unix)", socket.display()),
+        GuestKind::Libvirt(spec) => format!("the domain {} of {}", spec.domain, spec.uri),
     };
     lines.push(format!("guest      {}: {kind}", settings.name));
     lines.extend(settings.policy.statics.iter().map(|forward| {

@@ -90,6 +90,11 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # kind = "unix"
 # socket = "/run/vm/vsock.sock"
 
+# A domain of libvirt; rum starts it if it is shut off, and ends what it started:
+# kind = "libvirt"
+# domain = "debian"
+# uri = "qemu:///system"
+
 # Forward whatever listens in the guest, as long as it does.
 [auto_ports]
 # Ports and ranges, separated by commas: "3000-3999,8080".

@@ -22,7 +22,7 @@ use rustix::process::{Gid, Resource, Uid};
 use rustix::thread::UnshareFlags;
 
 use crate::agent::client;
-use crate::guest::{Guest, GuestError, GuestKind, GuestSpec};
+use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link};
 use crate::runtime_dir::{self, RunningGuest, RuntimeDir};
 use crate::sandbox::setup;
 use crate::tools::check;
@@ -173,10 +173,10 @@ async fn guest(base: &Path) -> Tried<GuestFacts> {
         let spec = GuestSpec {
             name: "guest".to_owned(),
             kind: GuestKind::Namespace,
+            reset: false,
         };
-        let guest = Guest::start(&spec, &dir, &["-q".to_owned()])
-            .await
-            .map_err(no)?;
+        let link = Link::unheard(vec!["-q".to_owned()]);
+        let guest = Guest::start(&spec, &dir, &link).await.map_err(no)?;
         let facts = tokio::time::timeout(GUEST_DEADLINE, ask(&guest)).await;
         guest.stop(GUEST_DEADLINE).await;
         facts.unwrap_or_else(|_| Err(No::new("the guest's agent does not answer")))

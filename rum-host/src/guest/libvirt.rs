@@ -1,0 +1,416 @@
+//! Kind `libvirt`: a domain of libvirt on this machine, through `virsh` (see [`virsh`]).
+//!
+//! A domain that is shut off is started, and then it is rum's: it is shut down again when
+//! `rum up` ends. One that runs already is left as it is found, except that a paused one is
+//! resumed, since nothing in it could answer.
+//!
+//! Its agent is reached at the CID of its `<vsock>` device, which is read while the domain runs:
+//! with `auto='yes'` libvirt chooses it at each start. Or at a Unix socket that the user names,
+//! for a vhost-user vsock that libvirt knows nothing of.
+//!
+//! A hint wakes, a look decides, here too: an event of libvirt's or a timer wakes, then the
+//! domain's description tells whether it still is the run that we know. A look that fails, for
+//! instance while libvirtd is restarted, never reads as the domain's end.
+//!
+//! Everything after the first look-up names the domain by its UUID: virsh would take the name
+//! `5` for a number of a running domain first.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rum_shared::text::clean;
+use rum_shared::transport::Endpoint;
+
+use self::virsh::{DEADLINE, Events, Failed, Virsh};
+use self::words::{MAX_NAME, Trouble};
+use self::xml::Description;
+use super::progress::{Progress, Tell};
+use super::{GuestEnd, Stopped};
+use crate::error::RumError;
+
+#[cfg(test)]
+mod tests;
+mod virsh;
+mod words;
+mod xml;
+
+/// The libvirt of the machine, which has the domains of virt-manager.
+pub const DEFAULT_URI: &str = "qemu:///system";
+/// Time for a domain to shut itself down when it is asked.
+pub const GRACE: Duration = Duration::from_secs(60);
+/// How often it is asked: what boots does not hear it.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// Time for a start: memory that was saved may have to be read first.
+const START_DEADLINE: Duration = Duration::from_secs(180);
+/// Time for a domain to be gone that was told to end at once. libvirt itself waits up to 15 s
+/// before it kills harder, and 30 s in all.
+const DESTROY_DEADLINE: Duration = Duration::from_secs(40);
+/// From one look to the next when there is no event: at first, and at most.
+const LOOK_SOON: Duration = Duration::from_secs(1);
+const LOOK_LATE: Duration = Duration::from_secs(30);
+
+/// Which domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Its name or UUID.
+    pub domain: String,
+    /// The libvirt that has it.
+    pub uri: String,
+    /// The Unix socket of its vsock device, if that is not a `<vsock>`.
+    pub socket: Option<PathBuf>,
+}
+
+/// A domain that runs.
+#[derive(Debug)]
+pub struct Libvirt {
+    spec: Spec,
+    domain: Domain,
+    tell: Tell,
+    /// rum started it, and nobody has ended it since.
+    ours: bool,
+    run: Option<u32>,
+    endpoint: Option<Endpoint>,
+    events: Option<Events>,
+    pause: Duration,
+    end: Option<GuestEnd>,
+}
+
+impl Libvirt {
+    /// Finds the domain and sees to it that it runs.
+    ///
+    /// # Errors
+    /// libvirt cannot be reached, has no such domain, or cannot start it; the domain is in no
+    /// state to be used, or has no vsock device.
+    pub async fn start(spec: &Spec, tell: Tell) -> Result<(Endpoint, Self), RumError> {
+        let domain = Domain::find(spec).await?;
+        let mut this = Self {
+            spec: spec.clone(),
+            domain,
+            tell,
+            ours: false,
+            run: None,
+            endpoint: None,
+            events: None,
+            pause: LOOK_SOON,
+            end: None,
+        };
+        let state = this
+            .domain
+            .state()
+            .await
+            .map_err(|failed| this.trouble().look(failed))?;
+        match Next::of(&state) {
+            Next::Use => {}
+            Next::Start => this.boot().await?,
+            Next::Resume => {
+                let name = this.domain.shown();
+                this.tell.say(Progress::DomainResuming { name });
+                let resumed = this.domain.run("resume", &[], START_DEADLINE).await;
+                resumed.map_err(|failed| this.trouble().resume(failed))?;
+            }
+            Next::Refuse(command) => return Err(this.trouble().state(&state, command)),
+        }
+        // First this: what happens from now on must wake us.
+        this.listen();
+        let description = this
+            .domain
+            .describe()
+            .await
+            .map_err(|failed| this.trouble().look(failed))?;
+        if description.run.is_none() {
+            let state = this
+                .domain
+                .state()
+                .await
+                .map_err(|failed| this.trouble().look(failed))?;
+            this.ours = false;
+            return Err(this.trouble().ended_at_once(&state));
+        }
+        let endpoint = this.endpoint(&description)?;
+        this.run = description.run;
+        this.endpoint = Some(endpoint.clone());
+        Ok((endpoint, this))
+    }
+
+    async fn boot(&mut self) -> Result<(), RumError> {
+        // Without a device there is no reason to start it.
+        let description = self
+            .domain
+            .describe()
+            .await
+            .map_err(|failed| self.trouble().look(failed))?;
+        if self.spec.socket.is_none() && description.vsock.is_none() {
+            return Err(self.trouble().no_vsock(false));
+        }
+        let name = self.domain.shown();
+        self.tell.say(Progress::DomainStarting { name });
+        // Before it is: should we be dropped meanwhile, it is ended.
+        self.ours = true;
+        let started = self.domain.run("start", &[], START_DEADLINE).await;
+        if let Err(failed) = started {
+            // One that somebody else has started since is not ours; one of ours that hangs is.
+            self.ours = matches!(failed, Failed::Broken(_));
+            return Err(self.trouble().start(failed));
+        }
+        Ok(())
+    }
+
+    fn endpoint(&self, description: &Description) -> Result<Endpoint, RumError> {
+        if let Some(socket) = &self.spec.socket {
+            let socket = socket.clone();
+            return Ok(Endpoint::Connect { socket });
+        }
+        match description.vsock.map(|vsock| vsock.cid) {
+            Some(Some(cid)) => Ok(Endpoint::Vsock { cid }),
+            Some(None) => Err(self.trouble().no_cid()),
+            None => Err(self.trouble().no_vsock(true)),
+        }
+    }
+
+    fn trouble(&self) -> Trouble<'_> {
+        Trouble::of(&self.spec)
+    }
+
+    fn listen(&mut self) {
+        self.events = match self.domain.virsh.events(&self.domain.uuid) {
+            Ok(events) => Some(events),
+            Err(error) => {
+                tracing::debug!(%error, "no events from libvirt, looking from time to time");
+                None
+            }
+        };
+    }
+
+    /// As [`super::Guest::ended`].
+    pub async fn ended(&mut self) -> GuestEnd {
+        loop {
+            if let Some(end) = self.look().await {
+                return end;
+            }
+            self.wake().await;
+        }
+    }
+
+    /// Waits until it is time to look again.
+    async fn wake(&mut self) {
+        let event = async {
+            match &mut self.events {
+                Some(events) => events.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            some = event => match some {
+                true => self.pause = LOOK_SOON,
+                // libvirtd was stopped; it may be restarted.
+                false => self.events = None,
+            },
+            () = tokio::time::sleep(self.pause) => {
+                self.pause = (self.pause * 2).min(LOOK_LATE);
+                if self.events.is_none() {
+                    self.listen();
+                }
+            }
+        }
+    }
+
+    /// Whether the domain has ended.
+    async fn look(&mut self) -> Option<GuestEnd> {
+        if self.end.is_some() {
+            return self.end.clone();
+        }
+        let reason = match self.domain.describe().await {
+            Ok(description) if description.run.is_some() => {
+                if description.run == self.run {
+                    return None;
+                }
+                // It was ended and started since, by somebody else.
+                self.ours = false;
+                self.run = description.run;
+                match self.endpoint(&description) {
+                    Ok(endpoint) if Some(&endpoint) == self.endpoint.as_ref() => return None,
+                    Ok(_) => "was started anew, with another CID".to_owned(),
+                    Err(_) => "was started anew, without a vsock device".to_owned(),
+                }
+            }
+            Ok(_) => match self.domain.state().await {
+                Ok(state) => format!("is {state}"),
+                Err(_) => "does not run any more".to_owned(),
+            },
+            Err(failed) => match self.domain.exists().await {
+                // A transient domain is forgotten when it ends.
+                Ok(false) => "is gone".to_owned(),
+                _ => {
+                    tracing::debug!(?failed, "cannot look at the domain");
+                    return None;
+                }
+            },
+        };
+        self.ours = false;
+        let reason = format!("{} {reason}", self.domain.in_words());
+        Some(self.end.insert(GuestEnd { reason }).clone())
+    }
+
+    /// As [`super::Guest::stop`].
+    pub async fn stop(mut self, deadline: Duration) -> Stopped {
+        let at_once = deadline.is_zero();
+        if self.ours && !at_once {
+            self.tell.say(Progress::PoweringOff { deadline });
+            let asking = async {
+                loop {
+                    if let Err(failed) = self.domain.run("shutdown", &[], DEADLINE).await {
+                        tracing::debug!(?failed, "cannot ask the domain to shut down");
+                    }
+                    let ended = tokio::time::timeout(ASK_AGAIN, self.ended()).await;
+                    if ended.is_ok() || !self.ours {
+                        return;
+                    }
+                }
+            };
+            // What comes after tells by itself whether it was in time.
+            let _ = tokio::time::timeout(deadline, asking).await;
+        }
+        if !self.ours {
+            return Stopped::Clean;
+        }
+        let destroyed = self.domain.run("destroy", &[], DESTROY_DEADLINE).await;
+        let gone = destroyed.is_ok() || self.look().await.is_some() || !self.ours;
+        self.ours = false;
+        match (gone, at_once) {
+            (true, true) => Stopped::Killed,
+            (true, false) => {
+                // Which is all there is to tell.
+                self.tell.say(Progress::SwitchedOff { deadline });
+                Stopped::Clean
+            }
+            (false, _) => {
+                tracing::warn!(?destroyed, "cannot end the domain");
+                Stopped::Stuck
+            }
+        }
+    }
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
+        let options = [self.domain.option()];
+        if let Err(error) = self.domain.virsh.let_go("destroy", &options) {
+            tracing::warn!(%error, "cannot end {}", self.domain.in_words());
+        }
+    }
+}
+
+/// A domain that there is.
+#[derive(Debug)]
+struct Domain {
+    virsh: Virsh,
+    uuid: String,
+    name: String,
+}
+
+impl Domain {
+    async fn find(spec: &Spec) -> Result<Self, RumError> {
+        let virsh = Virsh::new(&spec.uri);
+        let known = known(&virsh).await;
+        let mut known = known.map_err(|failed| Trouble::of(spec).connect(failed))?;
+        let found = known
+            .iter()
+            .position(|(_, name)| *name == spec.domain)
+            .or_else(|| known.iter().position(|(uuid, _)| *uuid == spec.domain));
+        match found {
+            Some(found) => {
+                let (uuid, name) = known.swap_remove(found);
+                Ok(Self { virsh, uuid, name })
+            }
+            None => Err(Trouble::of(spec).unknown(known.iter().map(|(_, name)| name.as_str()))),
+        }
+    }
+
+    /// Whether libvirt still knows it.
+    async fn exists(&self) -> Result<bool, Failed> {
+        let known = known(&self.virsh).await?;
+        Ok(known.iter().any(|(uuid, _)| *uuid == self.uuid))
+    }
+
+    /// For instance `paused (user)`.
+    async fn state(&self) -> Result<String, Failed> {
+        let options = ["--reason".to_owned()];
+        let state = self.run("domstate", &options, DEADLINE).await?;
+        Ok(clean(state.trim(), MAX_NAME))
+    }
+
+    async fn describe(&self) -> Result<Description, Failed> {
+        let xml = self.run("dumpxml", &[], DEADLINE).await?;
+        Description::parse(&xml).map_err(|error| {
+            let message = format!("cannot read the description of {}", self.in_words());
+            Failed::Broken(RumError::new(message).caused_by(clean(&error, MAX_NAME)))
+        })
+    }
+
+    async fn run(
+        &self,
+        command: &str,
+        more: &[String],
+        deadline: Duration,
+    ) -> Result<String, Failed> {
+        let options = [&[self.option()], more].concat();
+        self.virsh.run(command, &options, deadline).await
+    }
+
+    fn option(&self) -> String {
+        format!("--domain={}", self.uuid)
+    }
+
+    fn shown(&self) -> String {
+        clean(&self.name, MAX_NAME)
+    }
+
+    fn in_words(&self) -> String {
+        format!("the domain `{}`", self.shown())
+    }
+}
+
+/// UUIDs and names of all domains.
+async fn known(virsh: &Virsh) -> Result<Vec<(String, String)>, Failed> {
+    let options = ["--all", "--uuid", "--name"].map(str::to_owned);
+    let list = virsh.run("list", &options, DEADLINE).await?;
+    let pairs = list.lines().filter_map(|line| {
+        // Only the UUID is without spaces.
+        let (uuid, name) = line.split_once(' ')?;
+        Some((uuid.to_owned(), name.to_owned()))
+    });
+    Ok(pairs.collect())
+}
+
+/// What a domain's state asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Use,
+    Start,
+    Resume,
+    /// Nothing that rum would do unasked; the virsh command that helps, if one does.
+    Refuse(Option<&'static str>),
+}
+
+impl Next {
+    /// For the state as `virsh domstate --reason` says it.
+    fn of(state: &str) -> Self {
+        let (state, reason) = match state.split_once(" (") {
+            Some((state, reason)) => (state, reason.trim_end_matches(')')),
+            None => (state, "unknown"),
+        };
+        match (state, reason) {
+            ("running" | "idle", _) => Self::Use,
+            ("shut off", _) => Self::Start,
+            // Not one that is paused for the time of an operation, or whose disk is full.
+            ("paused", "user" | "unknown" | "from snapshot") => Self::Resume,
+            ("paused", "I/O error") => Self::Refuse(Some("resume")),
+            ("crashed", _) | ("paused", "crashed") => Self::Refuse(Some("destroy")),
+            ("pmsuspended", _) => Self::Refuse(Some("dompmwakeup")),
+            _ => Self::Refuse(None),
+        }
+    }
+}

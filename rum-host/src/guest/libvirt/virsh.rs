@@ -1,0 +1,195 @@
+//! `virsh` as a child process: one command, one bounded answer, within a deadline.
+//!
+//! Nothing a user wrote can become an option: what is passed is `--name=VALUE`. The locale is C,
+//! since words such as `shut off` are read. A child has a session of its own: Ctrl+C is not meant
+//! for it, and it finds no terminal to ask for a password on, so a refusal is an answer too.
+
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rum_shared::text::clean;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::error::RumError;
+
+/// libvirt answers in milliseconds; one that starts itself on demand takes seconds.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Longest output that is read. The description of a large domain has some 100 KB.
+const MAX_OUTPUT: u64 = 4 << 20;
+/// Longest message that is read, and how much of it is shown.
+const MAX_MESSAGE: u64 = 4 << 10;
+const MAX_SHOWN: usize = 400;
+
+/// The connection that commands go to.
+#[derive(Debug, Clone)]
+pub struct Virsh {
+    uri: String,
+}
+
+/// What a command that libvirt refused wrote, cleaned, without `error:`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub String);
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub enum Failed {
+    /// virsh ran and said no.
+    Refused(Refusal),
+    /// It cannot be run, or does not answer.
+    Broken(RumError),
+}
+
+impl Virsh {
+    /// Commands for libvirt at `uri`.
+    pub fn new(uri: &str) -> Self {
+        let uri = uri.to_owned();
+        Self { uri }
+    }
+
+    /// The URI, cleaned for a terminal.
+    pub fn uri(&self) -> String {
+        clean(&self.uri, MAX_SHOWN)
+    }
+
+    /// Runs `command` with `options` and returns what it wrote. It is killed at the deadline and
+    /// when this is dropped, which does not take back what libvirt has begun.
+    pub async fn run(
+        &self,
+        command: &str,
+        options: &[String],
+        deadline: Duration,
+    ) -> Result<String, Failed> {
+        let mut child = Command::from(self.command(command, options))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| Failed::Broken(cannot_run(error)))?;
+        let stdout = child.stdout.take().expect("it is a pipe");
+        let stderr = child.stderr.take().expect("it is a pipe");
+        let all = async {
+            let (output, message) = tokio::join!(
+                read(stdout, MAX_OUTPUT),
+                // Some bytes more, so that a cut is seen when it is shown.
+                read(stderr, MAX_MESSAGE)
+            );
+            io::Result::Ok((child.wait().await?, output?, message?))
+        };
+        let answer = tokio::time::timeout(deadline, all).await;
+        let (status, output, message) = match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                let error = RumError::new(format!("cannot read what `virsh {command}` says"))
+                    .caused_by(error);
+                return Err(Failed::Broken(error));
+            }
+            Err(_) => {
+                let message = format!("`virsh {command}` did not answer within {deadline:?}");
+                let hint = format!("try it by hand: `virsh --connect={} list`", self.uri());
+                return Err(Failed::Broken(RumError::new(message).hint(hint)));
+            }
+        };
+        match status.success() {
+            true => Ok(output),
+            false => Err(Failed::Refused(refusal(&message, &status.to_string()))),
+        }
+    }
+
+    /// Starts to listen for what happens to the domain with this UUID.
+    pub fn events(&self, uuid: &str) -> io::Result<Events> {
+        let options = ["--event=lifecycle", "--loop", &format!("--domain={uuid}")];
+        let mut command = self.command("event", &options.map(str::to_owned));
+        end_with_us(&mut command);
+        let mut child = Command::from(command)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let lines = child.stdout.take().expect("it is a pipe");
+        Ok(Events {
+            lines,
+            _child: child,
+        })
+    }
+
+    /// Starts `command` and lets it run, whatever becomes of us.
+    pub fn let_go(&self, command: &str, options: &[String]) -> io::Result<()> {
+        self.command(command, options)
+            .stdout(Stdio::null())
+            .spawn()
+            .map(drop)
+    }
+
+    fn command(&self, command: &str, options: &[String]) -> std::process::Command {
+        use std::os::unix::process::CommandExt;
+        let mut virsh = std::process::Command::new("virsh");
+        virsh
+            .args(["--quiet", &format!("--connect={}", self.uri), command])
+            .args(options)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        let leave = || Ok(rustix::process::setsid().map(drop)?);
+        // SAFETY: between fork and exec only what is safe in a signal handler may be done: this
+        // is one system call.
+        unsafe { virsh.pre_exec(leave) };
+        virsh
+    }
+}
+
+/// Lines that say that something happened; which, is asked for afterwards.
+#[derive(Debug)]
+pub struct Events {
+    lines: ChildStdout,
+    _child: Child,
+}
+
+impl Events {
+    /// Waits for the next ones; false when there will be none any more. Cancel-safe.
+    pub async fn next(&mut self) -> bool {
+        let mut some = [0; 4096];
+        matches!(self.lines.read(&mut some).await, Ok(1..))
+    }
+}
+
+/// Lets the child end when the thread that starts it does: the first one, where `rum up` runs.
+fn end_with_us(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let signal = Some(rustix::process::Signal::TERM);
+    let ask = move || Ok(rustix::process::set_parent_process_death_signal(signal)?);
+    // SAFETY: as above, one system call.
+    unsafe { command.pre_exec(ask) };
+}
+
+async fn read(from: impl AsyncRead + Unpin, max: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    from.take(max).read_to_end(&mut bytes).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn cannot_run(error: io::Error) -> RumError {
+    match error.kind() {
+        io::ErrorKind::NotFound => RumError::new("`virsh` is not installed, or not in PATH").hint(
+            "install libvirt's clients: the package is `libvirt-clients` on Debian and Ubuntu, \
+             `libvirt-client` on Fedora, `libvirt` on Arch",
+        ),
+        _ => RumError::new("cannot run `virsh`").caused_by(error),
+    }
+}
+
+/// virsh says what it could not do, which the caller says better, then why.
+pub(super) fn refusal(message: &str, status: &str) -> Refusal {
+    let lines = message.lines().filter_map(|line| {
+        let line = line.trim();
+        let line = line.strip_prefix("error: ").unwrap_or(line);
+        (!line.is_empty()).then_some(line)
+    });
+    let lines: Vec<_> = lines.collect();
+    match lines.as_slice() {
+        [] => Refusal(format!("virsh ended with {status}")),
+        [only] => Refusal(clean(only, MAX_SHOWN)),
+        [_, why @ ..] => Refusal(clean(&why.join(": "), MAX_SHOWN)),
+    }
+}

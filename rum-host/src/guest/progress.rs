@@ -1,0 +1,189 @@
+//! What a guest tells of itself while rum starts and runs it, and the way it is told.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::notice::Notice;
+
+/// Something that happened to a guest of rum's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// A VM is being started.
+    Booting {
+        /// By what: "KVM", "TCG".
+        engine: &'static str,
+        /// Why not by something faster.
+        because: Option<String>,
+    },
+    /// Its processors run.
+    Running {
+        /// Since the start.
+        after: Duration,
+    },
+    /// Its agent answered for the first time.
+    AgentUp {
+        /// Since the start.
+        after: Duration,
+    },
+    /// Its agent has not answered for so long that something is probably wrong.
+    AgentLate {
+        /// Since the start.
+        after: Duration,
+        /// The guest.
+        name: String,
+    },
+    /// One of the last lines of a log, cleaned.
+    LogLine(String),
+    /// The guest reboots, by itself.
+    Rebooting,
+    /// A domain of libvirt is started, which may take a while.
+    DomainStarting {
+        /// Its name, cleaned.
+        name: String,
+    },
+    /// A domain of libvirt that was paused goes on.
+    DomainResuming {
+        /// Its name, cleaned.
+        name: String,
+    },
+    /// It was asked to power off.
+    PoweringOff {
+        /// How long it has.
+        deadline: Duration,
+    },
+    /// It did not, and was switched off.
+    SwitchedOff {
+        /// How long it had.
+        deadline: Duration,
+    },
+}
+
+impl Progress {
+    /// Its name in JSON.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Booting { .. } => "guest-booting",
+            Self::Running { .. } => "guest-running",
+            Self::AgentUp { .. } => "guest-agent-up",
+            Self::AgentLate { .. } => "guest-agent-late",
+            Self::LogLine(_) => "guest-log",
+            Self::Rebooting => "guest-rebooting",
+            Self::DomainStarting { .. } => "guest-starting",
+            Self::DomainResuming { .. } => "guest-resuming",
+            Self::PoweringOff { .. } => "guest-powering-off",
+            Self::SwitchedOff { .. } => "guest-switched-off",
+        }
+    }
+
+    /// Whether it tells of a problem.
+    pub fn is_problem(&self) -> bool {
+        matches!(self, Self::AgentLate { .. } | Self::LogLine(_))
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Booting {
+                engine,
+                because: None,
+            } => write!(f, "Booting with {engine}"),
+            Self::Booting {
+                engine,
+                because: Some(why),
+            } => write!(f, "Booting with {engine}, which is slow: {why}"),
+            Self::Running { after } => write!(
+                f,
+                "Machine runs after {:.1} s, waiting for its agent",
+                after.as_secs_f64()
+            ),
+            Self::AgentUp { after } => write!(f, "Agent up after {:.1} s", after.as_secs_f64()),
+            Self::AgentLate { after, name } => write!(
+                f,
+                "No agent after {} s, still waiting; `rum console --name {name}` shows the guest, \
+                 whose last lines are",
+                after.as_secs()
+            ),
+            Self::LogLine(line) => write!(f, "  | {line}"),
+            Self::Rebooting => f.write_str("The guest reboots"),
+            Self::DomainStarting { name } => write!(f, "Starting the domain `{name}`"),
+            Self::DomainResuming { name } => {
+                write!(f, "Resuming the domain `{name}`, which was paused")
+            }
+            Self::PoweringOff { deadline } => write!(
+                f,
+                "Powering the guest off within {} s, again to force",
+                deadline.as_secs()
+            ),
+            Self::SwitchedOff { deadline } => write!(
+                f,
+                "The guest did not power off within {} s and was switched off",
+                deadline.as_secs()
+            ),
+        }
+    }
+}
+
+/// The way to the user, for a guest.
+#[derive(Clone)]
+pub struct Tell(Arc<dyn Fn(Notice) + Send + Sync>);
+
+impl Tell {
+    /// A way that calls `tell`, which must not block.
+    pub fn new(tell: impl Fn(Notice) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// Tells.
+    pub fn say(&self, progress: Progress) {
+        (self.0)(Notice::Guest(progress));
+    }
+}
+
+impl fmt::Debug for Tell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tell")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines() {
+        let (after, deadline) = (Duration::from_millis(3240), Duration::from_secs(60));
+        let all = [
+            Progress::Booting {
+                engine: "KVM",
+                because: None,
+            },
+            Progress::Booting {
+                engine: "TCG",
+                because: Some("cannot open /dev/kvm: Permission denied".to_owned()),
+            },
+            Progress::Running { after },
+            Progress::AgentUp { after },
+            Progress::AgentLate {
+                after,
+                name: "dev".to_owned(),
+            },
+            Progress::LogLine("Kernel panic".to_owned()),
+            Progress::Rebooting,
+            Progress::DomainStarting {
+                name: "debian".to_owned(),
+            },
+            Progress::DomainResuming {
+                name: "debian".to_owned(),
+            },
+            Progress::PoweringOff { deadline },
+            Progress::SwitchedOff { deadline },
+        ];
+        let lines: Vec<_> = all
+            .iter()
+            .map(|one| format!("{:<20}{one}", one.word()))
+            .collect();
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+}

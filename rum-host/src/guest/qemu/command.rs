@@ -1,0 +1,255 @@
+//! The command lines of QEMU and of the vsock device beside it. Pure: files are named, not opened.
+//!
+//! What every machine has: no default devices and no user's configuration, no display, a serial
+//! console on a socket (kept in a log too), QMP on a socket, a vsock device. Nothing of it listens
+//! on a network of the host: there is no `hostfwd`, and the network that an image gets is QEMU's
+//! user mode, which only makes connections. A kernel gets none. If `args` bring a network of their
+//! own (`-nic none` too), rum adds none.
+//!
+//! The memory is shared (memfd), since a vsock device in another process has to read it.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::spec::{Boot, Spec};
+use crate::payload;
+
+/// A processor architecture that rum knows how to emulate: that of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// 64-bit PCs.
+    X86_64,
+    /// 64-bit Arm.
+    Aarch64,
+}
+
+impl Arch {
+    /// The one of this machine, by its name in Rust.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "x86_64" => Some(Self::X86_64),
+            "aarch64" => Some(Self::Aarch64),
+            _ => None,
+        }
+    }
+
+    /// The QEMU that emulates it.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::X86_64 => "qemu-system-x86_64",
+            Self::Aarch64 => "qemu-system-aarch64",
+        }
+    }
+
+    fn machine(self) -> &'static str {
+        match self {
+            Self::X86_64 => "q35",
+            Self::Aarch64 => "virt,gic-version=max",
+        }
+    }
+
+    /// Its first serial port as Linux names it.
+    fn console(self) -> &'static str {
+        match self {
+            Self::X86_64 => "ttyS0",
+            Self::Aarch64 => "ttyAMA0",
+        }
+    }
+}
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// The processor.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+impl Engine {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "TCG",
+        }
+    }
+}
+
+/// The vsock device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The kernel's, with this CID.
+    Vhost {
+        /// The guest's CID.
+        cid: u32,
+    },
+    /// `vhost-device-vsock`, a process of its own.
+    User,
+}
+
+/// Where a machine's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// QMP, a socket.
+    pub qmp: PathBuf,
+    /// The serial console, a socket.
+    pub console: PathBuf,
+    /// What the console said.
+    pub console_log: PathBuf,
+    /// Between QEMU and `vhost-device-vsock`, a socket.
+    pub vhost: PathBuf,
+    /// Between `vhost-device-vsock` and rum, a socket.
+    pub vsock: PathBuf,
+    /// The kernel's initramfs with the agent in it.
+    pub initramfs: PathBuf,
+    /// What the guest wrote to its image.
+    pub overlay: PathBuf,
+    /// The disk that brings the agent to an image.
+    pub seed: PathBuf,
+}
+
+/// A machine to be started.
+#[derive(Debug, Clone)]
+pub struct Machine<'a> {
+    /// The guest's name.
+    pub name: &'a str,
+    /// Its architecture.
+    pub arch: Arch,
+    /// What it is to be.
+    pub spec: &'a Spec,
+    /// What executes it.
+    pub engine: Engine,
+    /// Whether this QEMU can confine itself with seccomp.
+    pub sandbox: bool,
+    /// Its vsock device.
+    pub device: Device,
+    /// Its files.
+    pub files: &'a Files,
+}
+
+/// QEMU may do only what a running machine needs: no exec, no set-uid, no obsolete system calls.
+pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// QEMU's command line, program included.
+pub fn qemu(machine: &Machine<'_>) -> Vec<OsString> {
+    let Machine { arch, files, .. } = machine;
+    let spec = machine.spec;
+    let (accel, cpu) = match machine.engine {
+        Engine::Kvm => ("kvm", "host"),
+        Engine::Tcg => ("tcg,thread=multi", "max"),
+    };
+    let memory = format!("{}M", spec.memory_mib);
+    let mut line = Line(vec![arch.program().into()]);
+    line.add("-name", machine.name);
+    line.add("-machine", format!("{},memory-backend=mem", arch.machine()));
+    line.add("-accel", accel);
+    line.add("-cpu", cpu);
+    line.add("-smp", spec.cpus.to_string());
+    line.add("-m", &memory);
+    let backend = format!("memory-backend-memfd,id=mem,size={memory},share=on");
+    line.add("-object", backend);
+    line.0
+        .extend(["-nodefaults".into(), "-no-user-config".into()]);
+    line.add("-display", "none");
+    if machine.sandbox {
+        line.add("-sandbox", SANDBOX);
+    }
+    let socket = |id: &str, path| with(format!("socket,id={id},server=on,wait=off,path="), path);
+    line.add("-chardev", socket("qmp", &files.qmp));
+    line.add("-mon", "chardev=qmp,mode=control");
+    let mut console = socket("console", &files.console);
+    console.push(with(",logappend=on,logfile=", &files.console_log));
+    line.add("-chardev", console);
+    line.add("-serial", "chardev:console");
+    line.add("-device", "virtio-rng-pci");
+    match machine.device {
+        Device::Vhost { cid } => line.add("-device", format!("vhost-vsock-pci,guest-cid={cid}")),
+        Device::User => {
+            line.add("-chardev", with("socket,id=vsock,path=", &files.vhost));
+            line.add("-device", "vhost-user-vsock-pci,chardev=vsock");
+        }
+    }
+    match &spec.boot {
+        Boot::Image(_) => boot_image(&mut line, machine),
+        Boot::Kernel { kernel, append, .. } => boot_kernel(&mut line, machine, kernel, append),
+    }
+    line.0.extend(spec.args.iter().map(OsString::from));
+    line.0
+}
+
+fn boot_image(line: &mut Line, machine: &Machine<'_>) {
+    let Machine { files, spec, .. } = machine;
+    let file = |name: &str, options: &str, path| {
+        with(
+            format!("driver=file,node-name={name}{options},filename="),
+            path,
+        )
+    };
+    line.add("-blockdev", file("overlay-file", "", &files.overlay));
+    let overlay = "driver=qcow2,node-name=overlay,file=overlay-file,discard=unmap";
+    line.add("-blockdev", overlay);
+    line.add("-device", "virtio-blk-pci,drive=overlay,bootindex=0");
+    let seed = file("seed-file", ",read-only=on", &files.seed);
+    line.add("-blockdev", seed);
+    line.add(
+        "-blockdev",
+        "driver=raw,node-name=seed,file=seed-file,read-only=on",
+    );
+    line.add("-device", "virtio-blk-pci,drive=seed");
+    let network = |arg: &String| ["-nic", "-net", "-netdev"].contains(&&*arg.replace("--", "-"));
+    if !spec.args.iter().any(network) {
+        line.add("-netdev", "user,id=net");
+        // Without its boot ROM, which is a package of its own and would try to boot.
+        line.add("-device", "virtio-net-pci,netdev=net,romfile=");
+    }
+}
+
+fn boot_kernel(line: &mut Line, machine: &Machine<'_>, kernel: &Path, append: &str) {
+    line.add("-kernel", kernel);
+    line.add("-initrd", &machine.files.initramfs);
+    // What the user adds comes last, and so wins.
+    let parameters = format!(
+        "console={} panic=-1 rdinit={} {append}",
+        machine.arch.console(),
+        payload::RDINIT,
+    );
+    line.add("-append", parameters.trim_end());
+    // A kernel that panics before the agent is up would do so again and again; from then on rum
+    // lets it reboot.
+    line.add("-action", "reboot=shutdown");
+}
+
+/// The command line of `vhost-device-vsock`, program included.
+pub fn vsock_device(program: &Path, files: &Files) -> Vec<OsString> {
+    // Each VM has a device of its own, and its CID is known there only.
+    let mut vm = OsString::from("guest-cid=3,socket=");
+    vm.push(&files.vhost);
+    vm.push(",uds-path=");
+    vm.push(&files.vsock);
+    vec![program.into(), "--vm".into(), vm]
+}
+
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn add(&mut self, option: &str, value: impl Into<OsString>) {
+        self.0.push(option.into());
+        self.0.push(value.into());
+    }
+}
+
+/// `options` with `path` at the end. In QEMU's options a comma in a value is written twice.
+fn with(options: impl Into<OsString>, path: &Path) -> OsString {
+    let mut bytes = options.into().into_vec();
+    for byte in path.as_os_str().as_bytes() {
+        bytes.push(*byte);
+        bytes.extend((*byte == b',').then_some(b','));
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+#[path = "command_tests.rs"]
+mod tests;

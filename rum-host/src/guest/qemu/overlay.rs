@@ -1,0 +1,186 @@
+//! The overlay: where a guest's writes to its image go, so that the image stays as it is.
+//!
+//! A qcow2 file with the image as its backing file. It is only good for exactly that image: when
+//! the image has changed since, what the guest wrote and what it lies over no longer fit together.
+//! So the image's path, size and time of change are kept beside the overlay, and written after
+//! it: an overlay without them was never used, and is made anew.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use facet::Facet;
+use rum_shared::text::clean;
+use tokio::process::Command;
+
+use super::state::StateDir;
+use crate::guest::GuestError;
+
+/// The program that makes overlays.
+const QEMU_IMG: &str = "qemu-img";
+/// Most characters of what it says that are shown.
+const MAX_SAID: usize = 300;
+
+/// What an overlay lies over, and which guest it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Base {
+    image: PathBuf,
+    size: u64,
+    /// Seconds and nanoseconds since 1970.
+    changed: (i64, i64),
+    /// cloud-init's instance: the same as long as the overlay.
+    instance: String,
+}
+
+impl Base {
+    fn of(image: &Path, instance: String) -> io::Result<Self> {
+        let image = fs::canonicalize(image)?;
+        let meta = fs::metadata(&image)?;
+        Ok(Self {
+            size: meta.len(),
+            changed: (meta.mtime(), meta.mtime_nsec()),
+            image,
+            instance,
+        })
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let (seconds, nanos) = self.changed;
+        let mut text = format!("{} {} {seconds} {nanos} ", self.instance, self.size).into_bytes();
+        text.extend(self.image.as_os_str().as_bytes());
+        text
+    }
+
+    fn read(text: &[u8]) -> Option<Self> {
+        let mut fields = text.splitn(5, |byte| *byte == b' ');
+        let mut field = || std::str::from_utf8(fields.next()?).ok();
+        let instance = field()?.to_owned();
+        let size = field()?.parse().ok()?;
+        let changed = (field()?.parse().ok()?, field()?.parse().ok()?);
+        let image = std::ffi::OsString::from_vec(fields.next()?.to_vec()).into();
+        Some(Self {
+            image,
+            size,
+            changed,
+            instance,
+        })
+    }
+}
+
+/// Makes the overlay over `image`, or finds that of the last time; with `reset` always a new one.
+/// Returns cloud-init's instance id.
+///
+/// # Errors
+/// The image cannot be read or has changed since; `qemu-img` is not there or fails.
+pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<String, GuestError> {
+    let fresh = format!("rum-{:016x}", fastrand::u64(..));
+    let mut base = Base::of(image, fresh).map_err(|error| {
+        GuestError::vm(format!(
+            "cannot read the image {}: {error}",
+            image.display()
+        ))
+        .with_hint("`image` in [guest] is the path of a disk, relative to rum.toml")
+    })?;
+    let known = fs::read(state.base()).ok().filter(|_| !reset);
+    if let Some(known) = known.and_then(|text| Base::read(&text))
+        && state.overlay().exists()
+    {
+        base.instance.clone_from(&known.instance);
+        if known == base {
+            return Ok(known.instance);
+        }
+        let what = match known.image == base.image {
+            true => format!("{} has changed", base.image.display()),
+            false => format!("the image was {}", known.image.display()),
+        };
+        return Err(GuestError::vm(format!(
+            "{what} since the guest wrote to its overlay, and the two no longer fit together"
+        ))
+        .with_hint("`rum up --reset` starts anew and discards what the guest wrote"));
+    }
+    let _ = fs::remove_file(state.base());
+    let info: &[&OsStr] = &[
+        "info".as_ref(),
+        "--output=json".as_ref(),
+        base.image.as_ref(),
+    ];
+    let format = format_of(&run(info).await?)?;
+    let overlay = state.overlay();
+    let create: &[&OsStr] = &[
+        "create".as_ref(),
+        "-q".as_ref(),
+        "-f".as_ref(),
+        "qcow2".as_ref(),
+        "-F".as_ref(),
+        format.as_ref(),
+        "-b".as_ref(),
+        base.image.as_ref(),
+        overlay.as_ref(),
+    ];
+    run(create).await?;
+    fs::write(state.base(), base.write()).map_err(|error| {
+        let path = state.base();
+        GuestError::vm(format!("cannot write {}: {error}", path.display()))
+    })?;
+    Ok(base.instance)
+}
+
+#[derive(Facet)]
+struct Info {
+    format: String,
+}
+
+fn format_of(info: &[u8]) -> Result<String, GuestError> {
+    facet_json::from_slice::<Info>(info)
+        .ok()
+        .map(|info| info.format)
+        .ok_or_else(|| GuestError::vm(format!("{QEMU_IMG} does not tell the image's format")))
+}
+
+async fn run(args: &[&OsStr]) -> Result<Vec<u8>, GuestError> {
+    let mut command = Command::new(QEMU_IMG);
+    let output = command.args(args).kill_on_drop(true).output().await;
+    let output = output.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => GuestError::vm(format!("{QEMU_IMG} is not installed"))
+            .with_hint("install it: `apt install qemu-utils`, or `dnf install qemu-img`"),
+        _ => GuestError::vm(format!("cannot run {QEMU_IMG}: {error}")),
+    })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = clean(said.trim(), MAX_SAID);
+    Err(GuestError::vm(said).with_hint("`image` in [guest] is a disk that QEMU can read"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_it_lies_over_is_read_as_written() {
+        let base = Base {
+            image: "/srv/my images/a\nb.qcow2".into(),
+            size: 7,
+            changed: (-1, 5),
+            instance: "rum-1".to_owned(),
+        };
+        assert_eq!(Base::read(&base.write()), Some(base));
+        for bad in ["", "rum-1", "rum-1 7 8 9", "rum-1 x 8 9 /a"] {
+            assert_eq!(Base::read(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_format_is_that_of_the_image_itself() {
+        let info = br#"{"virtual-size": 1048576, "filename": "a", "format": "qcow2",
+            "actual-size": 200704, "format-specific": {"type": "qcow2", "data": {"compat": "1.1"}},
+            "children": [{"name": "file", "info": {"format": "file"}}], "dirty-flag": false}"#;
+        assert_eq!(format_of(info).unwrap(), "qcow2");
+        format_of(b"{}").unwrap_err();
+    }
+}

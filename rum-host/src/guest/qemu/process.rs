@@ -1,0 +1,84 @@
+//! The processes of a VM, seen from rum's side: a warden and its lifeline (see
+//! [`crate::sandbox`]).
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStdin, Command};
+
+use crate::guest::GuestError;
+use crate::guest::namespace::{StatusLines, inherit, io_error};
+use crate::runtime_dir::RuntimeDir;
+use crate::sandbox::status::Status;
+use crate::sandbox::{SELF, START, WARDEN};
+
+/// A warden and what it runs, which is killed when this is dropped.
+#[derive(Debug)]
+pub struct Process {
+    warden: Child,
+    lifeline: Option<ChildStdin>,
+    status: StatusLines,
+}
+
+impl Process {
+    /// Starts the first of `programs`; what they say goes to `log`.
+    pub fn start(
+        dir: &RuntimeDir,
+        programs: &[Vec<OsString>],
+        log: File,
+    ) -> Result<Self, GuestError> {
+        let mut command = Command::new(SELF);
+        command
+            .arg0("rum")
+            .arg(WARDEN)
+            .arg(dir.path())
+            .arg(dir.lock().as_raw_fd().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log);
+        for program in programs {
+            command.arg(program.len().to_string()).args(program);
+        }
+        inherit(&mut command, &[dir.lock()]);
+        let mut warden = command.spawn().map_err(io_error("start the VM's warden"))?;
+        let lifeline = warden.stdin.take();
+        let stdout = warden.stdout.take().expect("its standard output is a pipe");
+        Ok(Self {
+            warden,
+            lifeline,
+            status: StatusLines::new(stdout),
+        })
+    }
+
+    /// Starts the next one.
+    pub async fn start_next(&mut self) {
+        if let Some(lifeline) = &mut self.lifeline {
+            // A warden that does not read it any more has ended, which is seen elsewhere.
+            let _ = lifeline.write_all(&[START]).await;
+        }
+    }
+
+    /// Waits until all of them have ended. Says how, with the program's name first. Cancel-safe;
+    /// once it has completed it is not to be called again.
+    pub async fn ended(&mut self) -> String {
+        let mut said = None;
+        while let Some(status) = self.status.next().await {
+            if let Status::Ended(text) | Status::Error(text) = status {
+                said = Some(text);
+            }
+        }
+        let warden = self.warden.wait().await;
+        said.unwrap_or_else(|| match warden {
+            Ok(status) => format!("its warden ended ({status})"),
+            Err(error) => format!("its warden is lost: {error}"),
+        })
+    }
+
+    /// Kills them.
+    pub fn kill(&mut self) {
+        self.lifeline = None;
+    }
+}

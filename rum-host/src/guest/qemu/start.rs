@@ -1,0 +1,329 @@
+//! From a [`Spec`] to a machine that runs: what is on this host, the files, the processes.
+//!
+//! Whether KVM works is not known before QEMU has tried (a nested hypervisor may open and then
+//! fail), and neither is whether a CID is free. So the start itself is the probe: QEMU answers on
+//! QMP only when the machine is set up, and if it ends before that it is started once more with
+//! what its last words suggest.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use super::command::{self, Arch, Device, Engine, Files, Machine, SANDBOX};
+use super::process::Process;
+use super::qmp::Qmp;
+use super::spec::{Accel, Boot, Spec, SshKey};
+use super::state::StateDir;
+use super::{log, overlay};
+use crate::guest::progress::{Progress, Tell};
+use crate::guest::{GuestError, GuestSpec};
+use crate::payload;
+use crate::runtime_dir::RuntimeDir;
+
+/// QEMU sets a machine up in less than a second; a loaded machine gets more.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Pause between two looks for a socket that is about to appear.
+const LOOK: Duration = Duration::from_millis(10);
+/// Starts before giving up: KVM may have to be left, and CIDs are drawn from billions.
+const ATTEMPTS: usize = 4;
+/// Lines of QEMU's log that an error shows.
+const LOG_LINES: usize = 5;
+/// Largest user-data or key that is read, in bytes: what fits into a seed disk many times over.
+const MAX_FILE: u64 = 1 << 20;
+/// The vsock device for hosts without /dev/vhost-vsock.
+const VSOCK_DEVICE: &str = "vhost-device-vsock";
+/// QEMU's words when another VM has the CID.
+const CID_TAKEN: &str = "set guest cid";
+
+/// A machine that runs.
+pub struct Started {
+    pub process: Process,
+    pub qmp: Qmp,
+    pub engine: Engine,
+    pub device: Device,
+}
+
+/// Starts the VM.
+pub async fn start(
+    guest: &GuestSpec,
+    spec: &Spec,
+    dir: &RuntimeDir,
+    state: &StateDir,
+    tell: &Tell,
+) -> Result<Started, GuestError> {
+    let arch = Arch::named(std::env::consts::ARCH).ok_or_else(|| {
+        GuestError::vm(format!("no VMs on {} yet", std::env::consts::ARCH))
+            .with_hint("boot one yourself, and use kind `vsock` or `unix`")
+    })?;
+    let sandbox = can_sandbox(arch.program()).await?;
+    let (device, device_program) = choose_device()?;
+    let files = files(dir, state);
+    prepare(guest, spec, state).await?;
+    let (engine, mut because) = choose_engine(spec.accel)?;
+    let mut machine = Machine {
+        name: &guest.name,
+        arch,
+        spec,
+        engine,
+        sandbox,
+        device,
+        files: &files,
+    };
+    for attempt in 1.. {
+        if attempt == 1 || machine.engine != engine {
+            tell.say(Progress::Booting {
+                engine: machine.engine.name(),
+                because: because.clone(),
+            });
+        }
+        let (ended, said) = match launch(&machine, device_program.as_deref(), dir, state).await? {
+            Launch::Runs(process, qmp) => {
+                return Ok(Started {
+                    process,
+                    qmp,
+                    engine: machine.engine,
+                    device: machine.device,
+                });
+            }
+            Launch::Ended(ended, said) => (ended, said),
+        };
+        let last = said.last().cloned().unwrap_or_default();
+        let again = match (machine.device, machine.engine, spec.accel) {
+            (Device::Vhost { .. }, _, _) if last.contains(CID_TAKEN) => {
+                machine.device = Device::Vhost { cid: draw_cid() };
+                true
+            }
+            (_, Engine::Kvm, Accel::Auto) => {
+                machine.engine = Engine::Tcg;
+                because = Some(format!("KVM does not work here ({ended})"));
+                true
+            }
+            _ => false,
+        };
+        if !again || attempt == ATTEMPTS {
+            let path = state.qemu_log();
+            return Err(GuestError::vm(format!("QEMU did not start: {ended}"))
+                .with_hint(format!(
+                    "its last words, all of which are in {}",
+                    path.display()
+                ))
+                .with_lines(said));
+        }
+        tracing::info!(ended, last, "QEMU did not start, trying in another way");
+    }
+    unreachable!("the loop returns at its last attempt")
+}
+
+fn files(dir: &RuntimeDir, state: &StateDir) -> Files {
+    Files {
+        qmp: dir.qmp_socket(),
+        console: dir.console_socket(),
+        console_log: state.console_log(),
+        vhost: dir.vhost_socket(),
+        vsock: dir.vsock_socket(),
+        initramfs: state.initramfs(),
+        overlay: state.overlay(),
+        seed: state.seed(),
+    }
+}
+
+/// Whether this QEMU knows `-sandbox`; an error if there is none.
+async fn can_sandbox(program: &str) -> Result<bool, GuestError> {
+    let mut command = Command::new(program);
+    command.args(["-sandbox", SANDBOX, "-version"]);
+    let output = command.kill_on_drop(true).output().await;
+    let output = output.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => GuestError::vm(format!("{program} is not installed")).with_hint(
+            "install QEMU: `apt install qemu-system-x86` (-arm on aarch64), or `dnf install \
+             qemu-kvm`",
+        ),
+        _ => GuestError::vm(format!("cannot run {program}: {error}")),
+    })?;
+    Ok(output.status.success())
+}
+
+/// The vsock device, with its program if it has one.
+fn choose_device() -> Result<(Device, Option<PathBuf>), GuestError> {
+    let vhost = Path::new("/dev/vhost-vsock");
+    let error = match fs::File::options().read(true).write(true).open(vhost) {
+        Ok(_) => return Ok((Device::Vhost { cid: draw_cid() }, None)),
+        Err(error) => error,
+    };
+    let program = in_path(VSOCK_DEVICE).ok_or_else(|| {
+        GuestError::vm(format!(
+            "there is no vsock for the VM: cannot open {} ({error}), and there is no \
+             {VSOCK_DEVICE}",
+            vhost.display()
+        ))
+        .with_hint(
+            "load it with `modprobe vhost_vsock` and let this user open it (group `kvm`), or \
+             `cargo install --locked vhost-device-vsock`",
+        )
+    })?;
+    Ok((Device::User, Some(program)))
+}
+
+/// A CID that hardly anybody has. Below 2^31, where no tool mistakes it for a negative number.
+fn draw_cid() -> u32 {
+    fastrand::u32(3..1 << 31)
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let candidates = std::env::split_paths(&path).map(|dir| dir.join(program));
+    let executable = |path: &PathBuf| {
+        rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+    };
+    candidates
+        .filter(executable)
+        .find_map(|path| std::path::absolute(path).ok())
+}
+
+/// What to try first, and why it is nothing faster.
+fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestError> {
+    let open = || fs::File::options().read(true).write(true).open("/dev/kvm");
+    match accel {
+        Accel::Tcg => Ok((Engine::Tcg, Some("as rum.toml says".to_owned()))),
+        Accel::Kvm => match open() {
+            Ok(_) => Ok((Engine::Kvm, None)),
+            Err(error) => Err(
+                GuestError::vm(format!("cannot open /dev/kvm: {error}")).with_hint(
+                    "load the module `kvm_intel` or `kvm_amd`, join the group `kvm`, or write \
+                 `accel = \"auto\"`",
+                ),
+            ),
+        },
+        Accel::Auto => Ok(match open() {
+            Ok(_) => (Engine::Kvm, None),
+            Err(error) => (Engine::Tcg, Some(format!("cannot open /dev/kvm: {error}"))),
+        }),
+    }
+}
+
+/// Makes what the machine boots from.
+async fn prepare(guest: &GuestSpec, spec: &Spec, state: &StateDir) -> Result<(), GuestError> {
+    let payload_failed = |error: io::Error| {
+        GuestError::vm(format!("cannot put the agent beside the guest: {error}"))
+    };
+    // Nothing that a predecessor left is taken for this boot's.
+    log::create(&state.console_log()).map_err(|error| {
+        let path = state.console_log();
+        GuestError::vm(format!("cannot write {}: {error}", path.display()))
+    })?;
+    match &spec.boot {
+        Boot::Kernel { kernel, initrd, .. } => {
+            for file in initrd.iter().chain([kernel]) {
+                fs::File::open(file).map_err(|error| {
+                    GuestError::vm(format!("cannot read {}: {error}", file.display()))
+                        .with_hint("paths in [guest] start at the directory of rum.toml")
+                })?;
+            }
+            payload::initramfs(initrd.as_deref(), &state.initramfs()).map_err(payload_failed)
+        }
+        Boot::Image(image) => {
+            let instance = overlay::prepare(image, state, guest.reset).await?;
+            let user_data = spec.user_data.as_deref().map(read_text).transpose()?;
+            let ssh_key = match &spec.ssh_key {
+                None => None,
+                Some(SshKey::Text(key)) => Some(key.clone()),
+                Some(SshKey::File(file)) => Some(read_text(file)?.trim().to_owned()),
+            };
+            let seed = payload::Seed {
+                name: &guest.name,
+                instance: &instance,
+                user_data: user_data.as_deref(),
+                ssh_key: ssh_key.as_deref(),
+            };
+            payload::seed_disk(&seed, &state.seed()).map_err(payload_failed)
+        }
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, GuestError> {
+    let read = || {
+        let length = fs::metadata(path)?.len();
+        match length {
+            0..=MAX_FILE => fs::read_to_string(path),
+            _ => Err(io::Error::other("it is larger than 1 MiB")),
+        }
+    };
+    read().map_err(|error| {
+        GuestError::vm(format!("cannot read {}: {error}", path.display()))
+            .with_hint("`user_data` and `ssh_key` name text files, relative to rum.toml")
+    })
+}
+
+/// What came of a start.
+enum Launch {
+    /// The machine runs.
+    Runs(Process, Qmp),
+    /// How it ended, and the last lines of its log.
+    Ended(String, Vec<String>),
+}
+
+async fn launch(
+    machine: &Machine<'_>,
+    device_program: Option<&Path>,
+    dir: &RuntimeDir,
+    state: &StateDir,
+) -> Result<Launch, GuestError> {
+    let files = machine.files;
+    for socket in [&files.qmp, &files.console, &files.vhost, &files.vsock] {
+        // What an earlier attempt left.
+        let _ = fs::remove_file(socket);
+    }
+    let log = log::create(&state.qemu_log()).map_err(|error| {
+        let path = state.qemu_log();
+        GuestError::vm(format!("cannot write {}: {error}", path.display()))
+    })?;
+    let mut programs = Vec::new();
+    if let (Device::User, Some(program)) = (machine.device, device_program) {
+        programs.push(command::vsock_device(program, files));
+    }
+    programs.push(command::qemu(machine));
+    let mut process = Process::start(dir, &programs, log)?;
+    let set_up = async {
+        if programs.len() > 1 {
+            until_there(&mut process, &files.vhost).await?;
+            process.start_next().await;
+        }
+        loop {
+            tokio::select! {
+                ended = process.ended() => return Err(ended),
+                qmp = Qmp::connect(&files.qmp) => match qmp {
+                    Ok(qmp) => return Ok(qmp),
+                    Err(error) => tracing::trace!(%error, "QMP does not answer yet"),
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    match tokio::time::timeout(START_DEADLINE, set_up).await {
+        Ok(Ok(qmp)) => Ok(Launch::Runs(process, qmp)),
+        Ok(Err(ended)) => Ok(Launch::Ended(
+            ended,
+            log::tail(&state.qemu_log(), LOG_LINES),
+        )),
+        Err(_) => Err(GuestError::vm(format!(
+            "QEMU did not answer within {} s",
+            START_DEADLINE.as_secs()
+        ))
+        .with_hint(format!("{} may say why", state.qemu_log().display()))),
+    }
+}
+
+/// Waits for the socket of a program that has just been started; Err says how that ended instead.
+async fn until_there(process: &mut Process, socket: &Path) -> Result<(), String> {
+    let appears = async {
+        while !socket.exists() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        ended = process.ended() => Err(ended),
+        () = appears => Ok(()),
+    }
+}

@@ -1,0 +1,211 @@
+//! Kind `libvirt`: against libvirt's own test driver, which keeps domains in one connection, and
+//! against a real libvirtd with QEMU, started by the test in namespaces of its own.
+
+use std::path::Path;
+
+use rum_tests::client::exchange;
+use rum_tests::netns::in_netns;
+use rum_tests::rum::{Rum, Setup};
+use rum_tests::wait::until;
+use rustix::process::Signal;
+
+use self::support::{Libvirt, Machine, empty_domain};
+
+mod support;
+
+/// A machine of libvirt's test driver. It starts anew with each virsh.
+const TEST_NODE: &str = "<node>
+  <domain type='test'><name>with vsock</name><uuid>00000000-0000-4000-8000-000000000001</uuid><memory>65536</memory><os><type>hvm</type></os>
+    <devices><vsock model='virtio'><cid auto='no' address='4242'/></vsock></devices></domain>
+  <domain type='test'><name>bare</name><uuid>00000000-0000-4000-8000-000000000002</uuid><memory>65536</memory><os><type>hvm</type></os></domain>
+  <domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
+    <name>off</name><uuid>00000000-0000-4000-8000-000000000003</uuid><memory>65536</memory><os><type>hvm</type></os>
+    <test:runstate>5</test:runstate></domain>
+  <domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
+    <name>crashed</name><uuid>00000000-0000-4000-8000-000000000004</uuid><memory>65536</memory><os><type>hvm</type></os>
+    <test:runstate>6</test:runstate></domain>
+  <domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
+    <name>paused</name><uuid>00000000-0000-4000-8000-000000000005</uuid><memory>65536</memory><os><type>hvm</type></os>
+    <devices><vsock model='virtio'><cid auto='no' address='4243'/></vsock></devices>
+    <test:runstate>3</test:runstate></domain>
+</node>";
+
+fn config(setup: &Setup, domain: &str, uri: &str) {
+    let text = format!(
+        "[guest]\nkind = \"libvirt\"\ndomain = \"{domain}\"\nuri = \"{uri}\"\n\
+         [auto_ports]\nrange = \"5000-6000\"\n"
+    );
+    std::fs::write(setup.path().join("rum.toml"), text).expect("a file");
+}
+
+/// `rum up` for a domain of the test driver.
+fn up(domain: &str) -> Rum {
+    let setup = Setup::new();
+    let node = setup.path().join("node.xml");
+    std::fs::write(&node, TEST_NODE).expect("a file");
+    config(&setup, domain, &format!("test://{}", node.display()));
+    setup.start(["up"])
+}
+
+/// Waits for the end of a `rum up` that cannot start, and for what it says.
+fn refused(mut rum: Rum, texts: &[&str]) {
+    assert_eq!(rum.wait().code(), Some(1));
+    for text in texts {
+        rum.stderr.wait(text);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_domain_is_said() {
+    refused(
+        up("absent"),
+        &[
+            "has no domain `absent`",
+            "hint: there is `bare`, `crashed`, `off`, `paused`, `with vsock`",
+        ],
+    );
+    // Never an option, nor anything but a name.
+    refused(up("--help"), &["has no domain `--help`"]);
+    refused(up("1"), &["has no domain `1`"]);
+    for bare in ["bare", "off"] {
+        let message = format!("the domain `{bare}` has no vsock device");
+        refused(up(bare), &[&message, " edit ", "<cid auto='yes'/>"]);
+    }
+    refused(
+        up("crashed"),
+        &["the domain `crashed` is crashed", " destroy crashed`"],
+    );
+}
+
+#[test]
+fn a_libvirt_that_cannot_be_reached_is_named() {
+    let setup = Setup::new();
+    let absent = setup.path().join("absent");
+    let uri = format!("qemu:///system?socket={}", absent.display());
+    config(&setup, "debian", &uri);
+    refused(
+        setup.start(["up"]),
+        &[
+            "cannot reach libvirt at `qemu:///system?socket=",
+            "caused by: Failed to connect socket",
+            "hint: libvirt does not run here",
+        ],
+    );
+    config(&setup, "debian", "not a uri");
+    refused(
+        setup.start(["up"]),
+        &["cannot reach libvirt at `not a uri`", "hint: check `uri`"],
+    );
+    let mut command = setup.rum(["up"]);
+    command.env("PATH", setup.path());
+    refused(
+        setup.spawn(&mut command),
+        &["`virsh` is not installed", "hint: install"],
+    );
+}
+
+#[test]
+fn the_cid_of_a_running_domain_is_dialled() {
+    for (domain, resumed) in [("with vsock", false), ("paused", true)] {
+        let mut rum = up(domain);
+        // Nobody is there; what matters is that it was tried, and goes on.
+        rum.stderr.wait("Waiting for the agent");
+        let said = rum.stderr.all();
+        let text = format!("Resuming the domain `{domain}`, which was paused");
+        assert_eq!(said.contains(&text), resumed, "{said:?}");
+        rum.signal(Signal::TERM);
+        rum.wait();
+        // It ran already: nothing is powered off.
+        let said = rum.stderr.all();
+        assert!(!said.iter().any(|line| line.contains("Power")), "{said:?}");
+    }
+}
+
+/// The line of [guest] with the socket of a vsock device that nobody answers at.
+fn socket(dir: &Path) -> String {
+    format!("socket = \"{}\"", dir.join("silent").display())
+}
+
+/// Waits until `rum` waits for the agent's knock: then its guest is there.
+fn until_up(libvirt: &Libvirt) {
+    let knocks = libvirt.setup.path().join("silent_2224");
+    until("rum to be up", || knocks.exists().then_some(()));
+}
+
+#[test]
+fn a_domain_ends_with_the_rum_that_started_it() {
+    let libvirt = Libvirt::start();
+    // A name that virsh would rather take for an option or a number.
+    for name in ["--all", "1"] {
+        libvirt.define(&empty_domain(name));
+        let more = socket(libvirt.setup.path());
+        let mut rum = libvirt.start_rum(name, &more);
+        rum.stderr.wait(&format!("Starting the domain `{name}`"));
+        until_up(&libvirt);
+        let uuid = libvirt.virsh(&["list", "--uuid"]);
+        assert!(libvirt.state(&uuid).starts_with("running"));
+        // Its firmware knows no power button: only force helps.
+        rum.signal(Signal::TERM);
+        rum.stderr.wait("Powering the guest off");
+        rum.signal(Signal::TERM);
+        rum.wait();
+        until("the domain's end", || {
+            libvirt.state(&uuid).starts_with("shut off").then_some(())
+        });
+        libvirt.virsh(&["undefine", &uuid]);
+    }
+}
+
+#[test]
+fn a_domain_that_runs_is_left_alone_and_its_end_is_told() {
+    let libvirt = Libvirt::start();
+    libvirt.define(&empty_domain("box"));
+    libvirt.virsh(&["start", "box"]);
+    libvirt.virsh(&["suspend", "box"]);
+    let more = socket(libvirt.setup.path());
+    let mut rum = libvirt.start_rum("box", &more);
+    rum.stderr.wait("Resuming the domain `box`");
+    until_up(&libvirt);
+    rum.signal(Signal::TERM);
+    rum.wait();
+    assert_eq!(libvirt.state("box"), "running (unpaused)");
+
+    let mut rum = libvirt.start_rum("box", &more);
+    until_up(&libvirt);
+    // A libvirtd that is away is no end. One that was killed gives its domain up now and then,
+    // when it is back: shut off (daemon).
+    libvirt.restart();
+    until("the domain's end", || {
+        libvirt.try_virsh(&["destroy", "box"]);
+        libvirt.state("box").starts_with("shut off").then_some(())
+    });
+    let state = libvirt.state("box");
+    rum.stderr
+        .wait(&format!("The guest ended: the domain `box` is {state}"));
+    assert_eq!(rum.wait().code(), Some(1));
+
+    // Without a device for vsock, which this machine could not give it anyway.
+    let rum = libvirt.start_rum("box", "");
+    refused(rum, &["the domain `box` has no vsock device"]);
+}
+
+#[test]
+fn ports_of_a_domain_are_forwarded_and_it_is_powered_off() {
+    in_netns(|| {
+        let libvirt = Libvirt::start();
+        let machine = Machine::new(libvirt.setup.path());
+        libvirt.define(&machine.domain("box"));
+        let more = format!("socket = \"{}\"", machine.socket().display());
+        let mut rum = libvirt.start_rum("box", &more);
+        rum.stdout
+            .wait("Auto-forwarding 127.0.0.1:5000 → guest:5000");
+        let answer = exchange(5000, "GET /file HTTP/1.0\r\n\r\n");
+        let answer = answer.expect("httpd answers");
+        assert!(answer.ends_with("from the domain\n"), "{answer}");
+        rum.signal(Signal::TERM);
+        rum.stderr.wait("Powering the guest off");
+        rum.wait();
+        let console = machine.console();
+        assert_eq!(libvirt.state("box"), "shut off (shutdown)", "{console}");
+    });
+}
