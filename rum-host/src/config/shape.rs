@@ -34,6 +34,7 @@ struct Pass {
 /// What a key may hold.
 enum Kind {
     Text,
+    Texts,
     Number,
     Table(&'static [Field]),
     Tables(&'static [Field]),
@@ -74,6 +75,12 @@ impl Pass {
         let span = value.span();
         match (kind(field), value.get_ref()) {
             (Kind::Text, DeValue::String(_)) => {}
+            (Kind::Texts, DeValue::Array(array)) => {
+                let others = array.iter().filter(|item| !item.get_ref().is_str());
+                for item in others {
+                    self.wrong_type(item.span(), &Kind::Texts, item.get_ref(), field);
+                }
+            }
             (Kind::Number, DeValue::Integer(number)) => {
                 if i64::from_str_radix(number.as_str(), number.radix()).is_err() {
                     self.found.push(Problem::new(
@@ -113,6 +120,7 @@ impl Pass {
         let name = field.effective_name();
         let wanted = match kind {
             Kind::Text => "a text in quotes",
+            Kind::Texts => "a list of texts in quotes",
             Kind::Number => "a number",
             Kind::Table(_) => "one table",
             Kind::Tables(_) => "a list of tables",
@@ -202,7 +210,7 @@ fn place(key: Option<&'static Field>) -> String {
 fn shape_name(field: &'static Field) -> String {
     let name = field.effective_name();
     match kind(field) {
-        Kind::Text | Kind::Number => name.to_owned(),
+        Kind::Text | Kind::Texts | Kind::Number => name.to_owned(),
         Kind::Table(_) => format!("[{name}]"),
         Kind::Tables(_) => format!("[[{name}]]"),
     }
@@ -251,6 +259,7 @@ fn kind(field: &'static Field) -> Kind {
         shape => shape,
     };
     match &shape.def {
+        Def::List(list) if list.t().is_type::<String>() => Kind::Texts,
         Def::List(list) => Kind::Tables(fields(list.t())),
         _ if shape.is_type::<String>() => Kind::Text,
         _ if shape.is_type::<i64>() => Kind::Number,

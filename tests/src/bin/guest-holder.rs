@@ -20,7 +20,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use rum_host::guest::{Guest, GuestKind, GuestSpec};
+use rum_host::guest::{Guest, GuestKind, GuestSpec, Link};
 use rum_host::runtime_dir::RuntimeDir;
 use rum_host::{exec, sandbox};
 
@@ -72,9 +72,10 @@ async fn up(name: &str, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>
     let spec = GuestSpec {
         name: name.to_owned(),
         kind: GuestKind::Namespace,
+        reset: false,
     };
-    let args = ["--hint".to_owned(), "poll".to_owned()];
-    let mut guest = match Guest::start(&spec, &dir, &args).await {
+    let link = Link::unheard(vec!["--hint".to_owned(), "poll".to_owned()]);
+    let mut guest = match Guest::start(&spec, &dir, &link).await {
         Ok(guest) => guest,
         Err(error) => {
             eprintln!("error: {error}");
