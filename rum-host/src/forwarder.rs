@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rum_shared::channel::{self, Connected};
 use rum_shared::relay::{self, Counters};
@@ -85,13 +85,14 @@ impl Dialer {
         }
     }
 
-    /// A channel that leads to `guest`. While the agent is lost this waits: it may be back
-    /// soon, and some transports must not be dialled while the guest boots.
+    /// A channel that leads to `guest`. While the agent is lost, or silent, this waits: it may
+    /// be back soon, and some transports must not be dialled while the guest boots.
     async fn open(&mut self, guest: GuestPort) -> Result<Connected, String> {
         if let Some(direct) = self.pool.connect(guest) {
             return Ok(Connected::Direct(direct));
         }
-        let up = self.link.wait_for(|state| *state != LinkState::Down).await;
+        let up = self.link.wait_for(|state| state.may_dial(Instant::now()));
+        let up = up.await;
         up.map_err(|_| "rum is stopping")?;
         match channel::dial(&self.endpoint, guest.0).await {
             Ok(Ok(connected)) => Ok(connected),

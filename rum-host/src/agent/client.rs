@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
-    AgentInfo, CAP_WATCH, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
+    AgentInfo, CAP_WATCH, HEARTBEAT, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
 };
 use rum_shared::session::{CALLS_PER_SESSION, Limits, Session, SessionError};
 use rum_shared::transport::{Endpoint, Service};
@@ -27,6 +27,8 @@ use crate::backoff::Backoff;
 pub const POLL_PERIOD: Duration = Duration::from_secs(1);
 /// Time for a call to be answered.
 const CALL_DEADLINE: Duration = Duration::from_secs(3);
+/// A stream that was heard within this time is alive: a heartbeat, and room for a busy guest.
+const FRESH: Duration = HEARTBEAT.saturating_add(Duration::from_millis(500));
 /// Events that may wait for the supervisor; more hold the stream back.
 pub const EVENT_QUEUE: usize = 64;
 
@@ -77,8 +79,25 @@ pub enum LinkState {
     Down,
     /// Up, without a stream.
     Polling,
-    /// Up, with a stream.
-    Streaming,
+    /// Up, with a stream that was last heard at this time.
+    Streaming(Instant),
+}
+
+impl LinkState {
+    /// Whether the agent may be dialled at `now`. A guest that reboots takes its connections
+    /// along without a word on some devices, and a `CONNECT` while it boots breaks those for
+    /// good: so a stream that should have been heard by now counts as none.
+    pub fn may_dial(self, now: Instant) -> bool {
+        match self {
+            Self::Down => false,
+            Self::Polling => true,
+            Self::Streaming(heard) => now.saturating_duration_since(heard) <= FRESH,
+        }
+    }
+
+    fn is_streaming(self) -> bool {
+        matches!(self, Self::Streaming(_))
+    }
 }
 
 /// The connections to one agent.
@@ -191,12 +210,12 @@ impl AgentClient {
             return Ok(());
         }
         link.send_replace(match streaming {
-            true => LinkState::Streaming,
+            true => LinkState::Streaming(Instant::now()),
             false => LinkState::Polling,
         });
         loop {
             let over = match streaming {
-                true => self.watch(&session, events, backoff).await?,
+                true => self.watch(&session, events, link, backoff).await?,
                 false => self.poll_as_truth(&session, events, backoff).await?,
             };
             match over {
@@ -211,6 +230,7 @@ impl AgentClient {
         &self,
         session: &Agent,
         events: &mpsc::Sender<AgentEvent>,
+        link: &watch::Sender<LinkState>,
         backoff: &mut Backoff,
     ) -> Ended {
         let (tx, mut rx) = roam::channel();
@@ -242,6 +262,7 @@ impl AgentClient {
                 .ok_or("the agent ended the stream")?;
             let event = validator.check(&item)?;
             backoff.reset();
+            link.send_replace(LinkState::Streaming(at));
             let event = AgentEvent::Watch { at, range, event };
             if events.send(event).await.is_err() {
                 return Ok(Over::Gone);
@@ -300,12 +321,12 @@ impl AgentClient {
         let mut session: Option<Agent> = None;
         let mut calls = 0u32;
         loop {
-            if *link.borrow() != LinkState::Streaming {
+            if !link.borrow().is_streaming() {
                 // An agent that counts a session of ours does not knock.
                 session = None;
             }
             // The senders live as long as `run`, and this future is dropped with it.
-            let _ = link.wait_for(|s| *s == LinkState::Streaming).await;
+            let _ = link.wait_for(|s| s.is_streaming()).await;
             let closed = async {
                 match &session {
                     Some(session) => session.closed().await,
@@ -321,7 +342,12 @@ impl AgentClient {
                     continue;
                 }
             }
-            if *link.borrow() != LinkState::Streaming {
+            if session.is_none() || calls >= CALLS_PER_SESSION {
+                // There is no hurry: dial right after a sign of life, see `may_dial`.
+                link.mark_unchanged();
+                let _ = link.changed().await;
+            }
+            if !link.borrow().is_streaming() {
                 continue;
             }
             if session.is_none() || calls >= CALLS_PER_SESSION {
