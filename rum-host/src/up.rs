@@ -227,8 +227,10 @@ fn refuse(args: &UpArgs, settings: &Settings) -> Result<(), RumError> {
         return Err(GuestError::NoCommands { kind }.into());
     }
     if args.reset && !settings.guest.has_disk() {
-        return Err(RumError::usage("`--reset` discards what a guest wrote to its image")
-            .hint("leave it out: this guest has no `image`"));
+        return Err(
+            RumError::usage("`--reset` discards what a guest wrote to its image")
+                .hint("leave it out: this guest has no `image`"),
+        );
     }
     Ok(())
 }

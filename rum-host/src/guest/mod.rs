@@ -298,8 +298,7 @@ impl Guest {
         let kind = spec.kind.clone();
         let (endpoint, running) = match &kind {
             GuestKind::Namespace => {
-                let (endpoint, guest) =
-                    namespace::Namespace::start(dir, &link.agent_args).await?;
+                let (endpoint, guest) = namespace::Namespace::start(dir, &link.agent_args).await?;
                 (endpoint, Running::Namespace(guest))
             }
             GuestKind::Qemu(vm) => {

@@ -30,7 +30,9 @@ async fn a_guest_of_somebody_else_is_dialled_and_left_alone() {
             kind: kind.clone(),
             reset: false,
         };
-        let guest = Guest::start(&spec, &dir, &Link::unheard(Vec::new())).await.unwrap();
+        let guest = Guest::start(&spec, &dir, &Link::unheard(Vec::new()))
+            .await
+            .unwrap();
         assert_eq!(guest.endpoint(), &endpoint);
         assert_eq!(guest.init_pid(), None);
         let error = guest.spawn(&["true".into()]).unwrap_err();

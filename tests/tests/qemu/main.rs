@@ -23,27 +23,40 @@ fn process(vms: &Vms, program: &str) -> Pid {
 }
 
 #[test]
-fn a_vm_boots_is_forwarded_reboots_and_powers_off() {
+fn a_vm_boots_is_forwarded_and_powers_off() {
     in_netns(|| {
         let vms = Vms::new();
         vms.configure("dev", 5000, "", "");
         let mut rum = vms.up("dev");
-        rum.stderr.wait("Booting with TCG, which is slow: as rum.toml says");
+        rum.stderr
+            .wait("Booting with TCG, which is slow: as rum.toml says");
         rum.stderr.wait("Agent up after");
-        rum.stdout.wait("Auto-forwarding 127.0.0.1:5000 → guest:5000");
+        rum.stdout
+            .wait("Auto-forwarding 127.0.0.1:5000 → guest:5000");
         until_served(5000, "dev");
-
-        let _ = get(5000, "/cgi-bin/reboot");
-        rum.stderr.wait("The guest reboots");
-        rum.stderr.wait_nth("connected", 2);
-        until_served(5000, "dev");
-
         rum.signal(Signal::INT);
         assert_eq!(rum.wait().code(), Some(130));
         let said = rum.stderr.all().join("\n");
         assert!(said.contains("Powering the guest off"), "{said}");
-        assert!(!said.contains("switched off"), "it heard its button: {said}");
+        assert!(
+            !said.contains("switched off"),
+            "it heard its button: {said}"
+        );
         until_nothing_is_left(&vms.setup);
+    });
+}
+
+#[test]
+fn a_vm_that_reboots_is_found_again() {
+    in_netns(|| {
+        let vms = Vms::new();
+        vms.configure("dev", 5000, "", "");
+        let rum = vms.up("dev");
+        until_served(5000, "dev");
+        let _ = get(5000, "/cgi-bin/reboot");
+        rum.stderr.wait("The guest reboots");
+        rum.stderr.wait_nth("connected", 2);
+        until_served(5000, "dev");
     });
 }
 
@@ -120,7 +133,11 @@ fn what_is_missing_is_named() {
         let cases = [
             ("/nowhere", "", "qemu-system-x86_64 is not installed"),
             ("/usr/bin", "", "there is no vhost-device-vsock"),
-            ("", "args = [\"-device\", \"none\"]", "'none' is not a valid device"),
+            (
+                "",
+                "args = [\"-device\", \"none\"]",
+                "'none' is not a valid device",
+            ),
         ];
         for (path, guest, said) in cases {
             vms.configure("dev", 5000, "", guest);

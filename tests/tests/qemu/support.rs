@@ -27,7 +27,7 @@ while read -r module; do insmod "/modules/$module"; done </modules/order
 ip link set lo up
 mkdir -p /www/cgi-bin
 echo "$word" >/www/index.html
-printf '#!/bin/sh\nreboot -f\n' >/www/cgi-bin/reboot
+printf '#!/bin/sh\necho; (sleep 1; reboot -f) >/dev/null 2>&1 &\n' >/www/cgi-bin/reboot
 chmod +x /www/cgi-bin/reboot
 httpd -p "$port" -h /www
 press() { dd if="$1" bs=24 count=1 of=/dev/null 2>/dev/null && poweroff -f; }

@@ -143,17 +143,15 @@ pub fn qemu(machine: &Machine<'_>) -> Vec<OsString> {
     let memory = format!("{}M", spec.memory_mib);
     let mut line = Line(vec![arch.program().into()]);
     line.add("-name", machine.name);
-    line.add(
-        "-machine",
-        format!("{},memory-backend=mem", arch.machine()),
-    );
+    line.add("-machine", format!("{},memory-backend=mem", arch.machine()));
     line.add("-accel", accel);
     line.add("-cpu", cpu);
     line.add("-smp", spec.cpus.to_string());
     line.add("-m", &memory);
     let backend = format!("memory-backend-memfd,id=mem,size={memory},share=on");
     line.add("-object", backend);
-    line.0.extend(["-nodefaults".into(), "-no-user-config".into()]);
+    line.0
+        .extend(["-nodefaults".into(), "-no-user-config".into()]);
     line.add("-display", "none");
     if machine.sandbox {
         line.add("-sandbox", SANDBOX);
@@ -184,7 +182,10 @@ pub fn qemu(machine: &Machine<'_>) -> Vec<OsString> {
 fn boot_image(line: &mut Line, machine: &Machine<'_>) {
     let Machine { files, spec, .. } = machine;
     let file = |name: &str, options: &str, path| {
-        with(format!("driver=file,node-name={name}{options},filename="), path)
+        with(
+            format!("driver=file,node-name={name}{options},filename="),
+            path,
+        )
     };
     line.add("-blockdev", file("overlay-file", "", &files.overlay));
     let overlay = "driver=qcow2,node-name=overlay,file=overlay-file,discard=unmap";
@@ -192,7 +193,10 @@ fn boot_image(line: &mut Line, machine: &Machine<'_>) {
     line.add("-device", "virtio-blk-pci,drive=overlay,bootindex=0");
     let seed = file("seed-file", ",read-only=on", &files.seed);
     line.add("-blockdev", seed);
-    line.add("-blockdev", "driver=raw,node-name=seed,file=seed-file,read-only=on");
+    line.add(
+        "-blockdev",
+        "driver=raw,node-name=seed,file=seed-file,read-only=on",
+    );
     line.add("-device", "virtio-blk-pci,drive=seed");
     let network = |arg: &String| ["-nic", "-net", "-netdev"].contains(&&*arg.replace("--", "-"));
     if !spec.args.iter().any(network) {

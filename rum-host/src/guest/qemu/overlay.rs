@@ -78,8 +78,11 @@ impl Base {
 pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<String, GuestError> {
     let fresh = format!("rum-{:016x}", fastrand::u64(..));
     let mut base = Base::of(image, fresh).map_err(|error| {
-        GuestError::vm(format!("cannot read the image {}: {error}", image.display()))
-            .with_hint("`image` in [guest] is the path of a disk, relative to rum.toml")
+        GuestError::vm(format!(
+            "cannot read the image {}: {error}",
+            image.display()
+        ))
+        .with_hint("`image` in [guest] is the path of a disk, relative to rum.toml")
     })?;
     let known = fs::read(state.base()).ok().filter(|_| !reset);
     if let Some(known) = known.and_then(|text| Base::read(&text))
@@ -99,7 +102,11 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Stri
         .with_hint("`rum up --reset` starts anew and discards what the guest wrote"));
     }
     let _ = fs::remove_file(state.base());
-    let info: &[&OsStr] = &["info".as_ref(), "--output=json".as_ref(), base.image.as_ref()];
+    let info: &[&OsStr] = &[
+        "info".as_ref(),
+        "--output=json".as_ref(),
+        base.image.as_ref(),
+    ];
     let format = format_of(&run(info).await?)?;
     let overlay = state.overlay();
     let create: &[&OsStr] = &[

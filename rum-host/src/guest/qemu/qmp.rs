@@ -88,8 +88,7 @@ impl Qmp {
     pub async fn execute_with(&mut self, command: &str, arguments: &str) -> io::Result<()> {
         self.last_id += 1;
         let id = self.last_id;
-        let text =
-            format!("{{\"execute\":\"{command}\",\"arguments\":{arguments},\"id\":{id}}}\n");
+        let text = format!("{{\"execute\":\"{command}\",\"arguments\":{arguments},\"id\":{id}}}\n");
         self.stream.write_all(text.as_bytes()).await?;
         loop {
             let line = self.line().await?;

@@ -106,7 +106,10 @@ pub async fn start(
         if !again || attempt == ATTEMPTS {
             let path = state.qemu_log();
             return Err(GuestError::vm(format!("QEMU did not start: {ended}"))
-                .with_hint(format!("its last words, all of which are in {}", path.display()))
+                .with_hint(format!(
+                    "its last words, all of which are in {}",
+                    path.display()
+                ))
                 .with_lines(said));
         }
         tracing::info!(ended, last, "QEMU did not start, trying in another way");
@@ -186,10 +189,12 @@ fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestError> {
         Accel::Tcg => Ok((Engine::Tcg, Some("as rum.toml says".to_owned()))),
         Accel::Kvm => match open() {
             Ok(_) => Ok((Engine::Kvm, None)),
-            Err(error) => Err(GuestError::vm(format!("cannot open /dev/kvm: {error}")).with_hint(
-                "load the module `kvm_intel` or `kvm_amd`, join the group `kvm`, or write \
+            Err(error) => Err(
+                GuestError::vm(format!("cannot open /dev/kvm: {error}")).with_hint(
+                    "load the module `kvm_intel` or `kvm_amd`, join the group `kvm`, or write \
                  `accel = \"auto\"`",
-            )),
+                ),
+            ),
         },
         Accel::Auto => Ok(match open() {
             Ok(_) => (Engine::Kvm, None),
@@ -298,7 +303,10 @@ async fn launch(
     };
     match tokio::time::timeout(START_DEADLINE, set_up).await {
         Ok(Ok(qmp)) => Ok(Launch::Runs(process, qmp)),
-        Ok(Err(ended)) => Ok(Launch::Ended(ended, log::tail(&state.qemu_log(), LOG_LINES))),
+        Ok(Err(ended)) => Ok(Launch::Ended(
+            ended,
+            log::tail(&state.qemu_log(), LOG_LINES),
+        )),
         Err(_) => Err(GuestError::vm(format!(
             "QEMU did not answer within {} s",
             START_DEADLINE.as_secs()

@@ -115,10 +115,7 @@ mod tests {
             choose_base(None, path("/x"), home(), true),
             path("/var/lib/rum")
         );
-        assert_eq!(
-            choose_base(None, path("/x"), home(), false),
-            path("/x/rum")
-        );
+        assert_eq!(choose_base(None, path("/x"), home(), false), path("/x/rum"));
         let local = path("/home/me/.local/state/rum");
         assert_eq!(choose_base(None, path("x"), home(), false), local);
         assert_eq!(choose_base(None, None, None, false), None);
