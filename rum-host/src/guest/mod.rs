@@ -278,7 +278,7 @@ pub struct Guest {
 /// What rum holds of a guest.
 #[derive(Debug)]
 enum Running {
-    Namespace(namespace::Namespace),
+    Namespace(Box<namespace::Namespace>),
     Qemu(Box<qemu::Qemu>),
     /// Somebody else's.
     Found,
@@ -299,7 +299,7 @@ impl Guest {
         let (endpoint, running) = match &kind {
             GuestKind::Namespace => {
                 let (endpoint, guest) = namespace::Namespace::start(dir, &link.agent_args).await?;
-                (endpoint, Running::Namespace(guest))
+                (endpoint, Running::Namespace(Box::new(guest)))
             }
             GuestKind::Qemu(vm) => {
                 let (endpoint, guest) = qemu::Qemu::start(spec, vm, dir, link).await?;
