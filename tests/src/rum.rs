@@ -135,6 +135,7 @@ impl Setup {
         command
             .current_dir(self.path())
             .env("RUM_RUNTIME_DIR", self.path().join("run"))
+            .env("RUM_STATE_DIR", self.path().join("state"))
             .env("HOME", self.path())
             .env_remove("RUST_LOG")
             .env_remove("XDG_RUNTIME_DIR");
@@ -170,8 +171,16 @@ impl Setup {
     /// Starts `rum` with arguments; no stdin.
     pub fn start<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Rum {
         let mut command = self.rum(args);
+        self.start_command(&mut command)
+    }
+
+    /// Starts `command`, a `rum`; no stdin.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_command(&self, command: &mut Command) -> Rum {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut rum = self.spawn(&mut command);
+        let mut rum = self.spawn(command);
         let stdout = rum.child.stdout.take().expect("stdout is piped");
         rum.stdout.read(stdout);
         rum

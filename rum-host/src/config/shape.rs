@@ -35,6 +35,7 @@ struct Pass {
 /// What a key may hold.
 enum Kind {
     Text,
+    Texts,
     Number,
     Table(&'static [Field]),
     Tables(&'static [Field]),
@@ -63,7 +64,7 @@ impl Place {
     /// A key as it is written in this table: `range`, `[guest]`, `[[auto_ports.rule]]`.
     fn key(&self, field: &'static Field) -> String {
         match kind(field) {
-            Kind::Text | Kind::Number => field.effective_name().to_owned(),
+            Kind::Text | Kind::Texts | Kind::Number => field.effective_name().to_owned(),
             Kind::Table(_) | Kind::Tables(_) => self.of(field).header(),
         }
     }
@@ -126,6 +127,12 @@ impl Pass {
         let span = value.span();
         match (kind(field), value.get_ref()) {
             (Kind::Text, DeValue::String(_)) => {}
+            (Kind::Texts, DeValue::Array(array)) => {
+                let others = array.iter().filter(|item| !item.get_ref().is_str());
+                for item in others {
+                    self.wrong_type(item.span(), &Kind::Texts, item.get_ref(), field, place);
+                }
+            }
             (Kind::Number, DeValue::Integer(number)) => {
                 if i64::from_str_radix(number.as_str(), number.radix()).is_err() {
                     self.found.push(Problem::new(
@@ -174,6 +181,7 @@ impl Pass {
         let name = field.effective_name();
         let wanted = match kind {
             Kind::Text => "a text in quotes",
+            Kind::Texts => "a list of texts in quotes",
             Kind::Number => "a number",
             Kind::Table(_) => "one table",
             Kind::Tables(_) => "a list of tables",
@@ -258,7 +266,7 @@ fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<(String
     }
     fields.iter().find_map(|field| match kind(field) {
         Kind::Table(inner) | Kind::Tables(inner) => home_of(key, inner, &place.of(field)),
-        Kind::Text | Kind::Number => None,
+        Kind::Text | Kind::Texts | Kind::Number => None,
     })
 }
 
@@ -305,6 +313,7 @@ fn kind(field: &'static Field) -> Kind {
         shape => shape,
     };
     match &shape.def {
+        Def::List(list) if list.t().is_type::<String>() => Kind::Texts,
         Def::List(list) => Kind::Tables(fields(list.t())),
         _ if shape.is_type::<String>() => Kind::Text,
         _ if shape.is_type::<i64>() => Kind::Number,

@@ -90,6 +90,24 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # kind = "unix"
 # socket = "/run/vm/vsock.sock"
 
+# A VM that rum boots (QEMU) from a disk image with cloud-init, to which nothing is written:
+# kind = "qemu"
+# image = "debian.qcow2"
+# user_data = "user-data.yaml"
+# ssh_key = "~/.ssh/id_ed25519.pub"
+# cpus = 2
+# memory = "512M"
+# By the processor if that can be, else by translation: "auto", "kvm" or "tcg".
+# accel = "auto"
+# More arguments for QEMU.
+# args = ["-nic", "none"]
+
+# The same from a Linux kernel:
+# kind = "qemu"
+# kernel = "vmlinuz"
+# initrd = "initrd.img"
+# append = "quiet"
+
 # A domain of libvirt; rum starts it if it is shut off, and ends what it started:
 # kind = "libvirt"
 # domain = "debian"

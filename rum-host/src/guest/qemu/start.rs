@@ -80,7 +80,8 @@ pub async fn start(
             });
         }
         let (ended, said) = match launch(&machine, device_program.as_deref(), dir, state).await? {
-            Launch::Runs(process, qmp) => {
+            Launch::Runs(runs) => {
+                let (process, qmp) = *runs;
                 return Ok(Started {
                     process,
                     qmp,
@@ -259,7 +260,7 @@ fn read_text(path: &Path) -> Result<String, GuestError> {
 /// What came of a start.
 enum Launch {
     /// The machine runs.
-    Runs(Process, Qmp),
+    Runs(Box<(Process, Qmp)>),
     /// How it ended, and the last lines of its log.
     Ended(String, Vec<String>),
 }
@@ -302,7 +303,7 @@ async fn launch(
         }
     };
     match tokio::time::timeout(START_DEADLINE, set_up).await {
-        Ok(Ok(qmp)) => Ok(Launch::Runs(process, qmp)),
+        Ok(Ok(qmp)) => Ok(Launch::Runs(Box::new((process, qmp)))),
         Ok(Err(ended)) => Ok(Launch::Ended(
             ended,
             log::tail(&state.qemu_log(), LOG_LINES),

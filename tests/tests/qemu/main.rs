@@ -1,0 +1,182 @@
+//! `rum up` with a guest of kind `qemu`: a real QEMU, translating.
+
+mod support;
+
+use std::io::Read;
+use std::process::Stdio;
+
+use rum_tests::netns::in_netns;
+use rum_tests::terminal::Terminal;
+use rum_tests::wait::until;
+use rustix::process::{Pid, Signal, kill_process};
+
+use support::{Vms, get, processes, until_nothing_is_left, until_served};
+
+/// The id of the process of `vms` whose command line starts with `program`.
+fn process(vms: &Vms, program: &str) -> Pid {
+    let found = until(program, || {
+        let all = processes(&vms.setup);
+        let name = |line: &str| line.split(' ').next().is_some_and(|p| p.ends_with(program));
+        all.into_iter().find(|(_, line)| name(line))
+    });
+    Pid::from_raw(found.0 as i32).expect("not 0")
+}
+
+#[test]
+fn a_vm_boots_is_forwarded_and_powers_off() {
+    in_netns(|| {
+        let vms = Vms::new();
+        vms.configure("dev", 5000, "", "");
+        let mut rum = vms.up("dev");
+        rum.stderr
+            .wait("Booting with TCG, which is slow: as rum.toml says");
+        rum.stderr.wait("Agent up after");
+        rum.stdout
+            .wait("Auto-forwarding 127.0.0.1:5000 → guest:5000");
+        until_served(5000, "dev");
+        rum.signal(Signal::INT);
+        assert_eq!(rum.wait().code(), Some(130));
+        let said = rum.stderr.all().join("\n");
+        assert!(said.contains("Powering the guest off"), "{said}");
+        assert!(
+            !said.contains("switched off"),
+            "it heard its button: {said}"
+        );
+        until_nothing_is_left(&vms.setup);
+    });
+}
+
+#[test]
+fn two_vms_run_at_once_and_one_that_rum_leaves_by_sigkill_is_gone() {
+    in_netns(|| {
+        let vms = Vms::new();
+        let mut both = ["one", "two"].map(|name| {
+            let port = if name == "one" { 5001 } else { 5002 };
+            vms.configure(name, port, "", "");
+            vms.up(name)
+        });
+        until_served(5001, "one");
+        until_served(5002, "two");
+        let [one, two] = &mut both;
+        one.signal(Signal::KILL);
+        one.wait();
+        until("the end of its VM", || {
+            let left = processes(&vms.setup);
+            let one = left.iter().any(|(_, line)| line.contains("run/one"));
+            (!one).then_some(())
+        });
+        until("the end of its files", || {
+            (!vms.setup.path().join("run/one").exists()).then_some(())
+        });
+        assert_eq!(get(5002, "/").as_deref(), Some("two"));
+        // The warden's end is the VM's end too.
+        let warden = processes(&vms.setup)
+            .into_iter()
+            .find(|(_, line)| line.contains("__rum-warden"))
+            .expect("a warden");
+        let warden = Pid::from_raw(warden.0 as i32).expect("not 0");
+        kill_process(warden, Signal::KILL).expect("it is there");
+        two.stderr.wait("The guest ended");
+        assert_eq!(two.wait().code(), Some(1));
+        until_nothing_is_left(&vms.setup);
+    });
+}
+
+#[test]
+fn a_kernel_that_panics_shows_its_last_words() {
+    in_netns(|| {
+        let vms = Vms::new();
+        vms.configure("dev", 5000, "rdinit=/none root=/dev/none", "");
+        let mut rum = vms.up("dev");
+        assert_eq!(rum.wait().code(), Some(1));
+        rum.stderr.wait("  | ");
+        rum.stderr.wait("Kernel panic - not syncing");
+        rum.stderr.wait("it rebooted before its agent was up");
+        until_nothing_is_left(&vms.setup);
+    });
+}
+
+#[test]
+fn qemu_that_is_killed_ends_rum() {
+    in_netns(|| {
+        let vms = Vms::new();
+        vms.configure("dev", 5000, "", "");
+        let mut rum = vms.up("dev");
+        rum.stderr.wait("Machine runs");
+        let qemu = process(&vms, "qemu-system-x86_64");
+        kill_process(qemu, Signal::KILL).expect("it is there");
+        assert_eq!(rum.wait().code(), Some(1));
+        rum.stderr.wait("qemu-system-x86_64 was killed by signal 9");
+        until_nothing_is_left(&vms.setup);
+    });
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    in_netns(|| {
+        let vms = Vms::new();
+        vms.configure("dev", 5000, "", "");
+        let cases = [
+            ("/nowhere", "", "qemu-system-x86_64 is not installed"),
+            ("/usr/bin", "", "there is no vhost-device-vsock"),
+            (
+                "",
+                "args = [\"-device\", \"none\"]",
+                "'none' is not a valid device",
+            ),
+        ];
+        for (path, guest, said) in cases {
+            vms.configure("dev", 5000, "", guest);
+            let mut command = vms.rum(&["up", "-c", "dev.toml"]);
+            if !path.is_empty() {
+                command.env("PATH", path);
+            }
+            let mut rum = vms.setup.start_command(&mut command);
+            assert_eq!(rum.wait().code(), Some(1), "{said}");
+            rum.stderr.wait(said);
+            rum.stderr.wait("hint: ");
+            until_nothing_is_left(&vms.setup);
+        }
+    });
+}
+
+#[test]
+fn the_console_is_a_terminal_and_leaves_it_as_it_was() {
+    in_netns(|| {
+        let vms = Vms::new();
+        vms.configure("dev", 5000, "", "");
+        let rum = vms.up("dev");
+        rum.stderr.wait("Agent up");
+        let refused = vms.rum(&["exec", "--", "true"]).output().expect("rum");
+        let refused_said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused_said.contains("of kind `qemu`"), "{refused_said}");
+
+        let terminal = Terminal::new(80, 24);
+        let before = terminal.modes();
+        let mut console = terminal.spawn(&mut vms.rum(&["console"]));
+        terminal.wait("Ctrl+] detaches");
+        let raw = || format!("{:?}", terminal.modes()) != format!("{before:?}");
+        until("raw mode", || raw().then_some(()));
+        terminal.keys("echo wo''rd-$((6 * 7))\r");
+        terminal.wait("word-42");
+
+        let mut second = vms.rum(&["console"]);
+        let second = second.output().expect("rum");
+        let said = String::from_utf8_lossy(&second.stderr).into_owned();
+        assert!(said.contains("another `rum console` is attached"), "{said}");
+
+        terminal.keys("\u{1d}");
+        assert_eq!(console.wait().expect("a child").code(), Some(0));
+        assert_eq!(format!("{:?}", terminal.modes()), format!("{before:?}"));
+
+        // Without a terminal it shows what comes, and ends with the guest.
+        let mut reader = vms.rum(&["console"]);
+        let mut reader = reader.stdout(Stdio::piped()).spawn().expect("rum");
+        rum.signal(Signal::TERM);
+        let mut shown = String::new();
+        let mut pipe = reader.stdout.take().expect("piped");
+        pipe.read_to_string(&mut shown).expect("text");
+        assert_eq!(reader.wait().expect("a child").code(), Some(0));
+        until_nothing_is_left(&vms.setup);
+    });
+}
