@@ -37,6 +37,8 @@ mod header;
 mod keys;
 mod link;
 mod log;
+#[doc(hidden)]
+pub mod offscreen;
 mod panel;
 mod selection;
 mod table;

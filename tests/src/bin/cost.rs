@@ -1,0 +1,326 @@
+//! One piece of work of the pure parts, done once for `tests/cost.rs` to count its instructions:
+//! `cost NAME N`, where N is the number of ports.
+//!
+//! | name | work |
+//! |---|---|
+//! | parse | an answer of NETLINK_SOCK_DIAG with N listeners |
+//! | diff | two sets of N listeners, one of which differs |
+//! | desired | what the policy wants for N listeners |
+//! | plan | compare that with N - 1 bound forwards |
+//! | publish | the rows of one port among N, and put them on the board |
+//! | table | `rum ports` with N ports, 120 columns wide |
+//! | frame | the live view with N ports, all of a screen of 120x40 |
+//! | redraw | the same after one visible port changed |
+//!
+//! Only what [`measured`] calls counts. Everything is done once before, with other data where it
+//! would be remembered, so nothing lazy is in it; what the work makes is dropped after it.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rum_agent::kernel::answer::Answer;
+use rum_host::control::board::Board;
+use rum_host::control::model::{
+    AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
+};
+use rum_host::forwarder::Stats;
+use rum_host::plan::{AutoPolicy, Binding, GuestPort, HostAddr, Key, Policy};
+use rum_host::status::{self, Facts, Forward, Knowledge, Standing};
+use rum_host::view::Known;
+use rum_host::view::table::{self, Look};
+use rum_host::view::watch::offscreen::Offscreen;
+use rum_shared::listener::{BoundAddr, Listener, ListenerSet, Process};
+use rum_shared::range::{PortRange, PortRanges};
+
+/// A real answer; the message of its second listener is what all others are made of.
+const DUMP: &[u8] = include_bytes!("../../../fixtures/netlink/dump-v4.bin");
+/// The length of a message in it, and the number of the request that it answers.
+const MESSAGE: usize = 124;
+const REQUEST: u32 = 7;
+/// As many listeners as the kernel puts into one datagram.
+const IN_DATAGRAM: usize = 260;
+/// The lowest port.
+const FIRST: u16 = 2000;
+/// When everything here happens.
+const NOW: &str = "2026-11-23T09:14:02.871Z";
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [name, n] = args.as_slice() else {
+        panic!("usage: cost NAME N");
+    };
+    let n: u16 = n.parse().expect("a number of ports");
+    match name.as_str() {
+        "parse" => parse(n),
+        "diff" => diff(n),
+        "desired" => desired(n),
+        "plan" => plan(n),
+        "publish" => publish(n),
+        "table" => table(n),
+        "frame" => frame(n),
+        "redraw" => redraw(n),
+        _ => panic!("there is no work `{name}`"),
+    }
+}
+
+/// What is counted. Neither generic nor inlined, so that it has one symbol.
+#[inline(never)]
+fn measured(work: &mut dyn FnMut()) {
+    black_box(work)();
+}
+
+/// Measures `work`; what it makes.
+fn measure<T>(mut work: impl FnMut() -> T) -> T {
+    let mut made = None;
+    measured(&mut || made = Some(work()));
+    made.expect("the work was done")
+}
+
+/// Measures `work` the second time that it is done.
+fn measure_again<T>(mut work: impl FnMut() -> T) -> T {
+    black_box(work());
+    measure(work)
+}
+
+fn ports(n: u16) -> impl Iterator<Item = u16> {
+    (0..n).map(|i| FIRST + i)
+}
+
+/// The port that differs: in the middle.
+fn middle(n: u16) -> u16 {
+    FIRST + n / 2
+}
+
+fn listener(port: u16) -> Listener {
+    Listener {
+        addresses: vec![BoundAddr {
+            ip: Ipv4Addr::LOCALHOST.into(),
+            dual_stack: false,
+        }],
+        uid: 1000,
+        inode: 20_000 + u64::from(port),
+        process: Some(Process {
+            pid: 1873,
+            name: "node".to_owned(),
+        }),
+        seen_ns: 1_000_310_000,
+        hinted_ns: Some(1_000_000_000),
+        ..Listener::bare(port)
+    }
+}
+
+/// The same, held by another process.
+fn successor(port: u16) -> Listener {
+    let process = Some(Process {
+        pid: 2011,
+        name: "postgres".to_owned(),
+    });
+    Listener {
+        process,
+        ..listener(port)
+    }
+}
+
+fn parse(n: u16) {
+    let mut datagrams = vec![Vec::new()];
+    for port in ports(n) {
+        let mut message = DUMP[4 + MESSAGE..][..MESSAGE].to_vec();
+        // Behind the header of 16 bytes a struct inet_diag_msg: source port, cookie and inode.
+        message[20..22].copy_from_slice(&port.to_be_bytes());
+        message[60..64].copy_from_slice(&u32::from(port).to_ne_bytes());
+        message[84..88].copy_from_slice(&u32::from(port).to_ne_bytes());
+        if datagrams
+            .last()
+            .is_some_and(|d| d.len() == IN_DATAGRAM * MESSAGE)
+        {
+            datagrams.push(Vec::new());
+        }
+        datagrams.last_mut().expect("one").extend(message);
+    }
+    // The end mark has a datagram of its own, the last one.
+    let listeners = usize::try_from(u32::from_ne_bytes(DUMP[..4].try_into().expect("4 bytes")));
+    datagrams.push(DUMP[4 + listeners.expect("a length") + 4..].to_vec());
+    let answer = measure_again(|| {
+        let mut answer = Answer::new(REQUEST);
+        for datagram in &datagrams {
+            answer.feed(datagram).expect("an answer");
+        }
+        answer
+    });
+    assert!(answer.is_done() && answer.sockets().len() == usize::from(n));
+}
+
+fn diff(n: u16) {
+    let before = ListenerSet::new(1, ports(n).map(listener));
+    let mut after = before.clone();
+    after.apply(&rum_shared::listener::Change {
+        generation: 2,
+        changed: vec![successor(middle(n))],
+        ..Default::default()
+    });
+    let change = measure_again(|| before.diff(&after));
+    assert_eq!(change.changed.len(), 1);
+}
+
+fn policy() -> Policy {
+    let all = PortRange::new(FIRST, u16::MAX).expect("a range");
+    Policy {
+        auto: Some(AutoPolicy::new(PortRanges::new([all]))),
+        ..Policy::default()
+    }
+}
+
+fn desired(n: u16) {
+    let (policy, now) = (policy(), Instant::now());
+    let listeners: Vec<Listener> = ports(n).map(listener).collect();
+    let heard = || listeners.iter().map(|listener| (listener, now));
+    let desired = measure_again(|| policy.desired(heard(), now));
+    assert_eq!(desired.wants.len(), usize::from(n));
+}
+
+fn plan(n: u16) {
+    let (policy, now) = (policy(), Instant::now());
+    let listeners: Vec<Listener> = ports(n).map(listener).collect();
+    let heard = listeners.iter().map(|listener| (listener, now));
+    let desired = policy.desired(heard, now);
+    let new = Key::Auto(GuestPort(middle(n)));
+    let bound = desired.wants.iter().filter(|(key, _)| **key != new);
+    let bound = bound.map(|(key, want)| {
+        let (want, at) = (*want, want.host);
+        (*key, Binding::Bound { want, at })
+    });
+    let actual: BTreeMap<Key, Binding> = bound.collect();
+    let plan = measure_again(|| policy.plan(&desired, &actual, now));
+    assert_eq!(plan.actions.len(), 1);
+}
+
+/// The rows of the forwarded port that `listener` listens on.
+fn rows(listener: &Listener, policy: &Policy, stats: &Stats, now: Instant) -> Vec<PortStatus> {
+    let port = GuestPort(listener.port);
+    let at = HostAddr(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), listener.port));
+    let took = None;
+    status::rows(&Facts {
+        port,
+        listener: Some(listener),
+        verdict: Some(policy.judge(listener, now, now)),
+        label: None,
+        ranges: None,
+        forwards: vec![Forward {
+            key: Key::Auto(port),
+            standing: Standing::Bound { at, stats, took },
+            label: None,
+        }],
+        draining: Vec::new(),
+        knowledge: &Knowledge::Current,
+    })
+}
+
+fn publish(n: u16) {
+    let (policy, stats, now) = (policy(), Stats::default(), Instant::now());
+    let board = Board::default();
+    let put = |listener: &Listener| {
+        board.put_port(listener.port, rows(listener, &policy, &stats, now));
+    };
+    ports(n).map(listener).for_each(|listener| put(&listener));
+    put(&successor(FIRST));
+    let next = successor(middle(n));
+    measure(|| put(&next));
+}
+
+/// What a reader gets at first of N forwarded ports.
+fn snapshot(n: u16) -> Update {
+    let (policy, stats, now) = (policy(), Stats::default(), Instant::now());
+    let rows = ports(n).flat_map(|port| rows(&listener(port), &policy, &stats, now));
+    let ports = rows.map(|row| PortStatus {
+        since: NOW.to_owned(),
+        ..row
+    });
+    Update::Snapshot {
+        seq: u64::from(n),
+        gap: false,
+        ports: ports.collect(),
+        agent: AgentStatus {
+            state: AgentState::Connected,
+            since: NOW.to_owned(),
+            reason: None,
+            retry_ms: None,
+            attempts: 0,
+            version: Some("0.1.0".to_owned()),
+            hostname: Some("dev".to_owned()),
+            source: Some("tracepoint".to_owned()),
+            repaired: 0,
+        },
+        config: ConfigStatus {
+            file: None,
+            loaded: NOW.to_owned(),
+            range: Some("2000-65535".to_owned()),
+            error: None,
+        },
+    }
+}
+
+fn now() -> Timestamp {
+    NOW.parse().expect("a moment")
+}
+
+fn table(n: u16) {
+    let mut known = Known::default();
+    known.apply(&snapshot(n));
+    let look = Look {
+        width: 120,
+        all: false,
+        color: true,
+        now: now(),
+        zone: TimeZone::UTC,
+    };
+    let text = measure_again(|| table::table(&known, &look));
+    assert_eq!(text.lines().count(), usize::from(n) + 1);
+}
+
+/// The live view of `snapshot`, drawn once.
+fn view(snapshot: &Update) -> Offscreen {
+    let mut view = Offscreen::new(120, 40);
+    view.update(snapshot, now());
+    view.paint(now()).expect("a frame");
+    view
+}
+
+fn frame(n: u16) {
+    let mut view = view(&snapshot(n));
+    view.forget();
+    let now = now();
+    measure(|| view.paint(now).expect("a frame"));
+}
+
+/// The update comes with the redraw: both are what one change costs a view.
+fn redraw(n: u16) {
+    let snapshot = snapshot(n);
+    let Update::Snapshot { ports, .. } = &snapshot else {
+        unreachable!("it was made above");
+    };
+    let changed = |row: usize| {
+        let mut port = ports[row].clone();
+        port.process = Some(ProcessName {
+            pid: 2011,
+            name: "postgres".to_owned(),
+        });
+        let op = Op::Changed;
+        Update::Events(vec![Event {
+            seq: u64::from(n) + 1 + row as u64,
+            at: NOW.to_owned(),
+            what: What::Port { op, port },
+        }])
+    };
+    let (mut view, now) = (view(&snapshot), now());
+    let mut redraw = |update: &Update| {
+        view.update(update, now);
+        view.paint(now).expect("a frame");
+    };
+    redraw(&changed(0));
+    let next = changed(1);
+    measure(|| redraw(&next));
+}
