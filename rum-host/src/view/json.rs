@@ -8,6 +8,9 @@
 //! Invariant: one object is one line of text that a terminal may see: besides the escapes of
 //! JSON everything is cleaned that a terminal could act on.
 
+// The derive of Facet writes `Guest` where `Guest<'_>` is meant.
+#![allow(elided_lifetimes_in_paths)]
+
 use facet::Facet;
 
 use super::changes::{Change, Numbered};
