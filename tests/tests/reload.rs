@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use rum_host::control::model::State;
@@ -243,7 +244,8 @@ fn follow_once_up(setup: &Setup) {
     until("rum up", || {
         let guests = rum_host::runtime_dir::list_in(&setup.path().join("run")).ok()?;
         let guest = guests.first()?;
-        (guest.kind.is_some() && guest.control_socket().exists()).then_some(())
+        // Between bind(2) and listen(2) it is there and refuses.
+        UnixStream::connect(guest.control_socket()).ok()
     });
     follow(setup, "the agent", |known| {
         let agent = known.agent.as_ref()?;
