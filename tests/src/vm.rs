@@ -98,25 +98,12 @@ impl Vm {
     }
 
     /// Stops the guest: nothing in it moves, nothing of it is closed. With a signal, since the
-    /// monitor's `stop` takes the vsock device down as well, and vhost-device-vsock does not
-    /// come back from that.
+    /// monitor's `stop` takes the vsock device down as well.
     ///
     /// # Panics
     /// When QEMU is gone.
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
-    }
-
-    /// Lets it go on.
-    ///
-    /// # Panics
-    /// When QEMU is gone.
-    pub fn thaw(&self) {
-        self.signal(Signal::CONT);
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.qemu), signal).expect("QEMU runs");
+        kill_process(Pid::from_child(&self.qemu), Signal::STOP).expect("QEMU runs");
     }
 
     /// Kills QEMU, as when a machine loses its power.
