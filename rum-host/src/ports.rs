@@ -113,7 +113,8 @@ fn list(
         note(&table::nothing(info, &known));
     }
     if terminal && !quiet {
-        for line in table::footer(&known, args.all) {
+        let in_force = table::in_force(&known, look.now, &look.zone);
+        for line in table::footer(&known, args.all).into_iter().chain(in_force) {
             note(&line);
         }
     }

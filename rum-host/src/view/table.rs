@@ -376,6 +376,15 @@ pub fn warnings(known: &Known, now: Timestamp, zone: &TimeZone) -> Vec<String> {
     all.map(|line| clean(&line, usize::MAX)).collect()
 }
 
+/// Which configuration is in force, for somebody who sits before the table; none without a file.
+pub fn in_force(known: &Known, now: Timestamp, zone: &TimeZone) -> Option<String> {
+    let config = known.config.as_ref()?;
+    let file = config.file.as_ref()?;
+    let loaded = clock::local(&config.loaded, now, zone, false);
+    let line = format!("configuration: {file}, loaded {loaded}");
+    Some(clean(&line, usize::MAX))
+}
+
 /// Lines below the table for somebody who sits before it: what is not shown, and what to do about
 /// the first problem.
 pub fn footer(known: &Known, all: bool) -> Vec<String> {

@@ -193,6 +193,9 @@ fn the_footer_says_what_is_hidden_and_what_to_do() {
     assert_eq!(footer(&known, true).len(), 2);
     let now = look(80).now;
     assert!(warnings(&known, now, &TimeZone::UTC).is_empty());
+    let in_force = in_force(&known, now, &TimeZone::UTC).unwrap();
+    assert!(in_force.starts_with("configuration: /home/me/rum.toml, loaded "));
+    assert!(in_force.contains("09:14:02"), "{in_force}");
     known.agent = Some(lost_agent());
     known.config.as_mut().unwrap().error = Some("rum.toml:3: the range is reversed".into());
     assert_eq!(
