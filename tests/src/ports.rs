@@ -19,8 +19,6 @@ pub fn follow<T>(setup: &Setup, what: &str, condition: impl Fn(&Known) -> Option
     runtime.expect("a runtime").block_on(async {
         let guests = list_in(&setup.path().join("run")).expect("a runtime directory");
         let mut feed = Feed::open(&guests[0], false, None).await.expect("rum up");
-        // The call has to be under way before its stream can be read.
-        tokio::task::yield_now().await;
         let mut known = Known::default();
         let found = async {
             loop {

@@ -196,6 +196,20 @@ impl Setup {
         let guest = Guest::of(&mut rum.child);
         (rum, guest)
     }
+
+    /// Runs the guest program in the guest of a running `rum up`, by `rum exec`, and takes its
+    /// pipes. The child is that `rum exec`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn exec_guest(&self) -> (Child, Guest) {
+        let mut command = self.rum(["exec", "--"]);
+        command.arg(binary("guest"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut exec = command.spawn().expect("exec starts");
+        let guest = Guest::of(&mut exec);
+        (exec, guest)
+    }
 }
 
 impl Default for Setup {

@@ -115,14 +115,7 @@ fn without_a_command_the_lines_are_stdout_and_ctrl_c_ends_it() {
             let setup = Setup::new();
             let mut rum = setup.start(["up", "--range", "5000-6000"]);
             rum.stderr.wait("connected");
-            let mut server = setup.rum(["exec", "--"]);
-            let mut server = server
-                .arg(binary("guest"))
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("exec starts");
-            let mut guest = rum_tests::guest::Guest::of(&mut server);
+            let (mut server, mut guest) = setup.exec_guest();
             guest.tell("listen 127.0.0.1:5000 echo");
             rum.stdout
                 .wait("Auto-forwarding 127.0.0.1:5000 → guest:5000");
@@ -144,14 +137,7 @@ fn ctrl_c_gives_connections_time_and_a_second_one_ends_at_once() {
         let setup = Setup::new();
         let mut rum = setup.start(["up", "--range", "5000-6000"]);
         rum.stderr.wait("connected");
-        let mut server = setup.rum(["exec", "--"]);
-        let mut server = server
-            .arg(binary("guest"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("exec starts");
-        let mut guest = rum_tests::guest::Guest::of(&mut server);
+        let (mut server, mut guest) = setup.exec_guest();
         guest.tell("listen 127.0.0.1:5000 echo");
         rum.stdout.wait("Auto-forwarding 127.0.0.1:5000");
         let addr = SocketAddr::from(([127, 0, 0, 1], 5000));

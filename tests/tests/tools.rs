@@ -239,14 +239,7 @@ fn every_line_is_json_if_asked_for() {
         let args = ["up", "--range", "5000", "--log-format", "json", "-vv"];
         let mut rum = setup.start(args);
         rum.stderr.wait("\"notice\":\"agent-connected\"");
-        let mut server = setup.rum(["exec", "--"]);
-        let mut server = server
-            .arg(binary("guest"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("exec starts");
-        let mut guest = rum_tests::guest::Guest::of(&mut server);
+        let (mut server, mut guest) = setup.exec_guest();
         guest.tell("listen 127.0.0.1:5000 echo");
         let line = rum.stdout.wait("\"notice\":\"forwarded\"");
         assert!(
