@@ -12,14 +12,15 @@
 //! Invariants: a VM ends with its [`Vm`], and with the thread that started it at the latest;
 //! nothing of it is shared, so tests with VMs run side by side.
 
+use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::{env, fs};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::assets::assets;
 use crate::guest::Guest;
 use crate::rum::binary;
 use crate::wait::until;
@@ -60,7 +61,7 @@ impl Vm {
         let dir = tempfile::Builder::new().prefix("rum-vm-").tempdir();
         let dir = dir.expect("a temporary directory");
         let path = |name: &str| dir.path().join(name);
-        let cache = cache();
+        let cache = assets();
         initramfs(&cache, programs, dir.path());
         let control = UnixListener::bind(path(&format!("vm.vsock_{CONTROL_PORT}")));
         let control = control.expect("a new directory");
@@ -205,24 +206,6 @@ fn initramfs(cache: &Path, programs: &[&str], dir: &Path) {
         .status();
     assert!(done.is_ok_and(|status| status.success()), "cpio failed");
     fs::remove_dir_all(root).expect("ours");
-}
-
-/// Where `tests/vm-assets` puts things.
-fn cache() -> PathBuf {
-    let var = |name| env::var_os(name).filter(|value| !value.is_empty());
-    let home = || PathBuf::from(var("HOME").expect("HOME is set")).join(".cache");
-    let default = || {
-        var("XDG_CACHE_HOME")
-            .map_or_else(home, PathBuf::from)
-            .join("rum-tests")
-    };
-    let cache = var("RUM_TEST_CACHE").map_or_else(default, PathBuf::from);
-    assert!(
-        cache.join("stamp").is_file(),
-        "no assets in {}: run tests/vm-assets",
-        cache.display()
-    );
-    cache
 }
 
 /// Puts a program of this build into `root/bin`, without its debug information, and the libraries

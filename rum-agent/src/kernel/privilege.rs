@@ -1,9 +1,9 @@
 //! Step 1: CAP_SYS_ADMIN for as short as can be.
 //!
-//! CAP_PERFMON is what perf_event_open(2) asks for. Linux before 5.8 does not know it, and the
-//! kernels of Debian and Ubuntu want CAP_SYS_ADMIN all the same while
-//! `kernel.perf_event_paranoid` is above 2, which it is there by default. So the agent's unit
-//! gives it both, and the agent, where it is no root, holds the larger one back:
+//! CAP_PERFMON is what perf_event_open(2) asks for. Linux before 5.8 does not know it, and Debian's
+//! kernel wants CAP_SYS_ADMIN all the same while `kernel.perf_event_paranoid` is above 2, which it
+//! is there by default (tried with 6.1). So the agent's unit gives it both, and the agent, where
+//! it is no root, holds the larger one back:
 //!
 //! - [`hold_back`], first thing in the process: it is no longer effective;
 //! - [`open`] tries without it. Where that is enough it is given up for good; where it is refused

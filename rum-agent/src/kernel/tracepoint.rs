@@ -92,9 +92,9 @@ impl TracepointError {
             Self::NoEvent => Some("use Linux 4.16 or newer, built with CONFIG_EVENT_TRACING"),
             Self::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some(
-                "give the agent CAP_PERFMON, outside of any user namespace; kernels with \
+                    "give the agent CAP_PERFMON, outside of any user namespace; kernels with \
                  kernel.perf_event_paranoid above 2 want CAP_SYS_ADMIN",
-            )
+                )
             }
             _ => None,
         }

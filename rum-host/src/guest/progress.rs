@@ -16,10 +16,24 @@ pub enum Progress {
         /// Why not by something faster.
         because: Option<String>,
     },
+    /// What the guest writes to its image goes to an overlay.
+    Overlay {
+        /// The image.
+        image: String,
+        /// Whether the overlay is a new one.
+        fresh: bool,
+    },
     /// Its processors run.
     Running {
         /// Since the start.
         after: Duration,
+    },
+    /// Its agent has not answered yet, and the guest moves.
+    StillBooting {
+        /// Since the start.
+        after: Duration,
+        /// The last line of its console, cleaned.
+        line: String,
     },
     /// Its agent answered for the first time.
     AgentUp {
@@ -64,7 +78,9 @@ impl Progress {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Booting { .. } => "guest-booting",
+            Self::Overlay { .. } => "guest-overlay",
             Self::Running { .. } => "guest-running",
+            Self::StillBooting { .. } => "guest-still-booting",
             Self::AgentUp { .. } => "guest-agent-up",
             Self::AgentLate { .. } => "guest-agent-late",
             Self::LogLine(_) => "guest-log",
@@ -98,6 +114,16 @@ impl fmt::Display for Progress {
                 "Machine runs after {:.1} s, waiting for its agent",
                 after.as_secs_f64()
             ),
+            Self::Overlay { image, fresh: true } => write!(
+                f,
+                "The guest writes to an overlay of its own, {image} stays as it is"
+            ),
+            Self::Overlay { fresh: false, .. } => f.write_str(
+                "The guest goes on with what it wrote before, `rum up --reset` discards it",
+            ),
+            Self::StillBooting { after, line } => {
+                write!(f, "Still booting after {} s: {line}", after.as_secs())
+            }
             Self::AgentUp { after } => write!(f, "Agent up after {:.1} s", after.as_secs_f64()),
             Self::AgentLate { after, name } => write!(
                 f,
@@ -163,7 +189,19 @@ mod tests {
                 engine: "TCG",
                 because: Some("cannot open /dev/kvm: Permission denied".to_owned()),
             },
+            Progress::Overlay {
+                image: "debian.qcow2".to_owned(),
+                fresh: true,
+            },
+            Progress::Overlay {
+                image: "debian.qcow2".to_owned(),
+                fresh: false,
+            },
             Progress::Running { after },
+            Progress::StillBooting {
+                after: deadline,
+                line: "[  OK  ] Started cron.service".to_owned(),
+            },
             Progress::AgentUp { after },
             Progress::AgentLate {
                 after,

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rum_tests::assets::assets;
 use rum_tests::rum::{Rum, Setup};
 use rum_tests::wait::until;
 
@@ -35,27 +36,6 @@ for event in /dev/input/event*; do press "$event" & done
 echo "init: up"
 while :; do setsid sh -c 'exec sh </dev/ttyS0 >/dev/ttyS0 2>&1'; done
 "#;
-
-/// Where the assets are, as in `tests/vm-assets`.
-///
-/// # Panics
-/// When they are not there.
-pub fn assets() -> PathBuf {
-    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let home = || PathBuf::from(var("HOME").expect("HOME is set")).join(".cache");
-    let default = || {
-        let cache = var("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);
-        cache.join("rum-tests")
-    };
-    let assets = var("RUM_TEST_CACHE").map_or_else(default, PathBuf::from);
-    let stamp = assets.join("stamp");
-    assert!(
-        stamp.is_file(),
-        "no {}: run tests/vm-assets",
-        stamp.display()
-    );
-    assets
-}
 
 /// Writes the initramfs to `out`.
 fn initramfs(assets: &Path, out: &Path) {

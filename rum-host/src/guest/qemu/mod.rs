@@ -177,6 +177,7 @@ impl Qemu {
                     if let Err(error) = log::bound(&self.state.console_log()) {
                         tracing::debug!(%error, "cannot look after the console's log");
                     }
+                    self.tell_of_boot();
                 }
             }
         }
@@ -211,6 +212,15 @@ impl Qemu {
             name: self.name.clone(),
         });
         self.show(&self.state.console_log());
+    }
+
+    /// A distribution boots for long enough to make one wonder.
+    fn tell_of_boot(&self) {
+        let line = log::tail(&self.state.console_log(), 1).pop();
+        if let (false, Some(line)) = (self.agent_was_up, line) {
+            let after = self.started.elapsed();
+            self.tell.say(Progress::StillBooting { after, line });
+        }
     }
 
     fn show(&self, log: &std::path::Path) {

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rum_shared::text::clean;
 use tokio::process::Command;
 
 use super::command::{self, Arch, Device, Engine, Files, Machine, SANDBOX};
@@ -33,6 +34,8 @@ const ATTEMPTS: usize = 4;
 const LOG_LINES: usize = 5;
 /// Largest user-data or key that is read, in bytes: what fits into a seed disk many times over.
 const MAX_FILE: u64 = 1 << 20;
+/// Most characters of a path that are shown.
+const MAX_PATH: usize = 300;
 /// The vsock device for hosts without /dev/vhost-vsock.
 const VSOCK_DEVICE: &str = "vhost-device-vsock";
 /// QEMU's words when another VM has the CID.
@@ -61,7 +64,7 @@ pub async fn start(
     let sandbox = can_sandbox(arch.program()).await?;
     let (device, device_program) = choose_device()?;
     let files = files(dir, state);
-    prepare(guest, spec, state).await?;
+    prepare(guest, spec, state, tell).await?;
     let (engine, mut because) = choose_engine(spec.accel)?;
     let mut machine = Machine {
         name: &guest.name,
@@ -205,7 +208,12 @@ fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestError> {
 }
 
 /// Makes what the machine boots from.
-async fn prepare(guest: &GuestSpec, spec: &Spec, state: &StateDir) -> Result<(), GuestError> {
+async fn prepare(
+    guest: &GuestSpec,
+    spec: &Spec,
+    state: &StateDir,
+    tell: &Tell,
+) -> Result<(), GuestError> {
     let payload_failed = |error: io::Error| {
         GuestError::vm(format!("cannot put the agent beside the guest: {error}"))
     };
@@ -225,7 +233,11 @@ async fn prepare(guest: &GuestSpec, spec: &Spec, state: &StateDir) -> Result<(),
             payload::initramfs(initrd.as_deref(), &state.initramfs()).map_err(payload_failed)
         }
         Boot::Image(image) => {
-            let instance = overlay::prepare(image, state, guest.reset).await?;
+            let overlay = overlay::prepare(image, state, guest.reset).await?;
+            tell.say(Progress::Overlay {
+                image: clean(&image.to_string_lossy(), MAX_PATH),
+                fresh: overlay.fresh,
+            });
             let user_data = spec.user_data.as_deref().map(read_text).transpose()?;
             let ssh_key = match &spec.ssh_key {
                 None => None,
@@ -234,7 +246,7 @@ async fn prepare(guest: &GuestSpec, spec: &Spec, state: &StateDir) -> Result<(),
             };
             let seed = payload::Seed {
                 name: &guest.name,
-                instance: &instance,
+                instance: &overlay.instance,
                 user_data: user_data.as_deref(),
                 ssh_key: ssh_key.as_deref(),
             };
