@@ -37,6 +37,10 @@ pub const MAX_CHANNELS: usize = 4096;
 pub const MAX_REFUSED: usize = 64;
 /// Time for the host to name the port: it does so at once.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// Channels that may be without a port for longer: a host dials a few ahead of its clients.
+pub const MAX_READY: usize = 16;
+/// How long, so that those of a host that vanished without a word do not keep their places.
+const READY_DEADLINE: Duration = Duration::from_secs(600);
 /// Time for a listener of this machine to accept. Only one with a full backlog needs any.
 const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -46,6 +50,7 @@ pub struct Forwarder {
     hub: Arc<Hub>,
     hand_over: bool,
     places: Arc<Semaphore>,
+    ready: Arc<Semaphore>,
     cut: CancellationToken,
 }
 
@@ -58,6 +63,7 @@ impl Forwarder {
             hub,
             hand_over,
             places: Arc::new(Semaphore::new(MAX_CHANNELS)),
+            ready: Arc::new(Semaphore::new(MAX_READY)),
             cut,
         }
     }
@@ -84,7 +90,13 @@ impl Forwarder {
         &self,
         stream: &mut Stream,
     ) -> io::Result<Option<(TcpStream, SemaphorePermit<'_>)>> {
-        let port = timeout(HEADER_DEADLINE, channel::read_header(stream)).await??;
+        let ready = self.ready.try_acquire();
+        let patience = match ready {
+            Ok(_) => READY_DEADLINE,
+            Err(_) => HEADER_DEADLINE,
+        };
+        let port = timeout(patience, channel::read_header(stream)).await??;
+        drop(ready);
         if let Stream::Unix(unix) = &*stream
             && port == handover::REQUEST
             && self.hand_over

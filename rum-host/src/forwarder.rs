@@ -85,6 +85,11 @@ impl Dialer {
         }
     }
 
+    /// Keeps ready what makes a new connection faster. Never completes.
+    pub async fn keep_ready(&self) {
+        self.pool.keep(&self.endpoint, self.link.clone()).await;
+    }
+
     /// A channel that leads to `guest`. While the agent is lost, or silent, this waits: it may
     /// be back soon, and some transports must not be dialled while the guest boots.
     async fn open(&mut self, guest: GuestPort) -> Result<Connected, String> {
@@ -94,7 +99,16 @@ impl Dialer {
         let up = self.link.wait_for(|state| state.may_dial(Instant::now()));
         let up = up.await;
         up.map_err(|_| "rum is stopping")?;
-        match channel::dial(&self.endpoint, guest.0).await {
+        // One that was ready and fails without an answer was made by an agent that is gone.
+        let ready = match self.pool.channel() {
+            Some(ready) => channel::open(ready, guest.0).await.ok(),
+            None => None,
+        };
+        let opened = match ready {
+            Some(answer) => Ok(answer),
+            None => channel::dial(&self.endpoint, guest.0).await,
+        };
+        match opened {
             Ok(Ok(connected)) => Ok(connected),
             Ok(Err(status)) => Err(format!("the agent answered {status:?}")),
             Err(error) => Err(format!("cannot reach the agent: {error}")),
@@ -332,8 +346,7 @@ async fn connection(
     let outcome = match opened {
         Ok(Connected::Framed(channel)) => relay::relay(client, channel, &stats.bytes, &cut).await,
         Ok(Connected::Direct(guest)) => {
-            let relay = relay::relay_direct(client, guest, &stats.bytes, &cut);
-            tokio::join!(relay, dialer.pool.refill(&dialer.endpoint)).0
+            relay::relay_direct(client, guest, &stats.bytes, &cut).await
         }
         Err(reason) => {
             stats.refused.fetch_add(1, Relaxed);

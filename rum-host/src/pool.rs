@@ -1,37 +1,57 @@
-//! Step 5 of the data flow, the fast way in: TCP sockets of the guest, ready to be connected.
+//! Step 5 of the data flow, the fast way in: what can be made ready before a client comes.
 //!
 //! A socket belongs to the network namespace in which it was made, whoever holds it. So an
-//! agent that shares our kernel hands over some that are not connected yet, and a new client
-//! costs one connect(2) here instead of a turn through the agent, which only makes new sockets
-//! when these run low.
+//! agent that shares our kernel hands over TCP sockets that are not connected yet, and a new client
+//! costs one connect(2) here instead of a turn through the agent. To an agent in a VM a few channels
+//! are dialled ahead, which saves a new client that dial: what is left is the port on its way
+//! there and the answer on its way back.
 //!
-//! Invariants: it is a short cut and nothing else. It tries the guest's IPv4 loopback, where
-//! nearly everything can be reached; whenever that does not work at once, the agent is asked as
-//! ever, and gives the reason. At most [`rum_shared::handover::OFFER`] sockets are held.
+//! Invariants: it is a short cut and nothing else. A socket tries the guest's IPv4 loopback, where
+//! nearly everything can be reached; whenever it, or a channel, does not work at once, the agent is
+//! asked as ever, and gives the reason. At most [`rum_shared::handover::OFFER`] sockets and
+//! [`CHANNELS`] channels are held. Channels are dialled only while the agent may be
+//! ([`LinkState::may_dial`]), and those of a lost one are not closed before there is another: some
+//! devices die of a close while the guest boots.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rum_shared::handover;
-use rum_shared::transport::Endpoint;
+use rum_shared::transport::{Endpoint, Service, Stream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
 
+use crate::agent::client::LinkState;
 use crate::plan::GuestPort;
 
-/// Fewer than this many left: time for more.
+/// Fewer than this many sockets left: time for more.
 const LOW: usize = handover::OFFER / 2;
+/// Channels that are kept: the clients that may come within the time of one dial, which takes a
+/// few milliseconds, without having to wait for theirs.
+pub const CHANNELS: usize = 4;
 
-/// Sockets to be connected. Clones share them.
+/// What is ready. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Pool(Arc<Mutex<State>>);
+pub struct Pool(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    /// Something was taken.
+    taken: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
     sockets: Vec<OwnedFd>,
-    /// Somebody asks for more.
-    filling: bool,
+    channels: Vec<Stream>,
+    /// Those of an agent that is lost.
+    parked: Vec<Stream>,
 }
 
 impl Pool {
@@ -39,6 +59,7 @@ impl Pool {
     /// connects at once, as over loopback it does.
     pub fn connect(&self, guest: GuestPort) -> Option<TcpStream> {
         let socket = self.state().sockets.pop()?;
+        self.0.taken.notify_one();
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, guest.0));
         match rustix::net::connect(&socket, &addr) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
@@ -53,41 +74,221 @@ impl Pool {
         TcpStream::from_std(socket.into()).ok()
     }
 
-    /// Asks the agent for more where they run low. Meant to run beside a relay: an agent that
-    /// has none to give costs nothing but this call.
-    pub async fn refill(&self, endpoint: &Endpoint) {
-        let Endpoint::Unix { .. } = endpoint else {
-            return;
-        };
-        {
+    /// A channel whose header has not been sent. The agent was there a moment ago; whether it
+    /// still is shows when it answers.
+    pub fn channel(&self) -> Option<Stream> {
+        let mut state = self.state();
+        let channel = std::iter::from_fn(|| state.channels.pop()).find(is_quiet)?;
+        self.0.taken.notify_one();
+        Some(channel)
+    }
+
+    /// Keeps it filled from `endpoint`, for ever. Cancel-safe.
+    pub async fn keep(&self, endpoint: &Endpoint, mut link: watch::Receiver<LinkState>) {
+        loop {
+            // The sender is gone: rum is stopping, and whoever owns this future will drop it.
+            let Ok(_) = link.wait_for(|state| state.may_dial(Instant::now())).await else {
+                return std::future::pending().await;
+            };
+            self.state().parked.clear();
+            self.fill_until_lost(endpoint, &mut link).await;
             let mut state = self.state();
-            if state.filling || state.sockets.len() >= LOW {
-                return;
-            }
-            state.filling = true;
+            state.parked = std::mem::take(&mut state.channels);
         }
-        let _done = Filling(self);
-        match handover::request(endpoint).await {
-            Ok(mut sockets) => {
+    }
+
+    async fn fill_until_lost(&self, endpoint: &Endpoint, link: &mut watch::Receiver<LinkState>) {
+        loop {
+            // At each sign of life as well, when it is known that the agent may be dialled.
+            link.mark_unchanged();
+            self.state().channels.retain(is_quiet);
+            if link.borrow().may_dial(Instant::now())
+                && let Err(error) = self.fill(endpoint).await
+            {
+                tracing::debug!(%error, "nothing can be made ready for clients to come");
+            }
+            tokio::select! {
+                () = self.0.taken.notified() => {}
+                changed = link.changed() => if changed.is_err() || *link.borrow() == LinkState::Down {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn fill(&self, endpoint: &Endpoint) -> io::Result<()> {
+        if let Endpoint::Unix { .. } = endpoint {
+            if self.state().sockets.len() < LOW {
+                let mut sockets = handover::request(endpoint).await?;
                 let mut state = self.state();
                 sockets.truncate(handover::OFFER - state.sockets.len().min(handover::OFFER));
                 state.sockets.append(&mut sockets);
             }
-            Err(error) => tracing::debug!(%error, "the agent hands over no sockets"),
+            return Ok(());
         }
+        while self.state().channels.len() < CHANNELS {
+            let channel = endpoint.dial(Service::Channel).await?;
+            self.state().channels.push(channel);
+        }
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing is done under the lock that could be left half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.0.state.lock();
+        state.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Lets the next one ask, also when this one was given up.
-struct Filling<'a>(&'a Pool);
+/// Whether nothing was heard of a channel that is to be silent until its header: no end, no byte.
+fn is_quiet(channel: &Stream) -> bool {
+    let mut fds = [PollFd::new(channel, PollFlags::IN | PollFlags::RDHUP)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+}
 
-impl Drop for Filling<'_> {
-    fn drop(&mut self) {
-        self.0.state().filling = false;
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::task::Poll;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    /// A `CONNECT` device, whose every connection ends here.
+    struct Device {
+        _dir: tempfile::TempDir,
+        listener: UnixListener,
+        endpoint: Endpoint,
+        link: watch::Sender<LinkState>,
+        pool: Pool,
+    }
+
+    impl Device {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("vm");
+            Self {
+                listener: UnixListener::bind(&socket).unwrap(),
+                endpoint: Endpoint::Connect { socket },
+                _dir: dir,
+                link: watch::channel(LinkState::Down).0,
+                pool: Pool::default(),
+            }
+        }
+
+        fn up(&self) {
+            self.link.send_replace(LinkState::Streaming(Instant::now()));
+        }
+
+        /// Answers one dial.
+        async fn dialled(&self) -> UnixStream {
+            let (mut stream, _) = self.listener.accept().await.unwrap();
+            let mut asked = [0; b"CONNECT 2223\n".len()];
+            stream.read_exact(&mut asked).await.unwrap();
+            assert_eq!(&asked, b"CONNECT 2223\n");
+            stream.write_all(b"OK 7\n").await.unwrap();
+            stream
+        }
+
+        /// Runs the pool until `done`.
+        async fn keeping<T>(&self, done: impl Future<Output = T>) -> T {
+            tokio::select! {
+                () = self.pool.keep(&self.endpoint, self.link.subscribe()) => unreachable!(),
+                done = done => done,
+            }
+        }
+
+        async fn until(&self, what: impl Fn() -> bool) {
+            while !what() {
+                tokio::task::yield_now().await;
+            }
+        }
+
+        fn ready(&self) -> usize {
+            self.pool.state().channels.len()
+        }
+
+        /// Fills the pool. The far ends of its channels.
+        async fn filled(&self) -> Vec<UnixStream> {
+            let mut ends = vec![];
+            for _ in 0..CHANNELS {
+                ends.push(self.dialled().await);
+            }
+            self.until(|| self.ready() == CHANNELS).await;
+            ends
+        }
+    }
+
+    #[tokio::test]
+    async fn channels_are_dialled_ahead_and_replaced() {
+        let device = Device::new();
+        device.up();
+        let mut ends = device.keeping(device.filled()).await;
+        let mut channel = device.pool.channel().unwrap();
+        channel.write_all(b"!").await.unwrap();
+        // The latest comes first.
+        assert_eq!(ends.pop().unwrap().read_u8().await.unwrap(), b'!');
+        let more = async {
+            ends.push(device.dialled().await);
+            device.until(|| device.ready() == CHANNELS).await;
+        };
+        device.keeping(more).await;
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_or_speaks_is_not_offered() {
+        let device = Device::new();
+        device.up();
+        let mut ends = device.keeping(device.filled()).await;
+        drop(ends.pop());
+        ends.last_mut().unwrap().write_all(b"?").await.unwrap();
+        assert!(device.pool.channel().is_some());
+        assert_eq!(device.ready(), 1);
+    }
+
+    #[tokio::test]
+    async fn those_of_a_lost_agent_are_kept_open_and_unused_until_the_next() {
+        let device = Device::new();
+        device.up();
+        let lost = async {
+            let ends = device.filled().await;
+            device.link.send_replace(LinkState::Down);
+            device.until(|| device.ready() == 0).await;
+            ends
+        };
+        let mut ends = device.keeping(lost).await;
+        assert!(device.pool.channel().is_none());
+        let mut byte = [0];
+        let read = std::future::poll_fn(|cx| {
+            let mut read = std::pin::pin!(ends[0].read(&mut byte));
+            Poll::Ready(read.as_mut().poll(cx))
+        });
+        assert!(read.await.is_pending(), "it was closed");
+        device.up();
+        let next = async {
+            let next = device.filled().await;
+            assert_eq!(ends[0].read(&mut byte).await.unwrap(), 0);
+            next
+        };
+        device.keeping(next).await;
+    }
+
+    #[tokio::test]
+    async fn a_silent_agent_is_not_dialled() {
+        let device = Device::new();
+        let long_ago = Instant::now().checked_sub(std::time::Duration::from_secs(60));
+        let silent = LinkState::Streaming(long_ago.unwrap());
+        device.link.send_replace(silent);
+        let dialled = async {
+            tokio::select! {
+                biased;
+                _ = device.dialled() => panic!("dialled"),
+                () = async { for _ in 0..100 { tokio::task::yield_now().await } } => {}
+            }
+        };
+        device.keeping(dialled).await;
     }
 }

@@ -212,8 +212,13 @@ impl Supervisor {
             stream: self.options.stream,
             retry_now: retry_rx,
         };
+        let ready = dialer.clone();
         tasks.spawn(async move {
-            client.run(events_tx, link_tx, poll_rx).await;
+            // Ends with the loop, which drops the receiver of the events.
+            tokio::select! {
+                () = client.run(events_tx, link_tx, poll_rx) => {}
+                () = ready.keep_ready() => {}
+            }
             Done::Agent
         });
         let mut retried = 0;

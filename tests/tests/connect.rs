@@ -157,6 +157,28 @@ fn a_stream_that_is_lost_alone_comes_back() {
 }
 
 #[test]
+fn channels_are_ready_before_the_clients() {
+    in_netns(|| {
+        let (mut machine, _agent, _rum) = connected();
+        let channels = |n: usize| {
+            until(&format!("{n} channels"), || {
+                let all = machine.device.connects();
+                let channels = all.iter().filter(|c| c.port == CHANNEL_PORT);
+                (channels.count() == n).then_some(())
+            });
+        };
+        channels(4);
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        for round in 1..=3 {
+            until("the port", || TcpStream::connect(host(5000)).ok());
+            assert_eq!(exchange(5000, "at once").expect("echo"), "at once");
+            // One for the client that only looked, one for the other.
+            channels(4 + 2 * round);
+        }
+    });
+}
+
+#[test]
 fn commands_are_refused_with_a_hint() {
     in_netns(|| {
         let machine = boot();

@@ -5,6 +5,8 @@ use rum_shared::channel::Connected;
 use rum_shared::listener::{BoundAddr, Change};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UnixStream};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 fn bound(ip: &str, dual_stack: bool) -> BoundAddr {
     BoundAddr {
@@ -178,7 +180,23 @@ async fn a_socket_is_handed_over_where_that_is_wanted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_host_that_says_nothing_is_left() {
-    let (_host, guest) = UnixStream::pair().unwrap();
-    forwarder(vec![]).serve(Stream::Unix(guest)).await;
+async fn a_host_that_says_nothing_is_left_some_time_later_for_a_few_channels() {
+    let forwarder = forwarder(vec![]);
+    let start = Instant::now();
+    let mut left = JoinSet::new();
+    let mut hosts = vec![];
+    for _ in 0..MAX_READY + 2 {
+        let (host, guest) = UnixStream::pair().unwrap();
+        hosts.push(host);
+        let serve = forwarder.clone().serve(Stream::Unix(guest));
+        left.spawn(async move {
+            serve.await;
+            start.elapsed().as_secs()
+        });
+    }
+    let mut after = left.join_all().await;
+    after.sort_unstable();
+    let (hasty, patient) = after.split_at(2);
+    assert_eq!(hasty, [HEADER_DEADLINE.as_secs(); 2]);
+    assert_eq!(patient, [READY_DEADLINE.as_secs(); MAX_READY]);
 }

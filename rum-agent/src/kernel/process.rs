@@ -14,6 +14,7 @@ use std::path::Path;
 
 use rum_shared::listener::{MAX_NAME, Process};
 use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
+use rustix::io::Errno;
 
 /// At most this many descriptors are looked at in one call, at one or two microseconds each: a
 /// bound on the time that the agent is busy with what is only a name.
@@ -103,11 +104,17 @@ impl Search {
                 break;
             }
             let entry = entry?;
-            self.descriptors -= 1;
-            // `.` and `..` are no links; a descriptor may be closed meanwhile.
-            let Ok(link) = readlinkat(&dir, entry.file_name(), std::mem::take(&mut self.link))
-            else {
+            if entry.file_name().to_bytes().starts_with(b".") {
                 continue;
+            }
+            self.descriptors -= 1;
+            let link = std::mem::take(&mut self.link);
+            let link = match readlinkat(&dir, entry.file_name(), link) {
+                Ok(link) => link,
+                // What may be done with a process is the same for all its descriptors (proc(5)).
+                Err(error @ (Errno::ACCESS | Errno::PERM)) => return Err(error.into()),
+                // Closed meanwhile.
+                Err(_) => continue,
             };
             if let Some(inode) = socket_inode(link.as_bytes())
                 && self.wanted.remove(&inode)

@@ -18,6 +18,7 @@ mod listen;
 mod tests;
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -36,6 +37,15 @@ pub enum Stream {
     Unix(UnixStream),
     /// AF_VSOCK.
     Vsock(VsockStream),
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Vsock(stream) => stream.as_fd(),
+        }
+    }
 }
 
 impl AsyncRead for Stream {
