@@ -38,6 +38,14 @@ const FAULTS: [&str; 9] = [
 ];
 /// Sockets that the host side may keep ready for the next connections.
 const POOL: usize = rum_shared::handover::OFFER;
+/// Channels that it may keep ready.
+const CHANNELS: usize = 4;
+/// Sessions that may be there beside the first: the poll's, and one that takes its place.
+const SESSIONS: usize = 2;
+/// A long run says how it goes whenever it was at home so often.
+const NEWS: usize = 25;
+/// A boot takes longer than the host side believes in a guest that it does not hear.
+const BOOT: Duration = Duration::from_secs(2);
 
 /// A connection that must live, or that must have been reset.
 struct Held {
@@ -344,6 +352,7 @@ impl World {
         self.agent_stopped = None;
         self.model.listeners.clear();
         self.end_held();
+        thread::sleep(BOOT);
         self.start_agent();
         self.fault("reboot or kill-host");
     }
@@ -514,6 +523,10 @@ impl World {
         };
         self.report.host.extend(memory(self.host_pid()));
         self.report.agent.extend(self.agent_pid().and_then(memory));
+        self.report.took = at;
+        if self.report.homes.is_multiple_of(NEWS) {
+            eprintln!("{} so far: {}", self.kind.word(), self.report);
+        }
         Ok(())
     }
 
@@ -535,8 +548,10 @@ impl World {
             let base = *self.base.entry(name.clone()).or_insert(now);
             let spare = match self.kind {
                 Kind::Namespace if name == "host" => POOL,
-                Kind::Namespace | Kind::Connect => 0,
+                Kind::Namespace => 0,
+                Kind::Connect => CHANNELS,
             };
+            let spare = spare + SESSIONS;
             if now.others > base.others
                 || now.sockets > base.sockets + spare
                 || now.processes > base.processes
