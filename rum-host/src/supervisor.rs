@@ -197,12 +197,14 @@ impl Supervisor {
         let (poll_now, poll_rx) = watch::channel(());
         let (range, range_rx) = watch::channel(self.range());
         let (retry_now, retry_rx) = watch::channel(());
-        let dialer = Dialer::new(self.endpoint.clone(), link);
+        let (successions, succeeded) = watch::channel(0);
+        let dialer = Dialer::new(self.endpoint.clone(), link, succeeded);
         let client = AgentClient {
             endpoint: self.endpoint.clone(),
             range: range_rx,
             stream: self.stream,
             retry_now: retry_rx,
+            successions,
         };
         let ready = dialer.clone();
         tasks.spawn(async move {
