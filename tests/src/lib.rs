@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod fake_agent;
+pub mod fuzz;
 pub mod guest;
 pub mod netns;
 pub mod ports;

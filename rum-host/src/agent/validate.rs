@@ -47,22 +47,26 @@ pub(super) fn clean_ports(mut ports: Vec<u16>, range: PortRange) -> Vec<u16> {
 }
 
 /// Checks the items of one stream.
-pub(super) struct StreamValidator {
+#[derive(Debug)]
+pub struct StreamValidator {
     range: PortRange,
     generation: Option<u64>,
 }
 
 impl StreamValidator {
     /// A stream of listeners in `range`.
-    pub(super) fn new(range: PortRange) -> Self {
+    pub fn new(range: PortRange) -> Self {
         Self {
             range,
             generation: None,
         }
     }
 
-    /// A clean copy of `event`, or which rule it breaks.
-    pub(super) fn check(&mut self, event: &WatchEvent) -> Result<WatchEvent, String> {
+    /// A clean copy of `event`.
+    ///
+    /// # Errors
+    /// Which rule it breaks, for people. The stream cannot be trusted any further.
+    pub fn check(&mut self, event: &WatchEvent) -> Result<WatchEvent, String> {
         match event {
             WatchEvent::Snapshot {
                 generation,
