@@ -14,6 +14,7 @@ use crate::error::RumError;
 use crate::plan::{AutoPolicy, Policy, StaticForward};
 use crate::supervisor::{Options, Stop, Supervisor};
 
+mod allowance;
 pub mod client;
 pub mod validate;
 

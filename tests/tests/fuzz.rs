@@ -63,9 +63,15 @@ fn every_function_is_a_target_of_the_fuzzer() {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/Cargo.toml");
     let manifest = fs::read_to_string(manifest).expect("the fuzzer's crate");
     for (name, _) in TARGETS {
-        assert!(manifest.contains(&format!("\nname = \"{name}\"\n")), "{name}");
+        assert!(
+            manifest.contains(&format!("\nname = \"{name}\"\n")),
+            "{name}"
+        );
         let file = format!("{}/fuzz/fuzz_targets/{name}.rs", env!("CARGO_MANIFEST_DIR"));
         let target = fs::read_to_string(&file).expect("a target");
-        assert!(target.contains(&format!("rum_tests::fuzz::{name}(data)")), "{name}");
+        assert!(
+            target.contains(&format!("rum_tests::fuzz::{name}(data)")),
+            "{name}"
+        );
     }
 }

@@ -21,8 +21,8 @@
 //! | `control` | messages of the control socket and of the agent's stream |
 //! | `terminal` | text of the other side, on its way to a terminal |
 
-pub mod mutate;
 mod kernel;
+pub mod mutate;
 mod text;
 mod wire;
 

@@ -9,7 +9,7 @@ use facet::Facet;
 use roam::{Link as _, LinkRx as _, facet_postcard};
 use rum_host::agent::validate::StreamValidator;
 use rum_host::control::model::{ControlInfo, Update, WatchRequest};
-use rum_shared::channel::{DialStatus, Decoder, Event, MAX_FRAME};
+use rum_shared::channel::{Decoder, DialStatus, Event, MAX_FRAME};
 use rum_shared::link::{self, Usage};
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
@@ -37,7 +37,7 @@ fn runtime() -> Runtime {
 /// Frames of the RPC link: as long as they say, none too long, in order, nothing left out.
 pub fn frames(data: &[u8]) {
     let reader = Cursor::new(data.to_vec());
-    let usage = Arc::new(Usage::default());
+    let usage = Arc::new(Usage::new(u64::MAX));
     let (link, _writer) = link::pair(reader, tokio::io::sink(), FRAME, usage);
     let (_sender, mut receiver) = link.split();
     let mut expected = data;
