@@ -30,8 +30,9 @@ use crate::rpc::Service;
 use crate::source::{Source, SourceKind};
 use crate::watcher::Watcher;
 
-/// Sessions at once. A host needs two, four while it renews them; the rest is for tools.
-pub const MAX_SESSIONS: usize = 64;
+/// Sessions at once. A host needs two, four while it renews them; the rest is for tools. What one
+/// can make the agent keep is bounded by [`Limits::AGENT`] and [`session::MAX_CALLS`].
+pub const MAX_SESSIONS: usize = 16;
 /// Pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time between two log lines about accepts that keep failing or peers that are turned away.

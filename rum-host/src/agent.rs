@@ -14,8 +14,9 @@ use crate::error::RumError;
 use crate::plan::{AutoPolicy, Policy, StaticForward};
 use crate::supervisor::{Options, Stop, Supervisor};
 
+mod allowance;
 pub mod client;
-mod validate;
+pub mod validate;
 
 /// Binds `forwards` on the host, each leading to a port of `guest`, until the handle is
 /// aborted. A host port that is taken is taken later, when it is free.

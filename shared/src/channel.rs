@@ -80,15 +80,29 @@ pub async fn open(mut stream: Stream, port: u16) -> io::Result<Result<Connected,
 /// Those of [`Endpoint::dial`] and of [`open`].
 pub async fn dial(endpoint: &Endpoint, port: u16) -> io::Result<Result<Connected, DialStatus>> {
     let header = port.to_be_bytes();
-    answered(endpoint.dial_saying(Service::Channel, &header).await?).await
+    let stream = endpoint.dial_saying(Service::Channel, &header).await?;
+    match endpoint {
+        Endpoint::Unix { .. } => answered(stream).await,
+        // A device or a VM has no socket of this kernel to give.
+        Endpoint::Vsock { .. } | Endpoint::Connect { .. } => plainly_answered(stream).await,
+    }
+}
+
+/// Waits for the answer of an agent that cannot hand over: what is attached is dropped by the
+/// kernel (unix(7): a receiver without a buffer for it gets no descriptor).
+async fn plainly_answered(mut stream: Stream) -> io::Result<Result<Connected, DialStatus>> {
+    Ok(match DialStatus::from(stream.read_u8().await?) {
+        DialStatus::Connected => Ok(Connected::Framed(stream)),
+        status => Err(status),
+    })
 }
 
 /// Waits for the answer to a header.
-async fn answered(mut stream: Stream) -> io::Result<Result<Connected, DialStatus>> {
-    let (status, socket) = match &mut stream {
-        Stream::Unix(unix) => handover::receive(unix).await?,
-        Stream::Vsock(vsock) => (vsock.read_u8().await?, None),
+async fn answered(stream: Stream) -> io::Result<Result<Connected, DialStatus>> {
+    let Stream::Unix(unix) = &stream else {
+        return plainly_answered(stream).await;
     };
+    let (status, socket) = handover::receive(unix).await?;
     Ok(match (DialStatus::from(status), socket) {
         (DialStatus::Connected, Some(socket)) => Ok(Connected::Direct(socket)),
         (DialStatus::Connected, None) => Ok(Connected::Framed(stream)),

@@ -5,6 +5,7 @@ pub mod chaos;
 pub mod client;
 pub mod device;
 pub mod fake_agent;
+pub mod fuzz;
 pub mod guest;
 pub mod machine;
 pub mod netns;

@@ -7,7 +7,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-use rum_shared::RPC_PORT;
+use rum_shared::{CHANNEL_PORT, RPC_PORT};
 use rum_tests::client::{connect, exchange, host};
 use rum_tests::device::Defects;
 use rum_tests::machine::Machine;

@@ -149,7 +149,7 @@ impl DestroyEvents {
 }
 
 /// The events in a datagram.
-fn events(datagram: &[u8]) -> impl Iterator<Item = Destroy> + '_ {
+pub fn events(datagram: &[u8]) -> impl Iterator<Item = Destroy> + '_ {
     messages(datagram).filter_map(|message| match message.map(|message| message.payload) {
         Ok(NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response))) => {
             let id = &response.header.socket_id;

@@ -194,7 +194,7 @@ impl Tracepoint {
 }
 
 /// What a record says, if anything.
-fn hint(event: &Event, record: Record<'_>) -> Option<Hint> {
+pub fn hint(event: &Event, record: Record<'_>) -> Option<Hint> {
     let Record::Sample { pid, at_ns, raw } = record else {
         return Some(Hint::Lost);
     };
@@ -221,7 +221,7 @@ fn hint(event: &Event, record: Record<'_>) -> Option<Hint> {
 }
 
 /// The filter for the kernel.
-fn filter(event: &Event, min: u16, max: u16) -> String {
+pub fn filter(event: &Event, min: u16, max: u16) -> String {
     let mptcp = if event.protocol_size > 1 {
         "||protocol==262"
     } else {

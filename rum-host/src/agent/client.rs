@@ -8,7 +8,9 @@
 //!
 //! Invariants: the agent is hostile until proven otherwise. Every call has a deadline, every
 //! listener is validated, generations rise; what breaks a rule ends that connection, is
-//! reported, and a new one starts with a fresh snapshot. Strings are cleaned here, once.
+//! reported, and a new one starts with a fresh snapshot. Strings are cleaned here, once. One that
+//! tells more than an honest agent would is read more slowly ([`Allowance`]), one that ends its
+//! connections again and again is tried less often ([`STEADY`]), and at most one large item waits.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +22,8 @@ use rum_shared::session::{CALLS_PER_SESSION, Limits, Session, SessionError};
 use rum_shared::transport::{Endpoint, Service};
 use tokio::sync::{mpsc, watch};
 
-use super::validate::{StreamValidator, clean_error, clean_info, clean_ports};
+use super::allowance::Allowance;
+use super::validate::{StreamValidator, clean_error, clean_info, clean_ports, items};
 use crate::backoff::{Backoff, LAST, LAST_OF_VSOCK};
 
 /// Distance of two reconciliation polls.
@@ -31,6 +34,13 @@ const CALL_DEADLINE: Duration = Duration::from_secs(3);
 const FRESH: Duration = HEARTBEAT.saturating_add(Duration::from_millis(500));
 /// Events that may wait for the supervisor; more hold the stream back.
 pub const EVENT_QUEUE: usize = 64;
+
+/// An item about more ports than this waits until no other does: so what waits is bounded by
+/// about 25 MB of small items and one large one, whatever the agent says.
+const LARGE: usize = 1024;
+/// A first connection that lasted this long was a good one. Of those that did not, one in a row
+/// is excused (an agent that restarts); the others are tried again after growing delays.
+const STEADY: Duration = Duration::from_millis(500);
 
 /// What happened on the connections to the agent.
 #[derive(Debug)]
@@ -206,6 +216,8 @@ impl AgentClient {
             Endpoint::Unix { .. } | Endpoint::Connect { .. } => LAST,
         });
         let mut met = Met::default();
+        let mut allowance = Allowance::new(Instant::now());
+        let mut excused = false;
         let mut retry_now = self.retry_now.clone();
         let mut knocks = self.endpoint.knock_listener().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
@@ -216,7 +228,21 @@ impl AgentClient {
                 // A `CONNECT` while the guest boots breaks some devices for good.
                 knocks.next().await;
             }
-            let ended = self.stream_once(events, link, &mut backoff, &mut met).await;
+            let mut heard = None;
+            let ended = self
+                .stream_once(events, link, &mut allowance, &mut heard, &mut met)
+                .await;
+            match heard {
+                Some(since) if since.elapsed() >= STEADY => {
+                    excused = false;
+                    backoff.reset();
+                }
+                Some(_) if !excused => {
+                    excused = true;
+                    backoff.reset();
+                }
+                _ => {}
+            }
             if let Some(knocks) = &mut knocks {
                 knocks.clear();
             }
@@ -238,12 +264,14 @@ impl AgentClient {
         }
     }
 
-    /// One first connection, from dial to loss. `Ok` when the supervisor is gone.
+    /// One first connection, from dial to loss; `heard` is set to when the agent first told
+    /// something. `Ok` when the supervisor is gone.
     async fn stream_once(
         &self,
         events: &mpsc::Sender<AgentEvent>,
         link: &watch::Sender<LinkState>,
-        backoff: &mut Backoff,
+        allowance: &mut Allowance,
+        heard: &mut Option<Instant>,
         met: &mut Met,
     ) -> Result<(), Loss> {
         let (mut session, info) = connect(&self.endpoint).await.map_err(clean_error)?;
@@ -261,8 +289,8 @@ impl AgentClient {
         });
         loop {
             let over = match streaming {
-                true => self.watch(&session, events, link, backoff).await?,
-                false => self.poll_as_truth(&session, events, backoff).await?,
+                true => self.watch(&session, events, link, allowance, heard).await?,
+                false => self.poll_as_truth(&session, events, heard).await?,
             };
             match over {
                 Over::Gone => return Ok(()),
@@ -277,7 +305,8 @@ impl AgentClient {
         session: &Agent,
         events: &mpsc::Sender<AgentEvent>,
         link: &watch::Sender<LinkState>,
-        backoff: &mut Backoff,
+        allowance: &mut Allowance,
+        heard: &mut Option<Instant>,
     ) -> Ended {
         let (tx, mut rx) = roam::channel();
         // Dropping an `Rx` or a call tells the agent nothing; dropping this does.
@@ -310,11 +339,19 @@ impl AgentClient {
                 .map_err(|error| clean_error(format!("unreadable stream: {error:?}")))?
                 .ok_or_else(|| "the agent ended the stream".to_owned())?;
             let event = validator.check(&item)?;
-            backoff.reset();
+            heard.get_or_insert(at);
             link.send_replace(LinkState::Streaming(at));
+            let items = items(&event);
+            if items > LARGE && events.reserve_many(EVENT_QUEUE).await.is_err() {
+                return Ok(Over::Gone);
+            }
             let event = AgentEvent::Watch { at, range, event };
             if events.send(event).await.is_err() {
                 return Ok(Over::Gone);
+            }
+            let pause = allowance.spend(items, Instant::now());
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
             }
             if session.is_worn() {
                 return Ok(Over::Worn);
@@ -327,11 +364,11 @@ impl AgentClient {
         &self,
         session: &Agent,
         events: &mpsc::Sender<AgentEvent>,
-        backoff: &mut Backoff,
+        heard: &mut Option<Instant>,
     ) -> Ended {
         for _ in 0..CALLS_PER_SESSION {
             let polled = self.poll(session, true).await.map_err(clean_error)?;
-            backoff.reset();
+            heard.get_or_insert_with(Instant::now);
             if events.send(polled).await.is_err() {
                 return Ok(Over::Gone);
             }
@@ -355,7 +392,7 @@ impl AgentClient {
         Ok(AgentEvent::Polled {
             sent,
             range,
-            ports: clean_ports(answer.ports, range),
+            ports: clean_ports(answer.ports, range).ok_or(SessionError::Invalid)?,
             authoritative,
         })
     }

@@ -12,6 +12,8 @@ const MAX_WORD: usize = 64;
 const MAX_ERROR: usize = 200;
 /// At most this many capabilities are kept.
 const MAX_CAPABILITIES: usize = 32;
+/// At most this many entries of a list are believed: there are no more ports.
+const MAX_PORTS: usize = 65_535;
 
 /// The agent's introduction, cleaned.
 pub(super) fn clean_info(info: AgentInfo) -> AgentInfo {
@@ -38,31 +40,61 @@ pub(super) fn clean_error(error: impl ToString) -> String {
     clean(&error.to_string(), MAX_ERROR)
 }
 
-/// The answer to a poll: the ports within `range`, sorted, without duplicates.
-pub(super) fn clean_ports(mut ports: Vec<u16>, range: PortRange) -> Vec<u16> {
+/// The answer to a poll: the ports within `range`, sorted, without duplicates. `None` when it has
+/// more entries than there are ports.
+pub(super) fn clean_ports(mut ports: Vec<u16>, range: PortRange) -> Option<Vec<u16>> {
+    if ports.len() > MAX_PORTS {
+        return None;
+    }
     ports.retain(|port| range.contains(*port));
     ports.sort_unstable();
     ports.dedup();
-    ports
+    Some(ports)
+}
+
+/// How many ports `event` is about.
+pub(super) fn items(event: &WatchEvent) -> usize {
+    match event {
+        WatchEvent::Snapshot { listeners, .. } => listeners.len(),
+        WatchEvent::Delta {
+            opened,
+            changed,
+            closed,
+            ..
+        } => opened.len() + changed.len() + closed.len(),
+        WatchEvent::Heartbeat { .. } => 0,
+    }
+}
+
+/// Refuses lists with more entries than there are ports.
+fn bounded(length: usize) -> Result<(), String> {
+    match length {
+        0..=MAX_PORTS => Ok(()),
+        _ => Err(format!("a list of {length} ports, more than there are")),
+    }
 }
 
 /// Checks the items of one stream.
-pub(super) struct StreamValidator {
+#[derive(Debug)]
+pub struct StreamValidator {
     range: PortRange,
     generation: Option<u64>,
 }
 
 impl StreamValidator {
     /// A stream of listeners in `range`.
-    pub(super) fn new(range: PortRange) -> Self {
+    pub fn new(range: PortRange) -> Self {
         Self {
             range,
             generation: None,
         }
     }
 
-    /// A clean copy of `event`, or which rule it breaks.
-    pub(super) fn check(&mut self, event: &WatchEvent) -> Result<WatchEvent, String> {
+    /// A clean copy of `event`.
+    ///
+    /// # Errors
+    /// Which rule it breaks, for people. The stream cannot be trusted any further.
+    pub fn check(&mut self, event: &WatchEvent) -> Result<WatchEvent, String> {
         match event {
             WatchEvent::Snapshot {
                 generation,
@@ -89,6 +121,7 @@ impl StreamValidator {
                     }
                     Some(_) => self.generation = Some(*generation),
                 }
+                bounded(closed.len())?;
                 if let Some(port) = closed.iter().find(|p| !self.range.contains(**p)) {
                     return Err(format!("closed port {port} is outside {}", self.range));
                 }
@@ -106,6 +139,7 @@ impl StreamValidator {
     }
 
     fn listeners(&self, listeners: &[Listener]) -> Result<Vec<Listener>, String> {
+        bounded(listeners.len())?;
         let check = |listener: &Listener| {
             validate_listener(listener, self.range)?;
             Ok(Listener {
@@ -198,6 +232,27 @@ mod tests {
     #[test]
     fn poll_answers_are_put_in_order() {
         let range = "10-20".parse().expect("a range");
-        assert_eq!(clean_ports(vec![20, 9, 10, 20, 21, 0], range), [10, 20]);
+        let ports = clean_ports(vec![20, 9, 10, 20, 21, 0], range);
+        assert_eq!(ports, Some(vec![10, 20]));
+        assert_eq!(clean_ports(vec![10; MAX_PORTS + 1], range), None);
+    }
+
+    #[test]
+    fn more_ports_than_there_are_are_refused() {
+        let mut validator = started();
+        let mut event = WatchEvent::Delta {
+            generation: 5,
+            opened: vec![],
+            changed: vec![],
+            closed: vec![5000; MAX_PORTS + 1],
+        };
+        let error = validator.check(&event).expect_err("too many");
+        assert!(error.contains("65536 ports"), "{error}");
+        event = WatchEvent::Snapshot {
+            generation: 6,
+            source: String::new(),
+            listeners: vec![Listener::bare(5000); MAX_PORTS + 1],
+        };
+        assert!(validator.check(&event).is_err());
     }
 }

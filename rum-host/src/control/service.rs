@@ -14,6 +14,7 @@ pub const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(4);
 /// Both ends are the same user's: a snapshot of all 65,535 ports has about 30 MB.
 pub const LIMITS: Limits = Limits {
     frame: 64 * 1024 * 1024,
+    bytes: 256 * 1024 * 1024,
     ..Limits::HOST
 };
 

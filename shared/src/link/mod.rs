@@ -12,8 +12,8 @@
 //! - the buffer grows with what has arrived, not with what a length claims, and never beyond
 //!   one frame and one read;
 //! - roam keeps things for the life of a session (calls that are over, items of channels that
-//!   it does not know), so what one session may receive is bounded as well:
-//!   [`MAX_SESSION_FRAMES`] and [`MAX_SESSION_BYTES`]. [`Usage::is_worn`] tells in time;
+//!   it does not know), so what one session may receive is bounded as well: by
+//!   [`MAX_SESSION_FRAMES`] and a number of bytes. [`Usage::is_worn`] tells in time;
 //! - a write that makes no progress for [`WRITE_STALL`] ends the session.
 
 #[cfg(test)]
@@ -34,29 +34,38 @@ const LENGTH: usize = 4;
 const READ: usize = 4 * 1024;
 /// Small frames that wait together are written together, up to about this many bytes.
 const WRITE_BATCH: usize = 32 * 1024;
-/// Most frames that one session may receive. Roam keeps about 2.2 KB for every call that it
-/// has answered, so this bounds a hostile session to about 150 MB; an honest session is
-/// renewed when it is worn.
-pub const MAX_SESSION_FRAMES: u64 = 64 * 1024;
-/// Most bytes that one session may receive: what a peer can make us hold in channels that
-/// roam does not know.
-pub const MAX_SESSION_BYTES: u64 = 128 * 1024 * 1024;
+/// Most frames that one session may receive. Roam keeps up to about 600 bytes beside the frame
+/// for one that belongs to a channel that it does not know, so this bounds a hostile session to
+/// about 10 MB beside its bytes; an honest session is renewed when it is worn.
+pub const MAX_SESSION_FRAMES: u64 = 16 * 1024;
 /// A peer that takes no byte for this long is dead or hostile. Longer than a host under load
 /// or a paused VM that somebody looks at briefly.
 pub const WRITE_STALL: Duration = Duration::from_secs(20);
 
-/// What a session has received so far.
-#[derive(Debug, Default)]
+/// What a session has received so far, and may receive.
+#[derive(Debug)]
 pub struct Usage {
     frames: AtomicU64,
     bytes: AtomicU64,
+    /// Most bytes.
+    limit: u64,
 }
 
 impl Usage {
+    /// Nothing so far, of at most `bytes`: what a peer can make us hold in channels that roam
+    /// does not know.
+    pub fn new(bytes: u64) -> Self {
+        Self {
+            frames: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            limit: bytes,
+        }
+    }
+
     /// Half of what a session may receive is used up: time to make a new one.
     pub fn is_worn(&self) -> bool {
         self.frames.load(Ordering::Relaxed) > MAX_SESSION_FRAMES / 2
-            || self.bytes.load(Ordering::Relaxed) > MAX_SESSION_BYTES / 2
+            || self.bytes.load(Ordering::Relaxed) > self.limit / 2
     }
 
     /// Counts a frame of `length` bytes.
@@ -64,7 +73,7 @@ impl Usage {
         let frames = self.frames.fetch_add(1, Ordering::Relaxed) + 1;
         let length = (LENGTH + length) as u64;
         let bytes = self.bytes.fetch_add(length, Ordering::Relaxed) + length;
-        if frames > MAX_SESSION_FRAMES || bytes > MAX_SESSION_BYTES {
+        if frames > MAX_SESSION_FRAMES || bytes > self.limit {
             return Err(LinkError::Spent);
         }
         Ok(())

@@ -3,12 +3,14 @@ use super::*;
 use roam::Link as _;
 use tokio::io::{DuplexStream, duplex};
 
+/// More than any test here sends.
+const BYTES: u64 = 1 << 30;
 const LIMIT: usize = 1 << 20;
 
 /// A receiver and the other end of its stream.
 fn receiver(limit: usize) -> (Receiver<DuplexStream>, DuplexStream) {
     let (far, near) = duplex(1 << 16);
-    let (link, _) = pair(near, tokio::io::sink(), limit, Arc::default());
+    let (link, _) = pair(near, tokio::io::sink(), limit, Arc::new(Usage::new(BYTES)));
     (link.split().1, far)
 }
 
@@ -96,11 +98,25 @@ async fn a_session_receives_a_bounded_number_of_frames() {
 }
 
 #[tokio::test]
+async fn a_session_receives_a_bounded_number_of_bytes() {
+    let usage = Arc::new(Usage::new(100));
+    let (near, mut far) = duplex(4 * LIMIT);
+    let (link, _) = pair(near, tokio::io::sink(), LIMIT, usage.clone());
+    let mut receiver = link.split().1;
+    far.write_all(&frame(&[1; 20]).repeat(5)).await.unwrap();
+    for worn in [false, false, true, true] {
+        next(&mut receiver).await.unwrap();
+        assert_eq!(usage.is_worn(), worn);
+    }
+    assert!(matches!(next(&mut receiver).await, Err(LinkError::Spent)));
+}
+
+#[tokio::test]
 async fn frames_arrive_as_they_were_sent() {
     let (near, far) = duplex(64);
-    let (link, writer) = pair(tokio::io::empty(), near, LIMIT, Arc::default());
+    let (link, writer) = pair(tokio::io::empty(), near, LIMIT, Arc::new(Usage::new(BYTES)));
     let (sender, _) = link.split();
-    let (link, _) = pair(far, tokio::io::sink(), LIMIT, Arc::default());
+    let (link, _) = pair(far, tokio::io::sink(), LIMIT, Arc::new(Usage::new(BYTES)));
     let mut receiver = link.split().1;
     let send = async move {
         for n in 0..200 {
@@ -125,7 +141,7 @@ async fn frames_arrive_as_they_were_sent() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_never_reads_ends_the_writer() {
     let (near, _far) = duplex(64);
-    let (link, writer) = pair(tokio::io::empty(), near, LIMIT, Arc::default());
+    let (link, writer) = pair(tokio::io::empty(), near, LIMIT, Arc::new(Usage::new(BYTES)));
     let (sender, _) = link.split();
     let stuck = async {
         for _ in 0..2 {

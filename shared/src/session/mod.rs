@@ -19,11 +19,13 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use roam::{Caller, DriverCaller, DriverReplySink, Handler, RoamError};
+use roam::{Caller, DriverCaller, DriverReplySink, Handler, RequestCall, RoamError, SelfRef};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::link::{self, Link, Usage, Writer};
@@ -33,6 +35,9 @@ use crate::transport::Stream;
 /// Calls after which a caller makes a new session: the agent keeps about 2.2 KB for each one
 /// that it has answered until the session ends.
 pub const CALLS_PER_SESSION: u32 = 256;
+/// Most calls that one session may make of us; then it ends. Above what an honest caller makes,
+/// and at 2.2 KB each a bound for what one session can make us keep.
+pub const MAX_CALLS: u32 = 4 * CALLS_PER_SESSION;
 /// Longest error text of a peer that is passed on, in characters.
 const MAX_ERROR_TEXT: usize = 300;
 
@@ -41,6 +46,8 @@ const MAX_ERROR_TEXT: usize = 300;
 pub struct Limits {
     /// Largest frame that is read, in bytes.
     pub frame: usize,
+    /// Most bytes that are read in all: then the session ends. At half of it a caller renews.
+    pub bytes: u64,
     /// Time for the handshake.
     pub handshake: Duration,
 }
@@ -49,12 +56,14 @@ impl Limits {
     /// What an agent accepts: calls and credit, all of them small.
     pub const AGENT: Self = Self {
         frame: 64 * 1024,
+        bytes: 4 * 1024 * 1024,
         handshake: Duration::from_secs(5),
     };
     /// What a host accepts: a snapshot of all 65,535 ports with eight addresses and a name
     /// each has about 15.5 MB. Decoded, a frame of tiny items takes some 15 times its size.
     pub const HOST: Self = Self {
         frame: 16 * 1024 * 1024,
+        bytes: 64 * 1024 * 1024,
         handshake: Duration::from_secs(5),
     };
 }
@@ -99,7 +108,7 @@ impl<C: From<DriverCaller> + Clone> Session<C> {
     /// # Errors
     /// [`SessionError::Handshake`], also when it takes longer than `limits` allow.
     pub async fn connect(stream: Stream, limits: Limits) -> Result<Self, SessionError> {
-        let usage = Arc::new(Usage::default());
+        let usage = Arc::new(Usage::new(limits.bytes));
         let (link, writer) = split(stream, limits, &usage);
         let builder = roam::initiator(link);
         let (caller, running) = handshake(limits, writer, async move |keep: Keep| {
@@ -162,7 +171,8 @@ impl<E: ToString> From<RoamError<E>> for SessionError {
 }
 
 /// Serves `handler` on `stream` until the session ends (the future may be dropped: that ends
-/// the session and everything that runs for it).
+/// the session and everything that runs for it), at the latest with the call after
+/// [`MAX_CALLS`].
 ///
 /// # Errors
 /// [`SessionError::Handshake`]; later ends are no errors.
@@ -170,7 +180,9 @@ pub async fn serve<H>(stream: Stream, limits: Limits, handler: H) -> Result<(), 
 where
     H: Handler<DriverReplySink> + 'static,
 {
-    let (link, writer) = split(stream, limits, &Arc::default());
+    let usage = Arc::new(Usage::new(limits.bytes));
+    let (link, writer) = split(stream, limits, &usage);
+    let (handler, spent) = Counted::new(handler);
     let builder = roam::acceptor(link);
     let (_caller, running) = handshake(limits, writer, async move |keep: Keep| {
         let builder = builder.spawn_fn(move |session| keep.keep(session));
@@ -178,8 +190,40 @@ where
         Ok(caller)
     })
     .await?;
-    running.run().await;
+    tokio::select! {
+        () = running.run() => {}
+        () = spent.cancelled() => tracing::debug!("a session ended: it has made all its calls"),
+    }
     Ok(())
+}
+
+/// A handler that takes [`MAX_CALLS`] and then has the session ended.
+struct Counted<H> {
+    handler: H,
+    calls: AtomicU32,
+    spent: CancellationToken,
+}
+
+impl<H> Counted<H> {
+    /// Counts the calls of `handler`; the token is cancelled by the one that is too many.
+    fn new(handler: H) -> (Self, CancellationToken) {
+        let spent = CancellationToken::new();
+        let counted = Self {
+            handler,
+            calls: AtomicU32::new(0),
+            spent: spent.clone(),
+        };
+        (counted, spent)
+    }
+}
+
+impl<H: Handler<DriverReplySink>> Handler<DriverReplySink> for Counted<H> {
+    async fn handle(&self, call: SelfRef<RequestCall<'static>>, reply: DriverReplySink) {
+        if self.calls.fetch_add(1, Ordering::Relaxed) >= MAX_CALLS {
+            return self.spent.cancel();
+        }
+        self.handler.handle(call, reply).await;
+    }
 }
 
 type Reader = ReadHalf<Stream>;

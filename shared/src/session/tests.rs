@@ -281,6 +281,23 @@ async fn dropping_the_server_ends_everything_that_runs_for_it() {
 }
 
 #[tokio::test]
+async fn a_session_answers_a_bounded_number_of_calls() {
+    let (host, far) = streams();
+    let handler = RumAgentDispatcher::new(TestAgent::default());
+    let served = tokio::spawn(serve(far, Limits::AGENT, handler));
+    let session = Session::<RumAgentClient>::connect(host, Limits::HOST)
+        .await
+        .unwrap();
+    for _ in 0..MAX_CALLS {
+        let call = session.call(PATIENCE, session.client().hello(5));
+        call.await.unwrap();
+    }
+    let one_more = session.call(PATIENCE, session.client().hello(5)).await;
+    assert!(matches!(one_more, Err(SessionError::Closed)));
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_frame_above_the_limit_ends_the_session() {
     let (host, far) = streams();
     let handler = RumAgentDispatcher::new(TestAgent::default());

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_vsock::{VsockAddr, VsockStream};
 
@@ -101,7 +101,7 @@ impl Endpoint {
                 Self::Connect { socket } => {
                     let ask_for = format!("CONNECT {}\n", service.port());
                     let mut stream = unix(socket, ask_for.as_bytes()).await?;
-                    answer(&mut stream, service.port()).await?;
+                    read_connect_answer(&mut stream, service.port()).await?;
                     stream.write_all(first).await?;
                     Ok(Stream::Unix(stream))
                 }
@@ -148,7 +148,14 @@ pub(super) async fn unix(path: &Path, first: &[u8]) -> io::Result<UnixStream> {
 
 /// Reads what a `CONNECT` device answers for `port`. The number after `OK` is the device's own
 /// port and has no meaning. Read byte by byte, since what follows belongs to the stream.
-async fn answer(stream: &mut UnixStream, port: u32) -> io::Result<()> {
+///
+/// # Errors
+/// The stream's; [`io::ErrorKind::ConnectionRefused`] when it ends before the answer does,
+/// [`io::ErrorKind::InvalidData`] for an answer that is too long or not `OK`.
+pub async fn read_connect_answer(
+    stream: &mut (impl AsyncRead + Unpin),
+    port: u32,
+) -> io::Result<()> {
     let nobody = || nobody_listens(port);
     let gone = |e: io::Error| match e.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => nobody(),

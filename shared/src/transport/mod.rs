@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio_vsock::VsockStream;
 
-pub use dial::{DIAL_DEADLINE, Endpoint, Service};
+pub use dial::{DIAL_DEADLINE, Endpoint, Service, read_connect_answer};
 pub use knock::{KnockTarget, Knocks};
 pub use listen::{Acceptor, BACKLOG, ListenAddr};
 
