@@ -10,11 +10,13 @@
 //! connection cannot be made is reset, never closed as if all were well; running out of
 //! descriptors delays accepting and ends nothing.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rum_shared::channel::{self, Connected};
@@ -132,6 +134,8 @@ pub struct Stats {
     pub accepted: AtomicU64,
     /// Connections that could not be carried to the guest's program, and were reset.
     pub refused: AtomicU64,
+    /// Whether connections wait because there is no descriptor or memory to accept them with.
+    pub exhausted: AtomicBool,
     /// Bytes relayed.
     pub bytes: Counters,
 }
@@ -273,17 +277,24 @@ impl ForwardTask {
     }
 
     async fn accept(&self, connections: &mut JoinSet<()>) {
-        let mut exhausted = false;
+        // None is waiting any more, or one was accepted: there is room, as far as is known.
+        let room = |polled: &Poll<io::Result<_>>| !matches!(polled, Poll::Ready(Err(e)) if is_exhaustion(e));
         loop {
+            let accepted = poll_fn(|cx| {
+                let polled = self.listener.poll_accept(cx);
+                if room(&polled) {
+                    self.stats.exhausted.store(false, Relaxed);
+                }
+                polled
+            });
             let accepted = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 Some(_) = connections.join_next() => continue,
-                accepted = self.listener.accept() => accepted,
+                accepted = accepted => accepted,
             };
             match accepted {
                 Ok((client, _)) => {
-                    exhausted = false;
                     self.stats.accepted.fetch_add(1, Relaxed);
                     connections.spawn(connection(
                         client,
@@ -296,14 +307,17 @@ impl ForwardTask {
                 // The listener was shut down by `stop`.
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return,
                 Err(error) if is_exhaustion(&error) => {
-                    if !std::mem::replace(&mut exhausted, true) {
+                    if !self.stats.exhausted.swap(true, Relaxed) {
                         tracing::warn!(
                             guest_port = self.guest.0,
                             %error,
                             "cannot accept; connections wait until there is room"
                         );
                     }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::select! {
+                        () = self.stop.cancelled() => return,
+                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                    }
                 }
                 // A connection that failed before it was accepted (accept(2)): not ours.
                 Err(error) => tracing::debug!(guest_port = self.guest.0, %error, "accept"),

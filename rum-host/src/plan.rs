@@ -251,6 +251,10 @@ impl Planner {
             _ => (now + CONFLICT_RETRY, BTreeSet::new()),
         };
         tried.insert(at.0.port());
+        if at != want.host {
+            // It was spoken for while this was to be bound there.
+            self.freed();
+        }
         self.forwards.entry(key).or_default().binding = Some(Binding::Blocked {
             want,
             retry_at,
@@ -268,9 +272,13 @@ impl Planner {
         binding
     }
 
-    /// Whoever waits for another port than its own may have this one.
     fn release(&mut self, at: HostAddr) {
         self.reserved.remove(at);
+        self.freed();
+    }
+
+    /// Whoever waits for another port than its own may have one now.
+    fn freed(&mut self) {
         let next = |auto: &AutoPolicy| auto.on_conflict == OnConflict::Next;
         if self.policy.auto.as_ref().is_some_and(next) {
             self.touched.extend(self.due.iter().map(|(_, key)| *key));

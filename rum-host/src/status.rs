@@ -201,7 +201,7 @@ impl Facts<'_> {
     fn state(&self, forward: &Forward<'_>) -> (State, Option<Reason>) {
         let (at, blocked) = match &forward.standing {
             Standing::Blocked { at, reason } => (*at, *reason),
-            Standing::Bound { .. } => return self.bound_state(forward.key),
+            Standing::Bound { stats, .. } => return self.bound_state(forward.key, stats),
         };
         match blocked {
             None => (
@@ -247,8 +247,14 @@ impl Facts<'_> {
         }
     }
 
-    fn bound_state(&self, key: Key) -> (State, Option<Reason>) {
+    fn bound_state(&self, key: Key, stats: &Stats) -> (State, Option<Reason>) {
         match self.knowledge {
+            Knowledge::Current if self.listener.is_some() && stats.exhausted.load(Relaxed) => {
+                let message = "connections wait: rum has no file descriptors or memory left";
+                let hint = "close some connections, or start rum with a higher `ulimit -n`";
+                let reason = reason("exhausted", message, Some(hint));
+                (State::Forwarded, Some(reason))
+            }
             Knowledge::Current if self.listener.is_some() => (State::Forwarded, None),
             Knowledge::Current => {
                 let message = format!("nothing listens on guest port {} yet", self.port);

@@ -102,6 +102,21 @@ fn forwarded_is_bound_and_listened_on() {
 }
 
 #[test]
+fn a_forward_that_cannot_accept_says_so() {
+    let (listener, stats) = (listener(), Stats::default());
+    stats.exhausted.store(true, Relaxed);
+    let mut facts = facts(Some(&listener), &Knowledge::Current);
+    facts.forwards.push(bound(Key::Auto(PORT), &stats));
+    let (state, text) = told(&facts);
+    assert_eq!(state, State::Forwarded);
+    assert_eq!(
+        text,
+        "exhausted | connections wait: rum has no file descriptors or memory left | \
+         close some connections, or start rum with a higher `ulimit -n`"
+    );
+}
+
+#[test]
 fn bound_is_not_enough() {
     let (listener, stats) = (listener(), Stats::default());
     let is_static = Key::Static(host(5000));

@@ -113,8 +113,8 @@ pub struct Supervisor {
     forwarders: BTreeMap<Key, (u64, Forwarder)>,
     /// Number of the latest forwarder.
     serial: u64,
-    /// Former forwards with connections.
-    draining: Vec<Drain>,
+    /// Former forwards with connections, by guest port and number.
+    draining: BTreeMap<(GuestPort, u64), Drain>,
     /// Forwards whose block the user was told of.
     told: BTreeMap<Key, Told>,
     agent: AgentState,
@@ -172,7 +172,7 @@ impl Supervisor {
             reconciler: Reconciler::default(),
             forwarders: BTreeMap::new(),
             serial: 0,
-            draining: Vec::new(),
+            draining: BTreeMap::new(),
             told: BTreeMap::new(),
             agent: AgentState::Awaited,
             covers: None,
@@ -291,7 +291,7 @@ impl Supervisor {
             // Ends only with the loop.
             Done::Agent => {}
             Done::Forward { serial, guest, cut } => {
-                self.draining.retain(|drain| drain.serial != serial);
+                self.draining.remove(&(guest, serial));
                 self.notes.port(guest);
                 if cut == 0 {
                     return;

@@ -99,7 +99,7 @@ pub struct ProcessName {
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct Reason {
     /// A word for programs: `host-port-taken`, `host-port-privileged`, `bind-failed`,
-    /// `not-listening`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
+    /// `not-listening`, `exhausted`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
     /// `agent-lost`, `not-running`; others may come.
     pub code: String,
     /// What is the case, in words: `127.0.0.1:5432 is taken by postgres (pid 4121)`.

@@ -131,13 +131,8 @@ impl Supervisor {
             forwarder.stop(drain);
             self.notes.port(guest);
             if draining > 0 {
-                self.draining.push(Drain {
-                    serial,
-                    key,
-                    guest,
-                    at,
-                    stats,
-                });
+                let drain = Drain { key, at, stats };
+                self.draining.insert((guest, serial), drain);
             }
             (shell.notify)(Notice::Stopped { guest, draining });
         }

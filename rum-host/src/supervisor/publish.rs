@@ -104,10 +104,7 @@ impl Notes {
 /// A former forward with connections that live on.
 #[derive(Debug)]
 pub(super) struct Drain {
-    /// Its forwarder's number.
-    pub serial: u64,
     pub key: Key,
-    pub guest: GuestPort,
     pub at: HostAddr,
     pub stats: Arc<Stats>,
 }
@@ -119,7 +116,7 @@ impl Supervisor {
         let ticked = self.notes.next_tick.is_some_and(|at| at <= now);
         if ticked || demand.fresh != self.notes.fresh {
             let bound = self.forwarders.values().map(|(_, f)| f.guest());
-            let draining = self.draining.iter().map(|d| d.guest);
+            let draining = self.draining.keys().map(|(guest, _)| *guest);
             self.notes.ports.extend(bound.chain(draining).map(|g| g.0));
             self.notes.next_tick = None;
         }
@@ -210,7 +207,7 @@ impl Supervisor {
                 label: policy.label(key, listener),
             })
         });
-        let draining = self.draining.iter().filter(|d| d.guest == port);
+        let draining = self.draining.range((port, 0)..=(port, u64::MAX));
         Facts {
             port,
             listener,
@@ -219,7 +216,7 @@ impl Supervisor {
             ranges: policy.auto.as_ref().map(|auto| auto.ranges.to_string()),
             forwards: forwards.collect(),
             draining: draining
-                .map(|d| Draining {
+                .map(|(_, d)| Draining {
                     key: d.key,
                     at: d.at,
                     stats: &d.stats,

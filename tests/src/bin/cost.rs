@@ -4,6 +4,7 @@
 //! | name | work |
 //! |---|---|
 //! | parse | an answer of NETLINK_SOCK_DIAG with N listeners |
+//! | fold | a dump of N listeners into the agent's truth, of which it lacks one |
 //! | diff | two sets of N listeners, one of which differs |
 //! | plan | bind N forwards: plan, report each result, plan again |
 //! | replan | the same for one port more, among N |
@@ -22,7 +23,9 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use rum_agent::kernel::Socket;
 use rum_agent::kernel::answer::Answer;
+use rum_agent::truth::Truth;
 use rum_host::control::board::Board;
 use rum_host::control::model::{
     AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
@@ -56,6 +59,7 @@ fn main() {
     let n: u16 = n.parse().expect("a number of ports");
     match name.as_str() {
         "parse" => parse(n),
+        "fold" => fold(n),
         "diff" => diff(n),
         "plan" => plan(n),
         "replan" => replan(n),
@@ -152,6 +156,28 @@ fn parse(n: u16) {
         answer
     });
     assert!(answer.is_done() && answer.sockets().len() == usize::from(n));
+}
+
+fn fold(n: u16) {
+    let socket = |port: u16| Socket {
+        port,
+        ip: Ipv4Addr::LOCALHOST.into(),
+        dual_stack: false,
+        uid: 1000,
+        inode: u64::from(port),
+        cookie: Some(u64::from(port)),
+    };
+    let mut truth = Truth::default();
+    let others = ports(n).filter(|port| *port != middle(n));
+    truth.fold(others.map(socket).collect(), [], 1);
+    let mut dump: Vec<Socket> = ports(n).map(socket).collect();
+    // The kernel's order is another one.
+    dump.reverse();
+    let change = measure(|| {
+        assert!(truth.missing(&mut dump).is_empty());
+        truth.fold(std::mem::take(&mut dump), [], 2)
+    });
+    assert_eq!(change.expect("a change").opened.len(), 1);
 }
 
 fn diff(n: u16) {
