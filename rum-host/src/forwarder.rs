@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rum_shared::channel::{self, Connected};
-use rum_shared::relay::{self, Counters};
+use rum_shared::relay::{self, Counters, Outcome};
 use rum_shared::transport::Endpoint;
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -73,15 +73,22 @@ pub struct Dialer {
     endpoint: Endpoint,
     pool: Pool,
     link: watch::Receiver<LinkState>,
+    successions: watch::Receiver<u64>,
 }
 
 impl Dialer {
     /// Dials `endpoint` whenever `link` says that an agent is there.
-    pub fn new(endpoint: Endpoint, link: watch::Receiver<LinkState>) -> Self {
+    /// What leads to an agent is reset when `successions` says that another one took its place.
+    pub fn new(
+        endpoint: Endpoint,
+        link: watch::Receiver<LinkState>,
+        successions: watch::Receiver<u64>,
+    ) -> Self {
         Self {
             endpoint,
             pool: Pool::default(),
             link,
+            successions,
         }
     }
 
@@ -344,7 +351,14 @@ async fn connection(
         },
     };
     let outcome = match opened {
-        Ok(Connected::Framed(channel)) => relay::relay(client, channel, &stats.bytes, &cut).await,
+        Ok(Connected::Framed(channel)) => {
+            dialer.successions.mark_unchanged();
+            tokio::select! {
+                outcome = relay::relay(client, channel, &stats.bytes, &cut) => outcome,
+                // Dropping a relay resets both its ends.
+                Ok(()) = dialer.successions.changed() => Outcome::ChannelLost,
+            }
+        }
         Ok(Connected::Direct(guest)) => {
             relay::relay_direct(client, guest, &stats.bytes, &cut).await
         }

@@ -1,13 +1,17 @@
 //! Helpers of the end-to-end tests and benchmarks.
 
 pub mod assets;
+pub mod chaos;
 pub mod client;
+pub mod device;
 pub mod fake_agent;
 pub mod guest;
+pub mod machine;
 pub mod netns;
 pub mod ports;
 pub mod rum;
 pub mod terminal;
+pub mod traffic;
 pub mod vm;
 pub mod wait;
 

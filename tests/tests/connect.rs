@@ -6,204 +6,29 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::{Arc, Mutex};
-use std::thread;
 
-use rum_shared::{CHANNEL_PORT, RPC_PORT};
+use rum_shared::RPC_PORT;
 use rum_tests::client::{connect, exchange, host};
-use rum_tests::guest::Guest;
-use rum_tests::monotonic_ns;
+use rum_tests::device::Defects;
+use rum_tests::machine::Machine;
 use rum_tests::netns::in_netns;
-use rum_tests::rum::{Rum, Setup, binary};
+use rum_tests::rum::Rum;
 use rum_tests::wait::until;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// The device: a Unix socket on the host, behind it the agent's two. Its threads end with their
-/// connections, the one that accepts with the process.
-#[derive(Clone)]
-struct Device {
-    dir: PathBuf,
-    connects: Arc<Mutex<Vec<Connect>>>,
+/// A guest, whose port 80 is a static forward.
+fn boot() -> Machine {
+    boot_behind(Defects::default())
 }
 
-/// A `CONNECT` that the device got.
-#[derive(Clone)]
-struct Connect {
-    port: u32,
-    /// Both ends, if somebody listened behind.
-    ends: Option<Arc<(UnixStream, UnixStream)>>,
-}
-
-impl Device {
-    fn start(dir: &Path) -> Self {
-        let device = Self {
-            dir: dir.to_owned(),
-            connects: Arc::default(),
-        };
-        let listener = UnixListener::bind(device.socket("vm")).expect("a new directory");
-        let accepting = device.clone();
-        thread::spawn(move || {
-            for host in listener.incoming().map_while(Result::ok) {
-                let device = accepting.clone();
-                thread::spawn(move || device.serve(host));
-            }
-        });
-        device
-    }
-
-    fn socket(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    fn connects(&self) -> Vec<Connect> {
-        self.connects.lock().expect("no holder panics").clone()
-    }
-
-    fn serve(&self, mut host: UnixStream) {
-        let Some(port) = read_connect(&mut host) else {
-            return;
-        };
-        let name = match port {
-            RPC_PORT => "rpc",
-            CHANNEL_PORT => "channel",
-            _ => "nothing",
-        };
-        let guest = UnixStream::connect(self.socket(name));
-        if guest.is_ok() {
-            // The number is the device's own, and means nothing.
-            let answer = format!("OK {}\n", monotonic_ns() as u32);
-            if host.write_all(answer.as_bytes()).is_err() {
-                return;
-            }
-        }
-        let connect = Connect {
-            port,
-            ends: guest.ok().map(|guest| Arc::new((host, guest))),
-        };
-        let all = || self.connects.lock().expect("no holder panics");
-        all().push(connect.clone());
-        // Nobody listens behind: closed at once, without a word.
-        let Some(ends) = connect.ends else { return };
-        let to_host = ends.clone();
-        thread::spawn(move || copy_to_host(&to_host));
-        copy_to_guest(&ends);
-    }
-}
-
-/// An end of the guest's sending side is lost on the way; only when the guest has closed, the
-/// host learns of it.
-fn copy_to_host(ends: &(UnixStream, UnixStream)) {
-    let (mut host, mut guest) = (&ends.0, &ends.1);
-    let mut buffer = [0; 16 << 10];
-    while let Ok(n @ 1..) = guest.read(&mut buffer) {
-        if host.write_all(&buffer[..n]).is_err() {
-            return cut(ends);
-        }
-    }
-    // No event is asked for, so only the hang-up of both directions ends this (poll(2)).
-    let _ = poll(&mut [PollFd::new(&guest, PollFlags::empty())], None);
-    cut(ends);
-}
-
-/// The port of `CONNECT port`. Read byte by byte, since what follows belongs to the stream.
-fn read_connect(host: &mut UnixStream) -> Option<u32> {
-    let mut line = vec![];
-    while line.last() != Some(&b'\n') {
-        let mut byte = [0];
-        host.read_exact(&mut byte).ok()?;
-        line.push(byte[0]);
-    }
-    let line = String::from_utf8(line).ok()?;
-    line.strip_prefix("CONNECT ")?.trim_end().parse().ok()
-}
-
-/// An end of the host's sending side is taken for the end of the whole connection.
-fn copy_to_guest(ends: &(UnixStream, UnixStream)) {
-    let (mut host, mut guest) = (&ends.0, &ends.1);
-    let mut buffer = [0; 16 << 10];
-    while let Ok(n @ 1..) = host.read(&mut buffer) {
-        if guest.write_all(&buffer[..n]).is_err() {
-            break;
-        }
-    }
-    cut(ends);
-}
-
-/// Closes a connection on both sides.
-fn cut(ends: &(UnixStream, UnixStream)) {
-    // Fails only if the other side has closed already.
-    let _ = ends.0.shutdown(Shutdown::Both);
-    let _ = ends.1.shutdown(Shutdown::Both);
-}
-
-/// A guest without an agent: the guest program in a network namespace of its own.
-struct Machine {
-    setup: Setup,
-    device: Device,
-    program: Rum,
-    guest: Guest,
-}
-
-impl Machine {
-    fn boot() -> Self {
-        let setup = Setup::new();
-        let device = Device::start(setup.path());
-        let socket = device.socket("vm");
-        let config = format!(
-            "[guest]\nkind = \"unix\"\nsocket = \"{}\"\n\
-             [auto_ports]\nrange = \"5000-6000\"\n\
-             [[ports]]\nhost = 8080\nguest = 80\n",
-            socket.display()
-        );
-        std::fs::write(setup.path().join("rum.toml"), config).expect("a file");
-        let mut program = in_netns(|| {
-            let mut command = setup.command(binary("guest"));
-            setup.spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))
-        });
-        let guest = Guest::of(&mut program.child);
-        Self {
-            setup,
-            device,
-            program,
-            guest,
-        }
-    }
-
-    /// Starts an agent beside the guest program.
-    fn start_agent(&self) -> Rum {
-        let unix = |name| format!("unix:{}", self.device.socket(name).display());
-        let mut command = self.setup.command(binary("rum-agent"));
-        command
-            .args(["--rpc", &unix("rpc"), "--channel", &unix("channel")])
-            .args(["--knock", &unix("vm_2224")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let namespace = format!("/proc/{}/ns/net", self.program.child.id());
-        let namespace = std::fs::File::open(namespace).expect("the guest runs");
-        // A thread that has entered a namespace does not come back.
-        let start = || {
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)
-                .expect("this test runs as root");
-            self.setup.spawn(&mut command)
-        };
-        thread::scope(|scope| scope.spawn(start).join()).expect("the agent starts")
-    }
-
-    /// Starts `rum up` in the caller's network namespace.
-    fn start_rum(&self) -> Rum {
-        self.setup.start(["up"])
-    }
+fn boot_behind(defects: Defects) -> Machine {
+    let rest = "[auto_ports]\nrange = \"5000-6000\"\n[[ports]]\nhost = 8080\nguest = 80\n";
+    Machine::boot(defects, rest)
 }
 
 /// A machine with an agent, and a `rum` that is connected to it.
 fn connected() -> (Machine, Rum, Rum) {
-    let machine = Machine::boot();
-    let agent = machine.start_agent();
+    let machine = boot();
+    let agent = machine.start_agent(&[]);
     let rum = machine.start_rum();
     rum.stderr.wait("connected (events");
     (machine, agent, rum)
@@ -294,7 +119,7 @@ fn an_agent_that_is_killed_resets_its_connections_and_the_next_one_takes_over() 
             rum.stderr.wait_nth("Agent lost", round);
             // The forward stays: a client is accepted.
             connect(5000);
-            agent = machine.start_agent();
+            agent = machine.start_agent(&[]);
             rum.stderr.wait_nth("connected (events", round + 1);
             assert_eq!(exchange(5000, "back").expect("echo"), "back");
             let port = 5000 + round;
@@ -322,7 +147,7 @@ fn a_stream_that_is_lost_alone_comes_back() {
             (sessions().len() >= 2).then_some(())
         });
         let stream = sessions().remove(0);
-        cut(&stream.ends.expect("the agent listens"));
+        stream.cut();
         rum.stderr.wait("Agent lost");
         rum.stderr.wait_nth("connected (events", 2);
         machine.guest.tell("listen 127.0.0.1:5000 echo");
@@ -356,8 +181,8 @@ fn channels_are_ready_before_the_clients() {
 #[test]
 fn commands_are_refused_with_a_hint() {
     in_netns(|| {
-        let machine = Machine::boot();
-        let _agent = machine.start_agent();
+        let machine = boot();
+        let _agent = machine.start_agent(&[]);
         let mut rum = machine.setup.start(["up", "--", "true"]);
         assert!(!rum.wait().success());
         rum.stderr
@@ -369,7 +194,7 @@ fn commands_are_refused_with_a_hint() {
 #[test]
 fn the_device_is_left_alone_until_the_agent_knocks() {
     in_netns(|| {
-        let mut machine = Machine::boot();
+        let mut machine = boot();
         machine.guest.tell("listen 127.0.0.1:80 echo");
         machine.guest.tell("listen 127.0.0.1:5000 echo");
         let rum = machine.start_rum();
@@ -381,13 +206,13 @@ fn the_device_is_left_alone_until_the_agent_knocks() {
         early.write_all(b"a").expect("accepted");
         let early_connects: Vec<u32> = machine.device.connects().iter().map(|c| c.port).collect();
         assert_eq!(early_connects, [0u32; 0]);
-        let _agent = machine.start_agent();
+        let _agent = machine.start_agent(&[]);
         rum.stdout.wait("Auto-forwarding 127.0.0.1:5000");
         assert_eq!(exchange(5000, "awake").expect("echo"), "awake");
         early.read_exact(&mut [0]).expect("it waited for the agent");
         // The agent listens before it knocks: nobody asked for it earlier than that.
         let connects = machine.device.connects();
-        let early = connects.iter().filter(|c| c.ends.is_none()).count();
+        let early = connects.iter().filter(|c| !c.heard).count();
         assert_eq!(early, 0, "of {}", connects.len());
     });
 }
@@ -395,10 +220,10 @@ fn the_device_is_left_alone_until_the_agent_knocks() {
 #[test]
 fn without_rum_up_the_agent_tells_of_its_ports() {
     in_netns(|| {
-        let mut machine = Machine::boot();
+        let mut machine = boot();
         machine.guest.tell("listen 127.0.0.1:5000 echo");
         machine.guest.tell("listen 127.0.0.1:4000 echo");
-        let _agent = machine.start_agent();
+        let _agent = machine.start_agent(&[]);
         let ports = |args: &[&str]| {
             until("the agent's answer", || {
                 let output = machine.setup.rum(["ports"].iter().chain(args)).output();

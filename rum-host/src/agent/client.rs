@@ -21,7 +21,7 @@ use rum_shared::transport::{Endpoint, Service};
 use tokio::sync::{mpsc, watch};
 
 use super::validate::{StreamValidator, clean_error, clean_info, clean_ports};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, LAST, LAST_OF_VSOCK};
 
 /// Distance of two reconciliation polls.
 pub const POLL_PERIOD: Duration = Duration::from_secs(1);
@@ -111,13 +111,48 @@ pub struct AgentClient {
     pub stream: bool,
     /// A change makes a lost agent be tried at once.
     pub retry_now: watch::Receiver<()>,
+    /// Raised when another agent answers in the place of one that fell silent. A guest that
+    /// reboots inside its VM ends no stream: whatever led to the old one would hang for ever.
+    pub successions: watch::Sender<u64>,
 }
 
 /// The supervisor is gone: nothing is left to do.
 struct Gone;
 
 /// How a connection ended, or why it was lost.
-type Ended = Result<Over, String>;
+type Ended = Result<Over, Loss>;
+
+/// Why a connection was lost.
+struct Loss {
+    /// In words.
+    reason: String,
+    /// Nothing ended: it only was not heard any more.
+    silent: bool,
+}
+
+impl From<String> for Loss {
+    fn from(reason: String) -> Self {
+        let silent = false;
+        Self { reason, silent }
+    }
+}
+
+/// The agents that were met.
+#[derive(Default)]
+struct Met {
+    /// [`AgentInfo::instance`] of the latest.
+    instance: Option<u64>,
+    /// It has fallen silent.
+    silent: bool,
+}
+
+impl Met {
+    /// An agent answers. Whether it has succeeded one that fell silent.
+    fn answers(&mut self, instance: u64) -> bool {
+        let before = self.instance.replace(instance);
+        std::mem::take(&mut self.silent) && before.is_some_and(|before| before != instance)
+    }
+}
 
 /// An end that is no loss.
 enum Over {
@@ -136,7 +171,7 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), S
     let stream = endpoint
         .dial(Service::Rpc)
         .await
-        .map_err(|error| SessionError::Handshake(error.to_string()))?;
+        .map_err(|error| SessionError::Unreachable(clean_error(error)))?;
     let session = Agent::connect(stream, Limits::HOST).await?;
     let client = session.client().clone();
     let info = session.call(CALL_DEADLINE, client.hello(PROTOCOL)).await?;
@@ -166,7 +201,11 @@ impl AgentClient {
         events: &mpsc::Sender<AgentEvent>,
         link: &watch::Sender<LinkState>,
     ) -> Gone {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(match self.endpoint {
+            Endpoint::Vsock { .. } => LAST_OF_VSOCK,
+            Endpoint::Unix { .. } | Endpoint::Connect { .. } => LAST,
+        });
+        let mut met = Met::default();
         let mut retry_now = self.retry_now.clone();
         let mut knocks = self.endpoint.knock_listener().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
@@ -177,12 +216,15 @@ impl AgentClient {
                 // A `CONNECT` while the guest boots breaks some devices for good.
                 knocks.next().await;
             }
-            let ended = self.stream_once(events, link, &mut backoff).await;
+            let ended = self.stream_once(events, link, &mut backoff, &mut met).await;
             if let Some(knocks) = &mut knocks {
                 knocks.clear();
             }
             link.send_replace(LinkState::Down);
-            let Err(reason) = ended else { return Gone };
+            let Err(Loss { reason, silent }) = ended else {
+                return Gone;
+            };
+            met.silent |= silent;
             let retry = backoff.next_delay();
             let lost = AgentEvent::Lost { reason, retry };
             if events.send(lost).await.is_err() {
@@ -202,8 +244,12 @@ impl AgentClient {
         events: &mpsc::Sender<AgentEvent>,
         link: &watch::Sender<LinkState>,
         backoff: &mut Backoff,
-    ) -> Result<(), String> {
+        met: &mut Met,
+    ) -> Result<(), Loss> {
         let (mut session, info) = connect(&self.endpoint).await.map_err(clean_error)?;
+        if met.answers(info.instance) {
+            self.successions.send_modify(|count| *count += 1);
+        }
         let streaming = self.stream && info.capabilities.iter().any(|c| c == CAP_WATCH);
         let connected = AgentEvent::Connected { info, streaming };
         if events.send(connected).await.is_err() {
@@ -250,16 +296,19 @@ impl AgentClient {
                     Ok(()) => "the agent ended the stream".to_owned(),
                     Err(roam::RoamError::User(text)) => clean_error(text),
                     Err(error) => clean_error(SessionError::from(error)),
-                }),
-                () = session.closed() => return Err("the connection was closed".to_owned()),
+                }.into()),
+                () = session.closed() => return Err("the connection was closed".to_owned().into()),
                 Ok(_) = wanted.wait_for(|wanted| *wanted != range) => return Ok(Over::Range),
                 item = tokio::time::timeout(HEARTBEAT_DEADLINE, rx.recv()) => item,
             };
             let at = Instant::now();
             let item = item
-                .map_err(|_| format!("no heartbeat for {} s", HEARTBEAT_DEADLINE.as_secs()))?
+                .map_err(|_| Loss {
+                    reason: format!("no heartbeat for {} s", HEARTBEAT_DEADLINE.as_secs()),
+                    silent: true,
+                })?
                 .map_err(|error| clean_error(format!("unreadable stream: {error:?}")))?
-                .ok_or("the agent ended the stream")?;
+                .ok_or_else(|| "the agent ended the stream".to_owned())?;
             let event = validator.check(&item)?;
             backoff.reset();
             link.send_replace(LinkState::Streaming(at));
@@ -289,7 +338,7 @@ impl AgentClient {
             let mut wanted = self.range.clone();
             let range = *wanted.borrow_and_update();
             tokio::select! {
-                () = session.closed() => return Err("the connection was closed".to_owned()),
+                () = session.closed() => return Err("the connection was closed".to_owned().into()),
                 Ok(_) = wanted.wait_for(|wanted| *wanted != range) => {}
                 () = tokio::time::sleep(POLL_PERIOD) => {}
             }

@@ -45,6 +45,7 @@ pub async fn snapshot(settings: &Settings) -> Option<Result<(ControlInfo, Update
         range,
         stream: true,
         retry_now,
+        successions: watch::Sender::default(),
     };
     let mut failure = None;
     let ask = async {

@@ -49,8 +49,11 @@ pub enum Progress {
     },
     /// One of the last lines of a log, cleaned.
     LogLine(String),
-    /// The guest reboots, by itself.
-    Rebooting,
+    /// The guest rebooted by itself, and its machine is started again.
+    Rebooting {
+        /// After this pause, since it rebooted soon after each of its last starts.
+        pause: Duration,
+    },
     /// A domain of libvirt is started, which may take a while.
     DomainStarting {
         /// Its name, cleaned.
@@ -84,7 +87,7 @@ impl Progress {
             Self::AgentUp { .. } => "guest-agent-up",
             Self::AgentLate { .. } => "guest-agent-late",
             Self::LogLine(_) => "guest-log",
-            Self::Rebooting => "guest-rebooting",
+            Self::Rebooting { .. } => "guest-rebooting",
             Self::DomainStarting { .. } => "guest-starting",
             Self::DomainResuming { .. } => "guest-resuming",
             Self::PoweringOff { .. } => "guest-powering-off",
@@ -132,7 +135,14 @@ impl fmt::Display for Progress {
                 after.as_secs()
             ),
             Self::LogLine(line) => write!(f, "  | {line}"),
-            Self::Rebooting => f.write_str("The guest reboots"),
+            Self::Rebooting { pause } if pause.is_zero() => {
+                f.write_str("The guest reboots: starting its machine again")
+            }
+            Self::Rebooting { pause } => write!(
+                f,
+                "The guest reboots soon after each start: starting its machine again in {} s",
+                pause.as_secs()
+            ),
             Self::DomainStarting { name } => write!(f, "Starting the domain `{name}`"),
             Self::DomainResuming { name } => {
                 write!(f, "Resuming the domain `{name}`, which was paused")
@@ -208,7 +218,12 @@ mod tests {
                 name: "dev".to_owned(),
             },
             Progress::LogLine("Kernel panic".to_owned()),
-            Progress::Rebooting,
+            Progress::Rebooting {
+                pause: Duration::ZERO,
+            },
+            Progress::Rebooting {
+                pause: Duration::from_secs(4),
+            },
             Progress::DomainStarting {
                 name: "debian".to_owned(),
             },

@@ -2,15 +2,19 @@
 //! each with one line on stdout: `ok NANOSECONDS` (its CLOCK_MONOTONIC, read right after the
 //! system call in question) or `error TEXT`. Tests and benchmarks drive real listeners with it.
 //! With `vsock PORT` as arguments it calls the host there instead, and ends with the connection.
+//! With `serve FD MODE` it is the child of `fork`, and ends with its stdin.
 //!
 //!     nothing            only the answer
 //!     listen ADDR MODE   a listener; MODE: hello (one byte, then close), echo, sink (reads
-//!                        to the end, answers the byte count and a hash), source (reads a line
-//!                        with a byte count, sends as many and their hash, 8 bytes), late (answers only
+//!                        to the end, answers the byte count and a hash), reset (reads a byte, then
+//!                        resets), source (reads a line with a byte count, sends as many and their
+//!                        hash, 8 bytes), ident (two bytes of its port, then echo), traffic (see
+//!                        `rum_tests::traffic`), late (answers only
 //!                        after the client's half-close), greet-then-read, silent
 //!     v6only ADDR MODE   the same with IPV6_V6ONLY
 //!     mptcp ADDR MODE    the same as an MPTCP listener
 //!     twin ADDR MODE     the same with SO_REUSEPORT, as one more listener on ADDR
+//!     fork ADDR MODE     the same, held by a child process alone, as servers that fork do
 //!     once ADDR          a listener; greets the first connection with one byte, then answers
 //!     bind ADDR          bound, not listening
 //!     shutdown ADDR      shutdown(2) on the listener, which stays open
@@ -19,23 +23,40 @@
 //!     close-many FIRST COUNT
 //!     churn ADDR COUNT TIMES
 //!                        opens COUNT listeners with SO_REUSEPORT and closes them, TIMES times
+//!     refused CID PORT   connects to a vsock; an error unless that is closed without a byte
 //!     sh COMMAND         runs it in a shell; an error unless it succeeds
 //!     exit CODE
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
-use std::process::Command;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rum_tests::{Fnv, monotonic_ns};
-use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
+use rum_tests::{Fnv, monotonic_ns, traffic};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 use vsock::{VMADDR_CID_HOST, VsockStream};
 
 /// Where answers go, and what a connection has to say by itself.
 type Out = Arc<Mutex<dyn Write + Send>>;
+
+/// What keeps a port open.
+enum Held {
+    Own(OwnedFd),
+    /// A child that has the listener.
+    Forked(Child),
+}
+
+impl Held {
+    fn own(&self) -> Result<&OwnedFd, &'static str> {
+        match self {
+            Self::Own(fd) => Ok(fd),
+            Self::Forked(_) => Err("another process has it"),
+        }
+    }
+}
 
 fn main() -> std::io::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -46,6 +67,14 @@ fn main() -> std::io::Result<()> {
             let out = Arc::new(Mutex::new(host.try_clone()?));
             run(BufReader::new(host), &(out as Out))
         }
+        ["serve", fd, mode] => {
+            let fd = fd.parse().map_err(std::io::Error::other)?;
+            // SAFETY: the parent left this descriptor open for us, and nobody else here has it.
+            let listener = unsafe { TcpListener::from_raw_fd(fd) };
+            let (mode, out) = (mode.to_owned(), Arc::new(Mutex::new(std::io::sink())));
+            std::thread::spawn(move || serve(&listener, &mode, &(out as Out)));
+            std::io::stdin().read_to_end(&mut vec![]).map(drop)
+        }
         _ => {
             let out = Arc::new(Mutex::new(std::io::stdout()));
             run(std::io::stdin().lock(), &(out as Out))
@@ -54,7 +83,7 @@ fn main() -> std::io::Result<()> {
 }
 
 fn run(commands: impl BufRead, out: &Out) -> std::io::Result<()> {
-    let mut listeners: HashMap<SocketAddr, Vec<OwnedFd>> = HashMap::new();
+    let mut listeners: HashMap<SocketAddr, Vec<Held>> = HashMap::new();
     for line in commands.lines() {
         let answer = match obey(&line?, &mut listeners, out) {
             Ok(ns) => format!("ok {ns}"),
@@ -74,7 +103,7 @@ fn say(out: &Out, line: &str) -> std::io::Result<()> {
 
 fn obey(
     line: &str,
-    listeners: &mut HashMap<SocketAddr, Vec<OwnedFd>>,
+    listeners: &mut HashMap<SocketAddr, Vec<Held>>,
     out: &Out,
 ) -> Result<u64, Box<dyn std::error::Error>> {
     if let Some(command) = line.strip_prefix("sh ") {
@@ -94,7 +123,7 @@ fn obey(
             for port in first..first + count {
                 let addr = SocketAddr::from(([127, 0, 0, 1], port));
                 let fd = open("listen", addr)?;
-                listeners.entry(addr).or_default().push(fd);
+                listeners.entry(addr).or_default().push(Held::Own(fd));
             }
             Ok(monotonic_ns())
         }
@@ -113,25 +142,39 @@ fn obey(
             }
             Ok(monotonic_ns())
         }
+        ["refused", cid, port] => {
+            let mut peer = VsockStream::connect_with_cid_port(cid.parse()?, port.parse()?)?;
+            peer.set_read_timeout(Some(Duration::from_secs(60)))?;
+            match peer.read(&mut [0]) {
+                Ok(0) => Ok(monotonic_ns()),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(monotonic_ns()),
+                other => Err(format!("it is served: {other:?}").into()),
+            }
+        }
         ["bind", addr] => {
             let addr = addr.parse()?;
             let fd = open("bind", addr)?;
-            listeners.entry(addr).or_default().push(fd);
+            listeners.entry(addr).or_default().push(Held::Own(fd));
             Ok(monotonic_ns())
         }
         ["shutdown", addr] => {
             let addr: SocketAddr = addr.parse()?;
             let fd = listeners.get(&addr).and_then(|l| l.last());
-            rustix::net::shutdown(fd.ok_or("no such listener")?, rustix::net::Shutdown::Both)?;
+            let fd = fd.ok_or("no such listener")?.own()?;
+            rustix::net::shutdown(fd, rustix::net::Shutdown::Both)?;
             Ok(monotonic_ns())
         }
         ["close", addr] => {
             let addr: SocketAddr = addr.parse()?;
             let held = listeners.get_mut(&addr).ok_or("no such listener")?;
-            let fd = held.pop().ok_or("no such listener")?;
-            // The accepting thread holds a duplicate: end it first.
-            rustix::net::shutdown(&fd, rustix::net::Shutdown::Both)?;
-            drop(fd);
+            match held.pop().ok_or("no such listener")? {
+                // The accepting thread holds a duplicate: end it first.
+                Held::Own(fd) => rustix::net::shutdown(&fd, rustix::net::Shutdown::Both)?,
+                Held::Forked(mut child) => {
+                    child.kill()?;
+                    child.wait()?;
+                }
+            }
             Ok(monotonic_ns())
         }
         // What a server does, and nothing beside it: the benchmark measures to this byte.
@@ -141,7 +184,19 @@ fn obey(
             let ns = monotonic_ns();
             let (mut first, _) = TcpListener::from(fd.try_clone()?).accept()?;
             first.write_all(b"h")?;
-            listeners.entry(addr).or_default().push(fd);
+            listeners.entry(addr).or_default().push(Held::Own(fd));
+            Ok(ns)
+        }
+        ["fork", addr, mode] => {
+            let addr: SocketAddr = addr.parse()?;
+            let fd = open("twin", addr)?;
+            let ns = monotonic_ns();
+            // Without close-on-exec, unlike the original.
+            let inherited = rustix::io::dup(&fd)?;
+            let mut child = Command::new("/proc/self/exe");
+            child.args(["serve", &inherited.as_raw_fd().to_string(), mode]);
+            let child = child.stdin(Stdio::piped()).spawn()?;
+            listeners.entry(addr).or_default().push(Held::Forked(child));
             Ok(ns)
         }
         [kind @ ("listen" | "v6only" | "mptcp" | "twin"), addr, mode] => {
@@ -153,7 +208,7 @@ fn obey(
             if mode != "silent" {
                 std::thread::spawn(move || serve(&listener, &mode, &out));
             }
-            listeners.entry(addr).or_default().push(fd);
+            listeners.entry(addr).or_default().push(Held::Own(fd));
             Ok(ns)
         }
         _ => Err(format!("what is `{line}`?").into()),
@@ -169,7 +224,9 @@ fn open(kind: &str, addr: SocketAddr) -> Result<OwnedFd, Box<dyn std::error::Err
         "mptcp" => ipproto::MPTCP,
         _ => ipproto::TCP,
     };
-    let fd = rustix::net::socket(family, SocketType::STREAM, Some(protocol))?;
+    // A child must not keep a port open unless it is told to.
+    let flags = SocketFlags::CLOEXEC;
+    let fd = socket_with(family, SocketType::STREAM, flags, Some(protocol))?;
     sockopt::set_socket_reuseaddr(&fd, true)?;
     if kind == "twin" {
         sockopt::set_socket_reuseport(&fd, true)?;
@@ -205,6 +262,17 @@ fn talk(mut stream: TcpStream, mode: &str, out: &Out) -> std::io::Result<()> {
             }
             stream.write_all(&buffer[..n])?;
         },
+        "ident" => {
+            let port = stream.local_addr()?.port();
+            stream.write_all(&port.to_be_bytes())?;
+            talk(stream, "echo", out)
+        }
+        "traffic" => {
+            if let Some(said) = traffic::serve(stream)? {
+                say(out, &said)?;
+            }
+            Ok(())
+        }
         "sink" => {
             let (mut count, mut hash) = (0u64, Fnv::default());
             loop {

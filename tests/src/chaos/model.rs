@@ -1,0 +1,87 @@
+//! What must be so: a few sets, and one question.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+/// First port of the range.
+pub const FIRST: u16 = 5000;
+/// Last port of the range.
+pub const LAST: u16 = 5017;
+
+/// The truth.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    /// What listens in the guest; for each listener whether a child process holds it.
+    pub listeners: BTreeMap<SocketAddr, Vec<bool>>,
+    /// Host ports that somebody else has.
+    pub taken: BTreeSet<u16>,
+    /// Which of the configurations is in force.
+    pub config: u8,
+}
+
+/// What a host port must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// Leads to the guest.
+    Forwarded,
+    /// Refuses.
+    Closed,
+    /// Somebody else has it, and the guest wants it.
+    Conflict,
+    /// Somebody else has it.
+    Taken,
+}
+
+impl Model {
+    /// The end of `rum.toml` for the configuration in force. Connections are not cut while their
+    /// forward drains.
+    pub fn toml(&self) -> String {
+        let rest = match self.config {
+            1 => "range = \"5000-5008\"\n",
+            2 => "range = \"5000-5017\"\nexclude = \"5003-5006\"\n",
+            3 => "range = \"5000-5004,5009-5017\"\nexclude = \"5012\"\n",
+            _ => "range = \"5000-5017\"\n",
+        };
+        format!("[auto_ports]\ndrain = \"1h\"\n{rest}")
+    }
+
+    fn configured(&self, port: u16) -> bool {
+        match self.config {
+            1 => port <= 5008,
+            2 => !(5003..=5006).contains(&port),
+            3 => (port <= 5004 || port >= 5009) && port != 5012,
+            _ => true,
+        }
+    }
+
+    /// Whether anything listens on it in the guest.
+    pub fn open(&self, port: u16) -> bool {
+        let mut listeners = self.listeners.iter();
+        listeners.any(|(addr, held)| addr.port() == port && !held.is_empty())
+    }
+
+    /// Whether a child process listens on it in the guest.
+    pub fn forked(&self, port: u16) -> bool {
+        let mut listeners = self.listeners.iter();
+        listeners.any(|(addr, held)| addr.port() == port && held.contains(&true))
+    }
+
+    /// What the host port must be.
+    pub fn expected(&self, port: u16) -> Expected {
+        let wanted = self.open(port) && self.configured(port);
+        match (wanted, self.taken.contains(&port)) {
+            (true, false) => Expected::Forwarded,
+            (true, true) => Expected::Conflict,
+            (false, true) => Expected::Taken,
+            (false, false) => Expected::Closed,
+        }
+    }
+
+    /// The ports of which this is expected.
+    pub fn all(&self, expected: Expected) -> BTreeSet<u16> {
+        let ports = FIRST..=LAST;
+        ports
+            .filter(|port| self.expected(*port) == expected)
+            .collect()
+    }
+}

@@ -1,0 +1,125 @@
+//! What a run came to.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// Memory of a process at a moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Since the run began.
+    pub at: Duration,
+    /// Which process.
+    pub pid: u32,
+    /// Resident, in KiB.
+    pub resident: u64,
+}
+
+/// Figures of a run.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Steps by their first word.
+    pub steps: BTreeMap<String, usize>,
+    /// From each quiet moment to the state of the model, with the worst fault before it.
+    pub settled: Vec<(Duration, String)>,
+    /// Connections that were to live and did; those that were to be reset and were.
+    pub lived: usize,
+    /// Resets that had to be, and were.
+    pub reset: usize,
+    /// The host side at home.
+    pub host: Vec<Memory>,
+    /// The agent at home.
+    pub agent: Vec<Memory>,
+    /// Times at home, where nothing was left over.
+    pub homes: usize,
+    /// How long all took.
+    pub took: Duration,
+}
+
+impl Report {
+    /// Adds another run's figures, but for its memory.
+    pub fn add(&mut self, other: Self) {
+        for (word, count) in other.steps {
+            *self.steps.entry(word).or_default() += count;
+        }
+        self.settled.extend(other.settled);
+        self.lived += other.lived;
+        self.reset += other.reset;
+        self.homes += other.homes;
+        self.took += other.took;
+    }
+}
+
+/// The `n`th of 100 parts of `sorted`.
+fn quantile(sorted: &[Duration], n: usize) -> Duration {
+    let last = sorted.len().saturating_sub(1);
+    let at = (sorted.len() * n / 100).min(last);
+    sorted.get(at).copied().unwrap_or_default()
+}
+
+/// KiB an hour, by least squares over the last half of the samples of the last process.
+pub fn slope(samples: &[Memory]) -> Option<f64> {
+    let pid = samples.last()?.pid;
+    let own: Vec<&Memory> = samples.iter().filter(|s| s.pid == pid).collect();
+    let half = &own[own.len() / 2..];
+    let count = half.len() as f64;
+    let mean = |f: &dyn Fn(&Memory) -> f64| half.iter().map(|s| f(s)).sum::<f64>() / count;
+    let hours = |s: &Memory| s.at.as_secs_f64() / 3600.0;
+    let (x, y) = (mean(&hours), mean(&|s| s.resident as f64));
+    let above = mean(&|s| (hours(s) - x) * (s.resident as f64 - y));
+    let below = mean(&|s| (hours(s) - x).powi(2));
+    (half.len() >= 3 && below > 0.0).then(|| above / below)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let steps: usize = self.steps.values().sum();
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, mut times: Vec<Duration>| {
+            times.sort_unstable();
+            let late = times
+                .iter()
+                .filter(|t| **t > Duration::from_secs(2))
+                .count();
+            writeln!(
+                f,
+                "  {name:<12} {:>6} settled, ms: p50 {:.1}, p99 {:.1}, max {:.1}; {late} over 2 s",
+                times.len(),
+                ms(quantile(&times, 50)),
+                ms(quantile(&times, 99)),
+                ms(times.last().copied().unwrap_or_default()),
+            )
+        };
+        writeln!(
+            f,
+            "{steps} steps in {:.0} s, {} times at home with nothing left over, \
+             {} held connections checked alive, {} reset as they had to be",
+            self.took.as_secs_f64(),
+            self.homes,
+            self.lived,
+            self.reset,
+        )?;
+        line(f, "all", self.settled.iter().map(|s| s.0).collect())?;
+        let mut by_fault: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+        for (time, fault) in &self.settled {
+            by_fault.entry(fault).or_default().push(*time);
+        }
+        for (fault, times) in by_fault {
+            line(f, fault, times)?;
+        }
+        for (name, samples) in [("host", &self.host), ("agent", &self.agent)] {
+            if let (Some(first), Some(last)) = (samples.first(), samples.last()) {
+                write!(
+                    f,
+                    "  {name} resident: {} KiB at first, {} at last",
+                    first.resident, last.resident
+                )?;
+                match slope(samples) {
+                    Some(slope) => writeln!(f, ", slope of the last half {slope:.0} KiB an hour")?,
+                    None => writeln!(f)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,625 @@
+//! Makes steps happen, and waits for what the model says.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+
+use super::Kind;
+use super::model::{Expected, Model};
+use super::probe::{self, Counts};
+use super::report::{Memory, Report};
+use super::step::{Hint, Place, Step};
+use crate::client::host;
+use crate::device::{Defects, Flow};
+use crate::guest::Guest;
+use crate::machine::Machine;
+use crate::rum::{Rum, Setup, agent_below};
+
+/// Connections that are held at once.
+const HELD: usize = 10;
+/// Listeners at one address.
+const TWINS: usize = 3;
+/// Faults, the worse behind: the last one names a quiet moment in the report.
+const FAULTS: [&str; 9] = [
+    "none",
+    "config",
+    "exhaust",
+    "storm",
+    "stop",
+    "stall",
+    "kill-agent",
+    "cut",
+    "reboot or kill-host",
+];
+/// Sockets that the host side may keep ready for the next connections.
+const POOL: usize = rum_shared::handover::OFFER;
+/// Channels that it may keep ready.
+const CHANNELS: usize = 4;
+/// Sessions that may be there beside the first: the poll's, and one that takes its place.
+const SESSIONS: usize = 2;
+/// A long run says how it goes whenever it was at home so often.
+const NEWS: usize = 25;
+/// A boot takes longer than the host side believes in a guest that it does not hear.
+const BOOT: Duration = Duration::from_secs(2);
+
+/// A connection that must live, or that must have been reset.
+struct Held {
+    stream: TcpStream,
+    /// What was sent and must come back.
+    sent: Vec<u8>,
+    /// Something happened that it cannot have lived through.
+    dead: bool,
+}
+
+/// The world.
+pub struct World {
+    kind: Kind,
+    deadline: Duration,
+    began: Instant,
+    setup: Setup,
+    /// For kind `connect`.
+    machine: Option<Machine>,
+    agent: Option<Rum>,
+    hint: Hint,
+    /// For kind `namespace`.
+    guest: Option<Guest>,
+    rum: Option<Rum>,
+    model: Model,
+    held: Vec<Held>,
+    wishes: Vec<u16>,
+    taken: BTreeMap<u16, TcpListener>,
+    agent_stopped: Option<u32>,
+    host_stopped: bool,
+    /// The limit of descriptors that is to be restored.
+    limit: Option<Rlimit>,
+    worst: usize,
+    base: BTreeMap<String, Counts>,
+    random: fastrand::Rng,
+    report: Report,
+}
+
+impl World {
+    /// A guest, an agent and a host side, in the caller's network namespace.
+    ///
+    /// # Panics
+    /// When they cannot be started.
+    pub fn start(kind: Kind, deadline: Duration) -> Self {
+        let model = Model::default();
+        let (setup, machine) = match kind {
+            Kind::Namespace => (Setup::new(), None),
+            Kind::Connect => {
+                let machine = Machine::boot(Defects::default(), &model.toml());
+                (machine.setup.clone(), Some(machine))
+            }
+        };
+        let mut world = Self {
+            kind,
+            deadline,
+            began: Instant::now(),
+            setup,
+            machine,
+            agent: None,
+            hint: Hint::Tracepoint,
+            guest: None,
+            rum: None,
+            model,
+            held: vec![],
+            wishes: vec![],
+            taken: BTreeMap::new(),
+            agent_stopped: None,
+            host_stopped: false,
+            limit: None,
+            worst: 0,
+            base: BTreeMap::new(),
+            random: fastrand::Rng::with_seed(0),
+            report: Report::default(),
+        };
+        world.save_config();
+        world.start_agent();
+        world.start_host();
+        world
+    }
+
+    /// Makes `step` happen.
+    ///
+    /// # Errors
+    /// What is not as it must be.
+    pub fn step(&mut self, step: &Step) -> Result<(), String> {
+        let text = step.to_string();
+        let word = text.split(':').next().unwrap_or_default();
+        *self.report.steps.entry(word.to_owned()).or_default() += 1;
+        match *step {
+            Step::Open(port, place) => self.open(port, place, false),
+            Step::Fork(port, place) => self.open(port, place, true),
+            Step::Close(port, place) => self.close(port, place),
+            Step::Hold(port) => self.wishes.push(port),
+            Step::Release => self.release()?,
+            Step::Rush(port, count) => rush(port, count),
+            Step::Take(port) => self.take(port),
+            Step::Free(port) => {
+                self.taken.remove(&port);
+                self.model.taken.remove(&port);
+            }
+            Step::Config(number) => {
+                self.model.config = number;
+                self.save_config();
+                self.fault("config");
+            }
+            Step::KillAgent(hint) => self.kill_agent(hint),
+            Step::StopAgent => self.stop_agent(),
+            Step::StopHost => {
+                self.signal_host(Signal::STOP);
+                self.host_stopped = true;
+                self.fault("stop");
+            }
+            Step::KillHost => self.kill_host(),
+            Step::Cut => {
+                if let Some(machine) = &self.machine {
+                    machine.device.cut();
+                    self.end_held();
+                    self.fault("cut");
+                }
+            }
+            Step::Stall => self.flow(Flow::Stalled),
+            Step::Slow => self.flow(Flow::Slow),
+            Step::Reboot => self.reboot(),
+            Step::Storm(port, times) => {
+                self.tell(&format!("churn 127.0.0.1:{port} 64 {times}"));
+                self.fault("storm");
+            }
+            Step::Exhaust(left) => self.exhaust(left),
+            Step::Wait(ms) => thread::sleep(Duration::from_millis(ms.into())),
+            Step::Quiet => self.quiet()?,
+            Step::Home => self.home(false)?,
+        }
+        Ok(())
+    }
+
+    /// Goes home and ends all.
+    ///
+    /// # Errors
+    /// What is left over.
+    pub fn finish(mut self) -> Result<Report, String> {
+        self.home(true)?;
+        let pid = self.host_pid();
+        let processes = probe::below(pid);
+        self.signal_host(Signal::TERM);
+        let rum = self.rum.take();
+        let status = rum.map(|mut rum| rum.wait().code());
+        if status != Some(Some(128 + Signal::TERM.as_raw())) {
+            return Err(format!("rum ended with {status:?}"));
+        }
+        self.until("a process is left", |_| {
+            let alive = |pid: &&u32| PathBuf::from(format!("/proc/{pid}")).exists();
+            processes.iter().find(alive).map(u32::to_string)
+        })?;
+        self.report.took = self.began.elapsed();
+        Ok(std::mem::take(&mut self.report))
+    }
+
+    fn fault(&mut self, name: &str) {
+        let rank = FAULTS.iter().position(|fault| *fault == name);
+        self.worst = self.worst.max(rank.unwrap_or_default());
+    }
+
+    fn tell(&mut self, command: &str) {
+        let guest = match (&mut self.machine, &mut self.guest) {
+            (Some(machine), _) => &mut machine.guest,
+            (None, Some(guest)) => guest,
+            (None, None) => unreachable!("every kind has a guest program"),
+        };
+        guest.tell(command);
+    }
+
+    fn save_config(&self) {
+        let text = match &self.machine {
+            Some(machine) => Machine::config(&machine.device, &self.model.toml()),
+            None => self.model.toml(),
+        };
+        let new = self.setup.path().join("rum.toml.new");
+        std::fs::write(&new, text).expect("a file");
+        std::fs::rename(new, self.setup.path().join("rum.toml")).expect("a file");
+    }
+
+    fn start_agent(&mut self) {
+        if let Some(machine) = &self.machine {
+            self.agent = Some(machine.start_agent(&["-q", "--hint", self.hint.word()]));
+        }
+    }
+
+    fn start_host(&mut self) {
+        self.rum = Some(match &self.machine {
+            Some(machine) => machine.start_rum(),
+            None => {
+                let (rum, guest) = self.setup.start_guest(&[]);
+                self.guest = Some(guest);
+                rum
+            }
+        });
+    }
+
+    fn host_pid(&self) -> u32 {
+        let rum = self
+            .rum
+            .as_ref()
+            .expect("started, and begun anew after each end");
+        rum.child.id()
+    }
+
+    fn agent_pid(&self) -> Option<u32> {
+        match &self.agent {
+            Some(agent) => Some(agent.child.id()),
+            None => agent_below(self.host_pid()),
+        }
+    }
+
+    fn signal_host(&self, signal: Signal) {
+        let rum = self
+            .rum
+            .as_ref()
+            .expect("started, and begun anew after each end");
+        rum.signal(signal);
+    }
+
+    fn open(&mut self, port: u16, place: Place, fork: bool) {
+        let addr = place.with(port);
+        let held = self.model.listeners.entry(addr).or_default();
+        if held.len() < TWINS {
+            held.push(fork);
+            let how = if fork { "fork" } else { "twin" };
+            self.tell(&format!("{how} {addr} ident"));
+        }
+    }
+
+    /// Closes the newest listener there, else one at the next address that has one.
+    fn close(&mut self, port: u16, place: Place) {
+        let exact = place.with(port);
+        let held = |(addr, held): (&SocketAddr, &Vec<bool>)| (!held.is_empty()).then_some(*addr);
+        let mut behind = self.model.listeners.range(exact..).filter_map(held);
+        let mut all = self.model.listeners.iter().filter_map(held);
+        if let Some(addr) = behind.next().or(all.next()) {
+            self.model.listeners.entry(addr).or_default().pop();
+            self.tell(&format!("close {addr}"));
+        }
+    }
+
+    fn take(&mut self, port: u16) {
+        if self.model.expected(port) != Expected::Closed {
+            return;
+        }
+        // rum may not have been told yet that the port is closed; then it stays as it is.
+        if let Ok(listener) = TcpListener::bind(host(port)) {
+            self.taken.insert(port, listener);
+            self.model.taken.insert(port);
+        }
+    }
+
+    fn kill_agent(&mut self, hint: Hint) {
+        let Some(pid) = self.agent_pid() else { return };
+        self.agent_stopped = None;
+        self.fault("kill-agent");
+        if self.machine.is_none() {
+            // Its sockets stay, and connections do not need it.
+            send(pid, Signal::KILL);
+            return;
+        }
+        self.agent = None;
+        self.end_held();
+        self.hint = hint;
+        self.start_agent();
+    }
+
+    fn stop_agent(&mut self) {
+        if let Some(pid) = self.agent_pid() {
+            send(pid, Signal::STOP);
+            self.agent_stopped = Some(pid);
+            self.fault("stop");
+        }
+    }
+
+    fn kill_host(&mut self) {
+        self.rum = None;
+        self.host_stopped = false;
+        self.limit = None;
+        self.end_held();
+        if self.machine.is_none() {
+            self.model.listeners.clear();
+            self.agent_stopped = None;
+        }
+        self.start_host();
+        self.fault("reboot or kill-host");
+    }
+
+    fn flow(&mut self, flow: Flow) {
+        if let Some(machine) = &self.machine {
+            machine.device.flow(flow);
+            self.fault("stall");
+        }
+    }
+
+    fn reboot(&mut self) {
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
+        machine.device.reboot();
+        self.agent = None;
+        machine.reboot();
+        self.agent_stopped = None;
+        self.model.listeners.clear();
+        self.end_held();
+        thread::sleep(BOOT);
+        self.start_agent();
+        self.fault("reboot or kill-host");
+    }
+
+    fn exhaust(&mut self, left: u16) {
+        let pid = self.host_pid();
+        let current = probe::descriptors(pid) + u64::from(left);
+        let before = prlimit(
+            Pid::from_raw(pid as i32),
+            Resource::Nofile,
+            Rlimit {
+                current: Some(current),
+                maximum: getrlimit(Resource::Nofile).maximum,
+            },
+        );
+        if let Ok(before) = before {
+            self.limit.get_or_insert(before);
+            self.fault("exhaust");
+        }
+    }
+
+    /// No connection of now can live.
+    fn end_held(&mut self) {
+        for held in &mut self.held {
+            held.dead = true;
+        }
+    }
+
+    fn release(&mut self) -> Result<(), String> {
+        if self.held.is_empty() || self.held[0].dead {
+            return Ok(());
+        }
+        let mut held = self.held.remove(0);
+        let mut rest = vec![];
+        let ended = held.stream.shutdown(Shutdown::Write);
+        // It cannot end while the transport stands still.
+        if let Some(machine) = &self.machine {
+            machine.device.flow(Flow::Free);
+        }
+        self.resume();
+        let read = ended.and_then(|()| held.stream.read_to_end(&mut rest));
+        match read {
+            Ok(_) if rest == held.sent => Ok(()),
+            Ok(n) => Err(format!(
+                "{n} bytes instead of {} before the end",
+                held.sent.len()
+            )),
+            Err(error) => Err(format!("a connection did not end cleanly: {error}")),
+        }
+    }
+
+    fn resume(&mut self) {
+        if std::mem::take(&mut self.host_stopped) {
+            self.signal_host(Signal::CONT);
+        }
+        if let Some(pid) = self.agent_stopped.take() {
+            send(pid, Signal::CONT);
+        }
+    }
+
+    /// Lifts all faults and waits for what the model says.
+    fn quiet(&mut self) -> Result<(), String> {
+        if let Some(machine) = &self.machine {
+            machine.device.flow(Flow::Free);
+        }
+        self.resume();
+        if let Some(limit) = self.limit.take() {
+            let pid = Pid::from_raw(self.host_pid() as i32);
+            prlimit(pid, Resource::Nofile, limit).map_err(|error| error.to_string())?;
+        }
+        let start = Instant::now();
+        let mut from = super::model::FIRST;
+        self.until("the model did not come true", |world| {
+            probe::mismatch(&world.model, &mut from)
+        })?;
+        let mut fault = FAULTS[std::mem::take(&mut self.worst)].to_owned();
+        if self.hint == Hint::None {
+            fault.push_str(", blind");
+        }
+        self.report.settled.push((start.elapsed(), fault));
+        self.until("`rum ports` says otherwise", |world| {
+            probe::told_otherwise(&world.setup, &world.model)
+        })?;
+        self.check_held()?;
+        self.hold()
+    }
+
+    fn check_held(&mut self) -> Result<(), String> {
+        for mut held in std::mem::take(&mut self.held) {
+            if held.dead {
+                expect_reset(&mut held.stream)?;
+                self.report.reset += 1;
+                continue;
+            }
+            let mut back = vec![0; held.sent.len()];
+            match held.stream.read_exact(&mut back) {
+                Ok(()) if back == held.sent => {}
+                Ok(()) => return Err("a held connection brought other bytes back".to_owned()),
+                Err(error) => return Err(format!("a held connection did not live: {error}")),
+            }
+            self.report.lived += 1;
+            self.held.push(held);
+        }
+        Ok(())
+    }
+
+    /// Opens the connections that are wished for, and sends something over each that is held.
+    fn hold(&mut self) -> Result<(), String> {
+        for wish in std::mem::take(&mut self.wishes) {
+            let ports = self.model.all(Expected::Forwarded).into_iter();
+            // What a child process serves ends with it.
+            let ports: Vec<u16> = ports.filter(|port| !self.model.forked(*port)).collect();
+            let next = ports.iter().find(|port| **port >= wish).or(ports.first());
+            let (Some(&port), true) = (next, self.held.len() < HELD) else {
+                continue;
+            };
+            let mut stream = TcpStream::connect(host(port)).map_err(|error| error.to_string())?;
+            let seen = probe::identify(&mut stream, self.deadline);
+            if seen.as_ref().ok() != Some(&port) {
+                return Err(format!("a connection to {port} leads to {seen:?}"));
+            }
+            self.held.push(Held {
+                stream,
+                sent: vec![],
+                dead: false,
+            });
+        }
+        for held in &mut self.held {
+            held.sent = vec![0; self.random.usize(1..40_000)];
+            self.random.fill(&mut held.sent);
+            let sent = held.stream.write_all(&held.sent);
+            sent.map_err(|error| format!("a held connection did not live: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Closes everything; then nothing may be left over.
+    fn home(&mut self, last: bool) -> Result<(), String> {
+        self.quiet()?;
+        while !self.held.is_empty() {
+            self.release()?;
+        }
+        let all: Vec<_> = self.model.listeners.iter().collect();
+        let closes = all
+            .iter()
+            .flat_map(|(addr, held)| vec![format!("close {addr}"); held.len()]);
+        for close in closes.collect::<Vec<_>>() {
+            self.tell(&close);
+        }
+        self.model.listeners.clear();
+        self.taken.clear();
+        self.model.taken.clear();
+        self.model.config = 0;
+        self.save_config();
+        // One connection for all that is made with the first.
+        self.open(5000, Place::Loopback, false);
+        self.quiet()?;
+        self.close(5000, Place::Loopback);
+        self.quiet()?;
+        self.until("something is left over at home", |world| {
+            world.left_over(last)
+        })?;
+        self.report.homes += 1;
+        let at = self.began.elapsed();
+        let memory = |pid: u32| {
+            let resident = probe::resident(pid)?;
+            Some(Memory { at, pid, resident })
+        };
+        self.report.host.extend(memory(self.host_pid()));
+        self.report.agent.extend(self.agent_pid().and_then(memory));
+        self.report.took = at;
+        if self.report.homes.is_multiple_of(NEWS) {
+            eprintln!("{} so far: {}", self.kind.word(), self.report);
+        }
+        Ok(())
+    }
+
+    /// What is there that was not when all began. Threads that wait for work go after a while,
+    /// for which only the last time waits.
+    fn left_over(&mut self, last: bool) -> Option<String> {
+        let agent = self.agent_pid()?;
+        for net in [
+            "/proc/thread-self/net".to_owned(),
+            format!("/proc/{agent}/net"),
+        ] {
+            if let Some(socket) = probe::sockets(&net).first() {
+                return Some(format!("a socket of {net}: {socket}"));
+            }
+        }
+        let names = ["host".to_owned(), format!("agent, {}", self.hint.word())];
+        for (name, pid) in names.into_iter().zip([self.host_pid(), agent]) {
+            let now = probe::counts(pid);
+            let base = *self.base.entry(name.clone()).or_insert(now);
+            let spare = match self.kind {
+                Kind::Namespace if name == "host" => POOL,
+                Kind::Namespace => 0,
+                Kind::Connect => CHANNELS,
+            };
+            let spare = spare + SESSIONS;
+            if now.others > base.others
+                || now.sockets > base.sockets + spare
+                || now.processes > base.processes
+                || (last && now.threads > base.threads)
+            {
+                return Some(format!("{name} has {now:?} instead of {base:?}"));
+            }
+        }
+        None
+    }
+
+    /// Waits until `wrong` finds nothing.
+    fn until(
+        &mut self,
+        what: &str,
+        mut wrong: impl FnMut(&mut Self) -> Option<String>,
+    ) -> Result<(), String> {
+        let start = Instant::now();
+        while let Some(wrong) = wrong(self) {
+            if start.elapsed() > self.deadline {
+                return Err(format!("{what}: {wrong}"));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // What is stopped could not end.
+        self.resume();
+        if let Some(machine) = &self.machine {
+            machine.device.flow(Flow::Free);
+            machine.device.cut();
+        }
+    }
+}
+
+fn send(pid: u32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid as i32) {
+        // Gone already is as good.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Connections that come, say something and go.
+fn rush(port: u16, count: u16) {
+    let mut all = vec![];
+    for _ in 0..count {
+        let Ok(mut stream) = TcpStream::connect(host(port)) else {
+            break;
+        };
+        // Nobody cares.
+        let _ = stream.write_all(b"x");
+        all.push(stream);
+    }
+}
+
+/// A connection that was cut off must say so: a clean end would be a lie.
+fn expect_reset(stream: &mut TcpStream) -> Result<(), String> {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Err("a connection that was cut ended cleanly".to_owned()),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) => return Err(format!("a connection that was cut is not reset: {error}")),
+        }
+    }
+}
