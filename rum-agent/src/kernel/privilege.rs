@@ -134,7 +134,8 @@ mod tests {
             });
             gone.unwrap_err();
             assert_eq!(tries, 1, "it was not refused");
-            open(|| Ok(assert!(!is_effective()))).unwrap();
+            let effective = open(|| Ok(is_effective())).unwrap();
+            assert!(!effective);
             assert!(!is_permitted());
             change(|sets| {
                 sets.permitted |= ADMIN;

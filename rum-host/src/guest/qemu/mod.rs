@@ -58,6 +58,7 @@ const AGENT_DEADLINE_TCG: Duration = Duration::from_secs(240);
 /// Time to power off: services of a distribution are stopped one after the other, and have things
 /// to write. A kernel with an initramfs often has nobody who hears the button, and no disk.
 const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
+const IMAGE_DEADLINE_TCG: Duration = Duration::from_secs(180);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(5);
 /// Time for QEMU to quit when told, its caches written; and for what is killed to be gone.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -209,9 +210,10 @@ impl Qemu {
 
     /// Time to power off when asked.
     pub fn stop_deadline(&self) -> Duration {
-        match self.kernel {
-            true => KERNEL_DEADLINE,
-            false => IMAGE_DEADLINE,
+        match (self.kernel, self.launcher.engine()) {
+            (true, _) => KERNEL_DEADLINE,
+            (false, Engine::Kvm) => IMAGE_DEADLINE,
+            (false, Engine::Tcg) => IMAGE_DEADLINE_TCG,
         }
     }
 
