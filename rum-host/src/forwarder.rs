@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rum_shared::channel::{self, Connected};
@@ -73,6 +73,16 @@ pub struct Dialer {
     endpoint: Endpoint,
     pool: Pool,
     link: watch::Receiver<LinkState>,
+    boot: Arc<Mutex<Boot>>,
+}
+
+/// A boot of the guest, as far as its connections go.
+#[derive(Debug, Default)]
+struct Boot {
+    /// Its kernel's boot id; empty while it is unknown.
+    id: String,
+    /// Cancelled when another one was met.
+    over: CancellationToken,
 }
 
 impl Dialer {
@@ -82,7 +92,28 @@ impl Dialer {
             endpoint,
             pool: Pool::default(),
             link,
+            boot: Arc::default(),
         }
+    }
+
+    /// The agent said that its kernel's boot has this id. Connections of another boot lead nowhere
+    /// any more, and not every transport says so: they are reset. Returns whether it is another.
+    pub fn introduced(&self, boot_id: &str) -> bool {
+        let mut boot = self.lock();
+        if boot_id.is_empty() || boot.id == boot_id {
+            return false;
+        }
+        let another = !boot.id.is_empty();
+        boot.id = boot_id.to_owned();
+        if another {
+            std::mem::take(&mut boot.over).cancel();
+        }
+        another
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Boot> {
+        // Nothing in here panics half-way.
+        self.boot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A channel that leads to `guest`. While the agent is lost, or silent, this waits: it may
@@ -330,7 +361,17 @@ async fn connection(
         },
     };
     let outcome = match opened {
-        Ok(Connected::Framed(channel)) => relay::relay(client, channel, &stats.bytes, &cut).await,
+        Ok(Connected::Framed(channel)) => {
+            let over = dialer.lock().over.clone();
+            tokio::select! {
+                biased;
+                outcome = relay::relay(client, channel, &stats.bytes, &cut) => outcome,
+                () = over.cancelled() => {
+                    tracing::debug!(guest_port = guest.0, "its guest has rebooted");
+                    return;
+                }
+            }
+        }
         Ok(Connected::Direct(guest)) => {
             let relay = relay::relay_direct(client, guest, &stats.bytes, &cut);
             tokio::join!(relay, dialer.pool.refill(&dialer.endpoint)).0

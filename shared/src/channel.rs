@@ -87,6 +87,7 @@ pub async fn dial(endpoint: &Endpoint, port: u16) -> io::Result<Result<Connected
 async fn answered(mut stream: Stream) -> io::Result<Result<Connected, DialStatus>> {
     let (status, socket) = match &mut stream {
         Stream::Unix(unix) => handover::receive(unix).await?,
+        Stream::Gated(gated) => (gated.read_u8().await?, None),
         Stream::Vsock(vsock) => (vsock.read_u8().await?, None),
     };
     Ok(match (DialStatus::from(status), socket) {

@@ -21,6 +21,13 @@ pub enum Progress {
         /// Since the start.
         after: Duration,
     },
+    /// It boots still.
+    Boots {
+        /// Since the start.
+        after: Duration,
+        /// The last line on its console, cleaned; None while there is none.
+        line: Option<String>,
+    },
     /// Its agent answered for the first time.
     AgentUp {
         /// Since the start.
@@ -68,6 +75,7 @@ impl Progress {
         match self {
             Self::Booting { .. } => "guest-booting",
             Self::Running { .. } => "guest-running",
+            Self::Boots { .. } => "guest-boots",
             Self::AgentUp { .. } => "guest-agent-up",
             Self::AgentLate { .. } => "guest-agent-late",
             Self::LogLine(_) => "guest-log",
@@ -100,6 +108,12 @@ impl fmt::Display for Progress {
                 f,
                 "Machine runs after {:.1} s, waiting for its agent",
                 after.as_secs_f64()
+            ),
+            Self::Boots { after, line } => write!(
+                f,
+                "Booting for {} s: {}",
+                after.as_secs(),
+                line.as_deref().unwrap_or("nothing on the console yet")
             ),
             Self::AgentUp { after } => write!(f, "Agent up after {:.1} s", after.as_secs_f64()),
             Self::AgentLate { after, name } => write!(
@@ -174,6 +188,11 @@ mod tests {
                 because: Some("cannot open /dev/kvm: Permission denied".to_owned()),
             },
             Progress::Running { after },
+            Progress::Boots { after, line: None },
+            Progress::Boots {
+                after: Duration::from_secs(20),
+                line: Some("[    2.7] systemd[1]: Reached target Basic System.".to_owned()),
+            },
             Progress::AgentUp { after },
             Progress::AgentLate {
                 after,

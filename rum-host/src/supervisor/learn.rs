@@ -47,6 +47,9 @@ impl Supervisor {
         match event {
             AgentEvent::Connected { info, streaming } => {
                 self.same_kernel = host_port::boot_id().is_some_and(|id| id == info.boot_id);
+                if shell.dialer.introduced(&info.boot_id) {
+                    (shell.notify)(Notice::GuestRebooted);
+                }
                 self.notes.introduced(info.clone());
                 (shell.notify)(Notice::AgentConnected { info, streaming });
             }

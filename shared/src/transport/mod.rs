@@ -12,6 +12,7 @@
 //! so what runs over a stream says its end in its own bytes (see [`crate::channel`]).
 
 mod dial;
+mod gate;
 mod knock;
 mod listen;
 #[cfg(test)]
@@ -26,14 +27,17 @@ use tokio::net::UnixStream;
 use tokio_vsock::VsockStream;
 
 pub use dial::{DIAL_DEADLINE, Endpoint, Service};
+pub use gate::{Gate, Gated, SILENCE};
 pub use knock::{KnockTarget, Knocks};
 pub use listen::{Acceptor, BACKLOG, ListenAddr};
 
 /// A connected byte stream between host and agent.
 #[derive(Debug)]
 pub enum Stream {
-    /// A Unix socket (namespace guests, `CONNECT` transports).
+    /// A Unix socket (namespace guests).
     Unix(UnixStream),
+    /// A Unix socket of a `CONNECT` transport.
+    Gated(Gated),
     /// AF_VSOCK.
     Vsock(VsockStream),
 }
@@ -46,6 +50,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Gated(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Vsock(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -59,6 +64,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Gated(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Vsock(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -70,6 +76,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Gated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Vsock(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -77,6 +84,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Gated(stream) => stream.is_write_vectored(),
             Self::Vsock(stream) => stream.is_write_vectored(),
         }
     }
@@ -84,6 +92,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Gated(stream) => Pin::new(stream).poll_flush(cx),
             Self::Vsock(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -91,6 +100,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Gated(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Vsock(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -61,7 +61,7 @@ const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(5);
 /// Time for QEMU to quit when told, its caches written; and for what is killed to be gone.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
-/// How often the length of the console's log is looked at.
+/// How often the console's log is looked at: for its length, and for how far a boot is.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Lines of a log that are shown when something went wrong.
 const TAIL: usize = 15;
@@ -168,9 +168,7 @@ impl Qemu {
         let (launcher, running) = start::start(guest, spec, dir, &state, &tell).await?;
         let endpoint = match launcher.device() {
             Device::Vhost { cid } => Endpoint::Vsock { cid },
-            Device::User => Endpoint::Connect {
-                socket: dir.vsock_socket(),
-            },
+            Device::User => Endpoint::connect(dir.vsock_socket()),
         };
         let kernel = matches!(spec.boot, Boot::Kernel { .. });
         let mut this = Self {
@@ -262,6 +260,7 @@ impl Qemu {
                     None
                 }
                 Happened::LogPeriod => {
+                    self.boots_still();
                     if let Err(error) = log::bound(&self.state.console_log()) {
                         tracing::debug!(%error, "cannot look after the console's log");
                     }
@@ -309,6 +308,15 @@ impl Qemu {
         self.late_at = None;
         let after = self.started.elapsed();
         self.tell.say(Progress::AgentUp { after });
+    }
+
+    /// Says how far the boot is, as its console tells.
+    fn boots_still(&self) {
+        if !self.agent_was_up && matches!(self.machine, Machine::On { .. }) {
+            let after = self.started.elapsed();
+            let line = log::tail(&self.state.console_log(), 1).pop();
+            self.tell.say(Progress::Boots { after, line });
+        }
     }
 
     fn agent_is_late(&mut self) {
