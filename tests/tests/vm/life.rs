@@ -120,7 +120,10 @@ fn a_frozen_guest_is_noticed_and_its_forwards_are_closed() {
         machine.rum.stdout.wait("Stopped forwarding 5000");
         until_refused(5000);
         machine.vm.thaw();
-        machine.rum.stderr.wait_nth("connected (events", 2);
+        machine
+            .rum
+            .stdout
+            .wait_nth("Auto-forwarding 127.0.0.1:5000", 2);
         assert_eq!(exchange(5000, "back").expect("echo"), "back");
     });
 }
