@@ -35,6 +35,8 @@ pub enum Notice {
         /// How long its forwards stay.
         grace: Duration,
     },
+    /// The agent is back, and its guest has been booted since.
+    GuestRebooted,
     /// The agent did not come back within the grace time.
     GraceOver,
     /// A host port is bound and leads to the guest.
@@ -109,6 +111,7 @@ impl Notice {
         match self {
             Self::AgentLost { .. }
             | Self::AgentAwaited { .. }
+            | Self::GuestRebooted
             | Self::GraceOver
             | Self::Blocked { .. }
             | Self::Cut { .. }
@@ -173,6 +176,9 @@ impl fmt::Display for Notice {
                 "Agent lost: {reason}; reconnecting, forwards stay for {} s",
                 grace.as_secs()
             ),
+            Self::GuestRebooted => {
+                f.write_str("The guest has rebooted: its connections from before are reset")
+            }
             Self::GraceOver => f.write_str("Agent still lost: its automatic forwards are closed"),
             Self::Forwarded {
                 key: Key::Static(_),

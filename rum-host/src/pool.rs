@@ -10,8 +10,7 @@
 //! nearly everything can be reached; whenever it, or a channel, does not work at once, the agent is
 //! asked as ever, and gives the reason. At most [`rum_shared::handover::OFFER`] sockets and
 //! [`CHANNELS`] channels are held. Channels are dialled only while the agent may be
-//! ([`LinkState::may_dial`]), and those of a lost one are not closed before there is another: some
-//! devices die of a close while the guest boots.
+//! ([`LinkState::may_dial`]), and those of a lost one are not used for the next.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -50,8 +49,6 @@ struct Inner {
 struct State {
     sockets: Vec<OwnedFd>,
     channels: Vec<Stream>,
-    /// Those of an agent that is lost.
-    parked: Vec<Stream>,
 }
 
 impl Pool {
@@ -90,10 +87,9 @@ impl Pool {
             let Ok(_) = link.wait_for(|state| state.may_dial(Instant::now())).await else {
                 return std::future::pending().await;
             };
-            self.state().parked.clear();
             self.fill_until_lost(endpoint, &mut link).await;
-            let mut state = self.state();
-            state.parked = std::mem::take(&mut state.channels);
+            // They lead to an agent that may be gone without a word.
+            self.state().channels.clear();
         }
     }
 
@@ -150,8 +146,7 @@ fn is_quiet(channel: &Stream) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::task::Poll;
-
+    use rum_shared::transport::Gate;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{UnixListener, UnixStream};
 
@@ -172,7 +167,10 @@ mod tests {
             let socket = dir.path().join("vm");
             Self {
                 listener: UnixListener::bind(&socket).unwrap(),
-                endpoint: Endpoint::Connect { socket },
+                endpoint: Endpoint::Connect {
+                    socket,
+                    gate: Gate::default(),
+                },
                 _dir: dir,
                 link: watch::channel(LinkState::Down).0,
                 pool: Pool::default(),
@@ -250,30 +248,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_of_a_lost_agent_are_kept_open_and_unused_until_the_next() {
+    async fn those_of_a_lost_agent_are_not_for_the_next() {
         let device = Device::new();
         device.up();
         let lost = async {
             let ends = device.filled().await;
             device.link.send_replace(LinkState::Down);
             device.until(|| device.ready() == 0).await;
-            ends
+            assert!(device.pool.channel().is_none());
+            device.up();
+            (ends, device.filled().await)
         };
-        let mut ends = device.keeping(lost).await;
-        assert!(device.pool.channel().is_none());
-        let mut byte = [0];
-        let read = std::future::poll_fn(|cx| {
-            let mut read = std::pin::pin!(ends[0].read(&mut byte));
-            Poll::Ready(read.as_mut().poll(cx))
-        });
-        assert!(read.await.is_pending(), "it was closed");
-        device.up();
-        let next = async {
-            let next = device.filled().await;
-            assert_eq!(ends[0].read(&mut byte).await.unwrap(), 0);
-            next
-        };
-        device.keeping(next).await;
+        let (_lost, mut next) = device.keeping(lost).await;
+        let mut channel = device.pool.channel().unwrap();
+        channel.write_all(b"!").await.unwrap();
+        assert_eq!(next.pop().unwrap().read_u8().await.unwrap(), b'!');
     }
 
     #[tokio::test]

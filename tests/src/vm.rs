@@ -13,7 +13,8 @@
 //! nothing of it is shared, so tests with VMs run side by side.
 
 use std::fs;
-use std::os::unix::net::UnixListener;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -67,6 +68,7 @@ impl Vm {
         let control = control.expect("a new directory");
         control.set_nonblocking(true).expect("a socket");
         let mut vsock = command(cache.join("bin/vhost-device-vsock"), dir.path());
+        vsock.env("RUST_LOG", "debug");
         vsock.args(["--vm", "guest-cid=3,socket=vhost.sock,uds-path=vm.vsock"]);
         let vsock = vsock.spawn().expect("vhost-device-vsock starts");
         until("the vsock device", || {
@@ -98,13 +100,51 @@ impl Vm {
         Guest::over(stream).expect("a socket")
     }
 
-    /// Stops the guest: nothing in it moves, nothing of it is closed. With a signal, since the
-    /// monitor's `stop` takes the vsock device down as well.
+    /// Stops QEMU: nothing in the guest moves, nothing of it is closed.
     ///
     /// # Panics
     /// When QEMU is gone.
     pub fn freeze(&self) {
-        kill_process(Pid::from_child(&self.qemu), Signal::STOP).expect("QEMU runs");
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets QEMU go on.
+    ///
+    /// # Panics
+    /// When QEMU is gone.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.qemu), signal).expect("QEMU runs");
+    }
+
+    /// Stops the guest's processors, as QEMU's monitor does.
+    ///
+    /// # Panics
+    /// When QEMU does not.
+    pub fn stop(&self) {
+        self.monitor("stop");
+    }
+
+    /// Lets the guest's processors go on.
+    ///
+    /// # Panics
+    /// When QEMU does not.
+    pub fn cont(&self) {
+        self.monitor("cont");
+    }
+
+    fn monitor(&self, command: &str) {
+        let mut monitor = UnixStream::connect(self.dir.path().join("qmp")).expect("QEMU runs");
+        let reader = monitor.try_clone().expect("a socket");
+        let mut lines = BufReader::new(reader).lines().map_while(Result::ok);
+        for command in ["qmp_capabilities", command] {
+            writeln!(monitor, "{{\"execute\":\"{command}\"}}").expect("QEMU runs");
+            let answered = lines.any(|line| line.starts_with("{\"return\""));
+            assert!(answered, "QEMU ended");
+        }
     }
 
     /// Kills QEMU, as when a machine loses its power.
@@ -161,6 +201,8 @@ fn qemu(cache: &Path, dir: &Path, agent_args: &str) -> Command {
         .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-serial", "file:console"])
+        .args(["-chardev", "socket,id=qmp,path=qmp,server=on,wait=off"])
+        .args(["-mon", "chardev=qmp,mode=control"])
         .args(["-chardev", "socket,id=vs,path=vhost.sock"])
         .args(["-device", "vhost-user-vsock-pci,chardev=vs"])
         .arg("-kernel")

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
-    AgentInfo, CAP_WATCH, HEARTBEAT, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
+    AgentInfo, CAP_WATCH, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
 };
 use rum_shared::session::{CALLS_PER_SESSION, Limits, Session, SessionError};
-use rum_shared::transport::{Endpoint, Service};
+use rum_shared::transport::{Endpoint, SILENCE, Service};
 use tokio::sync::{mpsc, watch};
 
 use super::allowance::Allowance;
@@ -30,8 +30,6 @@ use crate::backoff::{Backoff, LAST, LAST_OF_VSOCK};
 pub const POLL_PERIOD: Duration = Duration::from_secs(1);
 /// Time for a call to be answered.
 const CALL_DEADLINE: Duration = Duration::from_secs(3);
-/// A stream that was heard within this time is alive: a heartbeat, and room for a busy guest.
-const FRESH: Duration = HEARTBEAT.saturating_add(Duration::from_millis(500));
 /// Events that may wait for the supervisor; more hold the stream back.
 pub const EVENT_QUEUE: usize = 64;
 
@@ -95,13 +93,13 @@ pub enum LinkState {
 
 impl LinkState {
     /// Whether the agent may be dialled at `now`. Not while a stream is silent that should have
-    /// been heard: the guest may be stopped or rebooting, and vhost-device-vsock dies for good
-    /// of a `CONNECT` that comes too early, or that was given up before it was answered.
+    /// been heard: the guest may be stopped or rebooting, and there are devices that do not
+    /// survive a `CONNECT` then (see [`Gate`](rum_shared::transport::Gate)).
     pub fn may_dial(self, now: Instant) -> bool {
         match self {
             Self::Down => false,
             Self::Polling => true,
-            Self::Streaming(heard) => now.saturating_duration_since(heard) <= FRESH,
+            Self::Streaming(heard) => now.saturating_duration_since(heard) <= SILENCE,
         }
     }
 
@@ -279,6 +277,9 @@ impl AgentClient {
             self.successions.send_modify(|count| *count += 1);
         }
         let streaming = self.stream && info.capabilities.iter().any(|c| c == CAP_WATCH);
+        if let Some(gate) = self.endpoint.gate() {
+            gate.guard(streaming);
+        }
         let connected = AgentEvent::Connected { info, streaming };
         if events.send(connected).await.is_err() {
             return Ok(());
@@ -397,6 +398,18 @@ impl AgentClient {
         })
     }
 
+    /// Waits until it is time for the next poll. Where a byte must not go out while the guest is
+    /// away, that is right after a sign of life, which comes each second.
+    async fn poll_time(&self, link: &mut watch::Receiver<LinkState>) {
+        if self.endpoint.gate().is_none() {
+            return tokio::time::sleep(POLL_PERIOD).await;
+        }
+        tokio::time::sleep(POLL_PERIOD / 2).await;
+        link.mark_unchanged();
+        // Its sender lives as long as this.
+        let _ = link.changed().await;
+    }
+
     /// The safety net: polls while the stream is up, on a connection of its own.
     async fn run_poll(
         &self,
@@ -406,6 +419,7 @@ impl AgentClient {
     ) -> Gone {
         let mut session: Option<Agent> = None;
         let mut calls = 0u32;
+        let mut pace = link.clone();
         loop {
             if !link.borrow().is_streaming() {
                 // An agent that counts a session of ours does not knock.
@@ -420,7 +434,7 @@ impl AgentClient {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(POLL_PERIOD) => {}
+                () = self.poll_time(&mut pace) => {}
                 Ok(()) = poll_now.changed() => {}
                 // The stream will notice, too: until then nothing is dialled.
                 () = closed => {

@@ -158,7 +158,7 @@ impl Libvirt {
     fn endpoint(&self, description: &Description) -> Result<Endpoint, RumError> {
         if let Some(socket) = &self.spec.socket {
             let socket = socket.clone();
-            return Ok(Endpoint::Connect { socket });
+            return Ok(Endpoint::connect(socket));
         }
         match description.vsock.map(|vsock| vsock.cid) {
             Some(Some(cid)) => Ok(Endpoint::Vsock { cid }),

@@ -28,12 +28,12 @@ pub enum Progress {
         /// Since the start.
         after: Duration,
     },
-    /// Its agent has not answered yet, and the guest moves.
-    StillBooting {
+    /// It boots still.
+    Boots {
         /// Since the start.
         after: Duration,
-        /// The last line of its console, cleaned.
-        line: String,
+        /// The last line on its console, cleaned; None while there is none.
+        line: Option<String>,
     },
     /// Its agent answered for the first time.
     AgentUp {
@@ -83,7 +83,7 @@ impl Progress {
             Self::Booting { .. } => "guest-booting",
             Self::Overlay { .. } => "guest-overlay",
             Self::Running { .. } => "guest-running",
-            Self::StillBooting { .. } => "guest-still-booting",
+            Self::Boots { .. } => "guest-boots",
             Self::AgentUp { .. } => "guest-agent-up",
             Self::AgentLate { .. } => "guest-agent-late",
             Self::LogLine(_) => "guest-log",
@@ -124,9 +124,12 @@ impl fmt::Display for Progress {
             Self::Overlay { fresh: false, .. } => f.write_str(
                 "The guest goes on with what it wrote before, `rum up --reset` discards it",
             ),
-            Self::StillBooting { after, line } => {
-                write!(f, "Still booting after {} s: {line}", after.as_secs())
-            }
+            Self::Boots { after, line } => write!(
+                f,
+                "Booting for {} s: {}",
+                after.as_secs(),
+                line.as_deref().unwrap_or("nothing on the console yet")
+            ),
             Self::AgentUp { after } => write!(f, "Agent up after {:.1} s", after.as_secs_f64()),
             Self::AgentLate { after, name } => write!(
                 f,
@@ -208,9 +211,10 @@ mod tests {
                 fresh: false,
             },
             Progress::Running { after },
-            Progress::StillBooting {
-                after: deadline,
-                line: "[  OK  ] Started cron.service".to_owned(),
+            Progress::Boots { after, line: None },
+            Progress::Boots {
+                after: Duration::from_secs(20),
+                line: Some("[    2.7] systemd[1]: Reached target Basic System.".to_owned()),
             },
             Progress::AgentUp { after },
             Progress::AgentLate {

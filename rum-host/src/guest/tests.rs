@@ -20,7 +20,7 @@ async fn a_guest_of_somebody_else_is_dialled_and_left_alone() {
             GuestKind::Unix {
                 socket: socket.clone(),
             },
-            Endpoint::Connect { socket },
+            Endpoint::connect(socket),
         ),
     ];
     for (kind, endpoint) in cases {

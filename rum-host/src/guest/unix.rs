@@ -7,7 +7,5 @@ use rum_shared::transport::Endpoint;
 
 /// Where its agent is.
 pub fn endpoint(socket: &Path) -> Endpoint {
-    Endpoint::Connect {
-        socket: socket.to_owned(),
-    }
+    Endpoint::connect(socket)
 }

@@ -52,6 +52,9 @@ impl Supervisor {
                     let ports = self.guest.set().iter().map(|l| GuestPort(l.port));
                     ports.for_each(|port| self.planner.touch(port));
                 }
+                if self.notes.has_rebooted(&info) {
+                    (shell.notify)(Notice::GuestRebooted);
+                }
                 self.notes.introduced(info.clone());
                 (shell.notify)(Notice::AgentConnected { info, streaming });
             }

@@ -67,6 +67,12 @@ impl Notes {
         self.everything = true;
     }
 
+    /// Whether the agent that answers runs on a later boot than the one that did before.
+    pub fn has_rebooted(&self, info: &AgentInfo) -> bool {
+        let before = self.info.as_ref().map_or("", |before| &before.boot_id);
+        !before.is_empty() && !info.boot_id.is_empty() && before != info.boot_id
+    }
+
     /// It answers; it is there once it has told what listens.
     pub fn introduced(&mut self, info: AgentInfo) {
         self.info = Some(info);

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_vsock::{VsockAddr, VsockStream};
 
-use super::Stream;
+use super::{Gate, Gated, Stream};
 use crate::{CHANNEL_PORT, RPC_PORT};
 
 /// Time for a whole dial, `CONNECT` included. Local transports answer in microseconds; a guest
@@ -62,10 +62,28 @@ pub enum Endpoint {
     Connect {
         /// The device's socket.
         socket: PathBuf,
+        /// What holds back while the guest may be away.
+        gate: Gate,
     },
 }
 
 impl Endpoint {
+    /// [`Endpoint::Connect`], with a gate of its own.
+    pub fn connect(socket: impl Into<PathBuf>) -> Self {
+        Self::Connect {
+            socket: socket.into(),
+            gate: Gate::default(),
+        }
+    }
+
+    /// What holds back while the guest may be away, where that is needed.
+    pub fn gate(&self) -> Option<&Gate> {
+        match self {
+            Self::Connect { gate, .. } => Some(gate),
+            Self::Unix { .. } | Self::Vsock { .. } => None,
+        }
+    }
+
     /// Connects to `service`.
     ///
     /// # Errors
@@ -98,12 +116,15 @@ impl Endpoint {
                     stream.write_all(first).await?;
                     Ok(Stream::Vsock(stream))
                 }
-                Self::Connect { socket } => {
+                Self::Connect { socket, gate } => {
                     let ask_for = format!("CONNECT {}\n", service.port());
-                    let mut stream = unix(socket, ask_for.as_bytes()).await?;
-                    read_connect_answer(&mut stream, service.port()).await?;
+                    let stream = unix(socket, ask_for.as_bytes()).await?;
+                    let mut stream = Gated::new(stream, service, gate);
+                    let answer = read_connect_answer(&mut stream, service.port()).await;
+                    stream.answered();
+                    answer?;
                     stream.write_all(first).await?;
-                    Ok(Stream::Unix(stream))
+                    Ok(Stream::Gated(stream))
                 }
             }
         };

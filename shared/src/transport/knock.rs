@@ -13,6 +13,7 @@ use tokio::net::UnixListener;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 use super::dial::{Endpoint, unix, within_deadline};
+use super::gate::Gate;
 use super::listen::bind_unix;
 use crate::KNOCK_PORT;
 
@@ -51,6 +52,7 @@ impl KnockTarget {
 pub struct Knocks {
     listener: UnixListener,
     path: PathBuf,
+    gate: Gate,
 }
 
 impl Endpoint {
@@ -60,20 +62,34 @@ impl Endpoint {
     /// # Errors
     /// As [`super::ListenAddr::bind`] of a Unix socket.
     pub fn knock_listener(&self) -> io::Result<Option<Knocks>> {
-        let Self::Connect { socket } = self else {
+        let Self::Connect { socket, gate } = self else {
             return Ok(None);
         };
         let mut path = OsString::from(socket);
         path.push(format!("_{KNOCK_PORT}"));
         let path = PathBuf::from(path);
         let listener = bind_unix(&path)?;
-        Ok(Some(Knocks { listener, path }))
+        let gate = gate.clone();
+        Ok(Some(Knocks {
+            listener,
+            path,
+            gate,
+        }))
     }
 }
 
 impl Knocks {
-    /// Completes with the next knock. Cancel-safe.
+    /// Completes with the next knock, or another sign of life (see [`Gate`]), which opens the
+    /// gate. Cancel-safe.
     pub async fn next(&mut self) {
+        tokio::select! {
+            () = self.gate.sign_of_life() => {}
+            () = self.knock() => {}
+        }
+        self.gate.heard();
+    }
+
+    async fn knock(&self) {
         while let Err(error) = self.listener.accept().await {
             tracing::debug!(%error, "a knock could not be accepted");
             tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -12,6 +12,7 @@
 //! so what runs over a stream says its end in its own bytes (see [`crate::channel`]).
 
 mod dial;
+mod gate;
 mod knock;
 mod listen;
 #[cfg(test)]
@@ -27,14 +28,17 @@ use tokio::net::UnixStream;
 use tokio_vsock::VsockStream;
 
 pub use dial::{DIAL_DEADLINE, Endpoint, Service, read_connect_answer};
+pub use gate::{Gate, Gated, SILENCE};
 pub use knock::{KnockTarget, Knocks};
 pub use listen::{Acceptor, BACKLOG, ListenAddr};
 
 /// A connected byte stream between host and agent.
 #[derive(Debug)]
 pub enum Stream {
-    /// A Unix socket (namespace guests, `CONNECT` transports).
+    /// A Unix socket (namespace guests).
     Unix(UnixStream),
+    /// A Unix socket of a `CONNECT` transport.
+    Gated(Gated),
     /// AF_VSOCK.
     Vsock(VsockStream),
 }
@@ -43,6 +47,7 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Unix(stream) => stream.as_fd(),
+            Self::Gated(stream) => stream.as_fd(),
             Self::Vsock(stream) => stream.as_fd(),
         }
     }
@@ -56,6 +61,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Gated(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Vsock(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -69,6 +75,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Gated(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Vsock(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -80,6 +87,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Gated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Vsock(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -87,6 +95,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Gated(stream) => stream.is_write_vectored(),
             Self::Vsock(stream) => stream.is_write_vectored(),
         }
     }
@@ -94,6 +103,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Gated(stream) => Pin::new(stream).poll_flush(cx),
             Self::Vsock(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -101,6 +111,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Gated(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Vsock(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -19,7 +19,7 @@ async fn connect_to(answer: &'static [u8], close: bool) -> (io::Result<Stream>, 
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let device = UnixListener::bind(&socket).unwrap();
-    let endpoint = Endpoint::Connect { socket };
+    let endpoint = Endpoint::connect(socket);
     let serve = async {
         let (mut stream, _) = device.accept().await.unwrap();
         let mut request = vec![];
@@ -172,7 +172,7 @@ async fn cleared_knocks_wake_nobody() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let path = dir.path().join("v.sock_2224");
-    let endpoint = Endpoint::Connect { socket };
+    let endpoint = Endpoint::connect(socket);
     let mut knocks = endpoint.knock_listener().unwrap().unwrap();
     let target = KnockTarget::Unix(path.clone());
     target.knock().await.unwrap();
@@ -215,4 +215,120 @@ async fn a_vsock_listener_binds_and_can_be_inherited() {
         Acceptor::Vsock(second) => assert_eq!(second.local_addr().unwrap(), address),
         Acceptor::Unix(_) => panic!("a vsock listener was taken for a Unix one"),
     }
+}
+
+/// A device that lets the test play it: the host's end, behind `endpoint`, and the device's.
+async fn gated(
+    endpoint: &Endpoint,
+    device: &UnixListener,
+    service: Service,
+) -> (Stream, UnixStream) {
+    let serve = async {
+        let mut stream = device.accept().await.unwrap().0;
+        let request = format!("CONNECT {}\n", service.port());
+        let mut read = vec![0; request.len()];
+        stream.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, request.as_bytes());
+        stream.write_all(b"OK 1\n").await.unwrap();
+        stream
+    };
+    let (host, device) = tokio::join!(endpoint.dial(service), serve);
+    (host.unwrap(), device)
+}
+
+/// Whether nothing has come, neither a byte nor the end.
+fn nothing_came(stream: &UnixStream) -> bool {
+    let tried = rustix::io::read(stream, &mut [0; 1]);
+    tried == Err(rustix::io::Errno::AGAIN)
+}
+
+#[tokio::test]
+async fn nothing_moves_while_the_guest_may_be_away() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("v.sock");
+    let device = UnixListener::bind(&socket).unwrap();
+    let endpoint = Endpoint::connect(&socket);
+    let gate = endpoint.gate().unwrap().clone();
+    let mut knocks = endpoint.knock_listener().unwrap().unwrap();
+    let (mut rpc, mut rpc_device) = gated(&endpoint, &device, Service::Rpc).await;
+    let (mut channel, mut channel_device) = gated(&endpoint, &device, Service::Channel).await;
+
+    // Bytes of the RPC open it, for a while.
+    rpc_device.write_all(b"x").await.unwrap();
+    rpc.read_exact(&mut [0]).await.unwrap();
+    channel.write_all(b"y").await.unwrap();
+    channel_device.read_exact(&mut [0]).await.unwrap();
+
+    tokio::time::pause();
+    tokio::time::advance(SILENCE + Duration::from_millis(1)).await;
+    let mut write = Box::pin(channel.write_all(b"z"));
+    assert!(futures_poll(write.as_mut()).await.is_pending());
+    // What arrives on a channel may be old.
+    channel_device.write_all(b"old").await.unwrap();
+    drop(rpc);
+    assert_eq!(gate.parked(), 1);
+    assert!(nothing_came(&rpc_device) && nothing_came(&channel_device));
+    let mut next = Box::pin(knocks.next());
+    assert!(futures_poll(next.as_mut()).await.is_pending());
+
+    // A heartbeat on the session that the agent takes for one.
+    tokio::time::resume();
+    rpc_device.write_all(b"x").await.unwrap();
+    tokio::time::timeout(PATIENCE, next).await.unwrap();
+    tokio::time::timeout(PATIENCE, write)
+        .await
+        .unwrap()
+        .unwrap();
+    channel_device.read_exact(&mut [0]).await.unwrap();
+    assert_eq!(rpc_device.read(&mut [0]).await.unwrap(), 0, "closed now");
+    assert_eq!(gate.parked(), 0);
+    channel.read_exact(&mut [0; 3]).await.unwrap();
+    drop(channel);
+    assert_eq!(
+        channel_device.read(&mut [0]).await.unwrap(),
+        0,
+        "closed at once"
+    );
+}
+
+#[tokio::test]
+async fn a_dial_that_is_given_up_is_closed_only_when_it_was_answered() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("v.sock");
+    let device = UnixListener::bind(&socket).unwrap();
+    let endpoint = Endpoint::connect(&socket);
+    let gate = endpoint.gate().unwrap();
+    let mut dial = Box::pin(endpoint.dial(Service::Channel));
+    assert!(futures_poll(dial.as_mut()).await.is_pending());
+    let mut asked = device.accept().await.unwrap().0;
+    drop(dial);
+    gate.heard();
+    assert_eq!(gate.parked(), 1);
+    asked.write_all(b"OK 1\n").await.unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while gate.parked() > 0 {
+            gate.heard();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn without_heartbeats_silence_says_nothing() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("v.sock");
+    let device = UnixListener::bind(&socket).unwrap();
+    let endpoint = Endpoint::connect(&socket);
+    let gate = endpoint.gate().unwrap();
+    let (mut host, _device) = gated(&endpoint, &device, Service::Rpc).await;
+    gate.heard();
+    tokio::time::pause();
+    tokio::time::advance(SILENCE * 2).await;
+    gate.guard(false);
+    host.write_all(b"x").await.unwrap();
+    gate.guard(true);
+    let mut write = Box::pin(host.write_all(b"x"));
+    assert!(futures_poll(write.as_mut()).await.is_pending());
 }

@@ -56,7 +56,7 @@ fn until_served(debian: &Debian) {
 fn first_boot(debian: &Debian) {
     let mut rum = debian.up(&[]);
     rum.stderr.wait("an overlay of its own");
-    debian.until_said(&rum, "Still booting after");
+    debian.until_said(&rum, "Booting for ");
     debian.until_said(&rum, "Agent up after");
     rum.stderr.wait("connected (events: tracepoint)");
     until_served(debian);

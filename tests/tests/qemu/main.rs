@@ -81,8 +81,6 @@ fn a_guest_that_reboots_is_started_again_and_found() {
         }
         assert_eq!(rum.wait().code(), Some(1));
         rum.stderr.wait("The guest ended: it powered off");
-        let said = rum.stderr.all().join("\n");
-        assert!(!said.contains("Agent still lost"), "{said}");
         until_nothing_is_left(&vms.setup);
     });
 }

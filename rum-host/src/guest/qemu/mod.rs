@@ -62,7 +62,7 @@ const IMAGE_DEADLINE_TCG: Duration = Duration::from_secs(180);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(5);
 /// Time for QEMU to quit when told, its caches written; and for what is killed to be gone.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
-/// How often the length of the console's log is looked at.
+/// How often the console's log is looked at: for its length, and for how far a boot is.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Lines of a log that are shown when something went wrong.
 const TAIL: usize = 15;
@@ -169,9 +169,7 @@ impl Qemu {
         let (launcher, running) = start::start(guest, spec, dir, &state, &tell).await?;
         let endpoint = match launcher.device() {
             Device::Vhost { cid } => Endpoint::Vsock { cid },
-            Device::User => Endpoint::Connect {
-                socket: dir.vsock_socket(),
-            },
+            Device::User => Endpoint::connect(dir.vsock_socket()),
         };
         let kernel = matches!(spec.boot, Boot::Kernel { .. });
         let mut this = Self {
@@ -264,10 +262,10 @@ impl Qemu {
                     None
                 }
                 Happened::LogPeriod => {
+                    self.boots_still();
                     if let Err(error) = log::bound(&self.state.console_log()) {
                         tracing::debug!(%error, "cannot look after the console's log");
                     }
-                    self.tell_of_boot();
                     None
                 }
             };
@@ -314,6 +312,15 @@ impl Qemu {
         self.tell.say(Progress::AgentUp { after });
     }
 
+    /// Says how far the boot is, as its console tells.
+    fn boots_still(&self) {
+        if !self.agent_was_up && matches!(self.machine, Machine::On { .. }) {
+            let after = self.started.elapsed();
+            let line = log::tail(&self.state.console_log(), 1).pop();
+            self.tell.say(Progress::Boots { after, line });
+        }
+    }
+
     fn agent_is_late(&mut self) {
         self.late_at = None;
         self.tell.say(Progress::AgentLate {
@@ -321,17 +328,6 @@ impl Qemu {
             name: self.name.clone(),
         });
         self.show(&self.state.console_log());
-    }
-
-    /// A distribution boots for long enough to make one wonder.
-    fn tell_of_boot(&self) {
-        if self.agent_was_up || !matches!(self.machine, Machine::On { .. }) {
-            return;
-        }
-        if let Some(line) = log::tail(&self.state.console_log(), 1).pop() {
-            let after = self.started.elapsed();
-            self.tell.say(Progress::StillBooting { after, line });
-        }
     }
 
     fn show(&self, log: &std::path::Path) {

@@ -98,8 +98,10 @@ pub struct Facts {
     pub vhost_device_vsock: Option<PathBuf>,
     /// `/dev/kvm`, opened.
     pub kvm: Tried,
-    /// What `qemu-system-x86_64 --version` says, cleaned.
+    /// What `--version` of the QEMU for this machine's architecture says, cleaned.
     pub qemu: Tried<String>,
+    /// Where `qemu-img` is.
+    pub qemu_img: Option<PathBuf>,
     /// Open files, soft and hard; None is unlimited.
     pub open_files: [Option<u64>; 2],
     /// Port 1 of this machine, bound for an instant.
@@ -135,6 +137,7 @@ pub async fn gather() -> Facts {
         vhost_device_vsock: in_path("vhost-device-vsock"),
         kvm: open("/dev/kvm"),
         qemu: qemu(),
+        qemu_img: in_path("qemu-img"),
         open_files: {
             let limit = rustix::process::getrlimit(Resource::Nofile);
             [limit.current, limit.maximum]
@@ -289,8 +292,9 @@ fn in_path(program: &str) -> Option<PathBuf> {
 }
 
 fn qemu() -> Tried<String> {
-    const PROGRAM: &str = "qemu-system-x86_64";
-    let file = in_path(PROGRAM).ok_or_else(|| No::new(format!("no {PROGRAM} in the PATH")))?;
+    // The machine's own name for its architecture is QEMU's, too.
+    let program = format!("qemu-system-{}", std::env::consts::ARCH);
+    let file = in_path(&program).ok_or_else(|| No::new(format!("no {program} in the PATH")))?;
     let said = Command::new(&file)
         .arg("--version")
         .stdin(Stdio::null())

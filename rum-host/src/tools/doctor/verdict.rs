@@ -286,7 +286,7 @@ fn runtime_dir(facts: &Facts) -> Check {
 }
 
 /// What guests of kind `vsock` and `unix` need; nobody else misses it.
-fn virtual_machines(facts: &Facts) -> [Check; 6] {
+fn virtual_machines(facts: &Facts) -> [Check; 7] {
     let warn = Level::Warn;
     [
         tried(
@@ -310,8 +310,8 @@ fn virtual_machines(facts: &Facts) -> [Check; 6] {
             &facts.vhost_vsock,
             "/dev/vhost-vsock can be opened",
             warn,
-            "for VMs with a vsock device: modprobe vhost_vsock, and be in the group of \
-             /dev/vhost-vsock; or use vhost-device-vsock and guests of kind \"unix\"",
+            "for VMs: modprobe vhost_vsock, and be in the group of /dev/vhost-vsock; or install \
+             vhost-device-vsock, which guests of kind \"qemu\" take instead",
         ),
         match &facts.vhost_device_vsock {
             Some(path) => ok("vhost-device-vsock", path.display().to_string()),
@@ -319,7 +319,7 @@ fn virtual_machines(facts: &Facts) -> [Check; 6] {
                 "vhost-device-vsock",
                 warn,
                 "not in the PATH",
-                "for QEMU guests of kind \"unix\": cargo install vhost-device-vsock",
+                "only for VMs without /dev/vhost-vsock: cargo install --locked vhost-device-vsock",
             ),
         },
         tried(
@@ -336,7 +336,16 @@ fn virtual_machines(facts: &Facts) -> [Check; 6] {
                 "qemu",
                 warn,
                 &no.why,
-                "for QEMU guests: install qemu-system-x86",
+                "for guests of kind \"qemu\": install qemu-system-x86 (-arm on aarch64)",
+            ),
+        },
+        match &facts.qemu_img {
+            Some(path) => ok("qemu-img", path.display().to_string()),
+            None => bad(
+                "qemu-img",
+                warn,
+                "not in the PATH",
+                "only for guests of kind \"qemu\" with an `image`: install qemu-utils",
             ),
         },
     ]
