@@ -131,7 +131,10 @@ impl Drop for Vm {
 }
 
 /// A command that is killed when the calling thread ends.
-fn command(program: impl AsRef<Path>, dir: &Path) -> Command {
+///
+/// # Panics
+/// When there is no `dir`, where it works and logs.
+pub fn command(program: impl AsRef<Path>, dir: &Path) -> Command {
     let log = || {
         let log = fs::File::options()
             .create(true)
@@ -195,7 +198,7 @@ fn initramfs(cache: &Path, programs: &[&str], dir: &Path) {
     }
     fs::write(root.join("bin/rum-agent"), rum_host::payload::agent()).expect("a new directory");
     for program in ["guest"].iter().chain(programs) {
-        install(&binary(program), program, &root);
+        install(&binary(program), &format!("bin/{program}"), &root);
     }
     fs::write(root.join("init"), INIT).expect("a new directory");
     let script = "chmod 755 init bin/*; find . | cpio --quiet -o -H newc >../initramfs";
@@ -208,7 +211,10 @@ fn initramfs(cache: &Path, programs: &[&str], dir: &Path) {
 }
 
 /// Where `tests/vm-assets` puts things.
-fn cache() -> PathBuf {
+///
+/// # Panics
+/// When it has not run.
+pub fn cache() -> PathBuf {
     let var = |name| env::var_os(name).filter(|value| !value.is_empty());
     let home = || PathBuf::from(var("HOME").expect("HOME is set")).join(".cache");
     let default = || {
@@ -225,18 +231,22 @@ fn cache() -> PathBuf {
     cache
 }
 
-/// Puts a program of this build into `root/bin`, without its debug information, and the libraries
-/// that it loads where it looks for them.
-fn install(program: &Path, name: &str, root: &Path) {
+/// Puts `program` into `root` as `to`, without its debug information, and the libraries that it
+/// loads where it looks for them.
+///
+/// # Panics
+/// When it cannot be read, or nothing be written.
+pub fn install(program: &Path, to: &str, root: &Path) {
     let script = r#"
-        strip -o "$3/bin/$2" "$1"
+        mkdir -p "$(dirname "$3/$2")"
+        strip -o "$3/$2" "$1"
         ldd "$1" | grep -o '/[^ ]*' | while read -r library; do
             mkdir -p "$3${library%/*}"
             cp -L "$library" "$3$library"
         done"#;
     let done = Command::new("sh")
         .args(["-euc", script, "sh"])
-        .args([program, Path::new(name), root])
+        .args([program, Path::new(to), root])
         .status();
     let done = done.is_ok_and(|status| status.success());
     assert!(done, "{} cannot be packed", program.display());
