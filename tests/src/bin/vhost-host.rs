@@ -132,8 +132,11 @@ fn main() {
         by_cid
     });
     check("a CID that nobody has is named", || {
-        let nobody = up_by_cid(&setup, "nobody", "4242");
+        let mut nobody = up_by_cid(&setup, "nobody", "4242");
         nobody.stderr.wait("no VM here has the CID 4242");
+        // SIGKILL would leave its directory to the next one of that name.
+        nobody.signal(Signal::TERM);
+        nobody.wait();
     });
     check("half-close works in both directions", || {
         half_close(&mut one)
