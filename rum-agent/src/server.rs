@@ -101,7 +101,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     let channel = bind(&config.channel)?;
     let source = Source::open(config.source).map_err(AgentError::Source)?;
     // SAFETY: inherited for this; the command line names it to nobody else in this process.
-    let notified = config.notified.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let notified = config
+        .notified
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let hints = Hints::open(config.hint, notified)?;
     let info = Arc::new(agent_info(&source, &hints));
     info!(source = info.source, hint = info.hint, "watching");
