@@ -262,6 +262,9 @@ impl Watcher {
         let shown: HashSet<u16> = dump.iter().map(|socket| socket.port).collect();
         self.again.looked(began, |port| shown.contains(&port));
         let change = self.truth.fold(dump, alive, monotonic_ns());
+        if !self.again.contains(0) {
+            self.truth.forget_unknown();
+        }
         self.look_at = None;
         let ports = self.truth.set().iter().map(|l| l.port).collect();
         Ok((ports, change))
