@@ -132,7 +132,7 @@ impl Holder {
     /// Tells an agent that starts now what it missed.
     pub fn repeat(&self) {
         if self.untold.load(Ordering::Relaxed) {
-            self.tell(0);
+            self.tell(0, monotonic_ns());
         }
     }
 
@@ -157,19 +157,23 @@ impl Holder {
 
     fn program_is_untold(&self) {
         self.untold.store(true, Ordering::Relaxed);
-        self.tell(0);
+        self.tell(0, monotonic_ns());
     }
 
     /// Writes a record, unless the pipe is full: see [`rum_agent::kernel::notified`].
-    fn tell(&self, pid: u32) {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    fn tell(&self, pid: u32, at_ns: u64) {
         let told = Told {
-            at_ns: Duration::try_from(now).map_or(0, |now| now.as_nanos() as u64),
+            at_ns,
             pid,
             untold: self.untold.load(Ordering::Relaxed),
         };
         let _ = rustix::io::write(&self.pipe.1, &told.to_bytes());
     }
+}
+
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::try_from(now).map_or(0, |now| now.as_nanos() as u64)
 }
 
 fn named() -> thread::Builder {
@@ -210,8 +214,10 @@ impl Place {
             }
             match listener.receive() {
                 Ok(Some(call)) => {
+                    // The time before the answer: afterwards the program may listen already.
+                    let at_ns = monotonic_ns();
                     listener.answer(call);
-                    self.0.tell(call.pid);
+                    self.0.tell(call.pid, at_ns);
                 }
                 Ok(None) => {}
                 Err(_) => return,
