@@ -18,7 +18,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::hints::HintKind;
+use crate::hints::{HintError, HintKind};
 use crate::server::{AgentError, Config};
 use crate::source::SourceKind;
 
@@ -44,9 +44,13 @@ pub struct Args {
     #[arg(long)]
     pub source: Option<SourceKind>,
 
-    /// Be woken by the `tracepoint` or by a `poll` only [default: the best there is]
+    /// Be woken by the `tracepoint`, by `seccomp` or by a `poll` only [default: the best there is]
     #[arg(long)]
     pub hint: Option<HintKind>,
+
+    /// The inherited pipe with word of each `listen()`, for `seccomp`
+    #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
+    pub notified: Option<i32>,
 
     /// Where to say that the agent is ready: `auto` (the host, over vsock), `off` or `unix:PATH`
     #[arg(long, value_name = "WHERE", default_value = "auto")]
@@ -109,6 +113,7 @@ impl From<Args> for Config {
             channel: args.channel,
             source: args.source,
             hint: args.hint,
+            notified: args.notified,
             knock,
             allow_cid: args.allow_cid,
             hand_over: args.hand_over,
@@ -214,7 +219,10 @@ fn hint(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         } => Some(
             "vsock needs the kernel module `vmw_vsock_virtio_transport`; outside a VM use `--rpc unix:PATH --channel unix:PATH`",
         ),
-        AgentError::Hint(error) => error.hint().or(Some("leave out `--hint`")),
+        AgentError::Hint(HintError::Tracepoint(error)) => {
+            error.hint().or(Some("leave out `--hint`"))
+        }
+        AgentError::Hint(HintError::Seccomp) => Some("leave out `--hint`"),
         AgentError::Source(_) => Some("leave out `--source`"),
         AgentError::Listen { .. } | AgentError::Part(_) => None,
     }
@@ -260,7 +268,7 @@ mod tests {
     fn wrong_words_are_answered_with_the_right_ones() {
         for (flag, says) in [
             ("--source", "`netlink` or `proc`"),
-            ("--hint", "`tracepoint` or `poll`"),
+            ("--hint", "`tracepoint`, `seccomp` or `poll`"),
             ("--knock", "`auto`, `off` or `unix:PATH`"),
         ] {
             let error = Args::try_parse_from(["rum-agent", flag, "x"]).unwrap_err();

@@ -4,35 +4,31 @@
 //!
 //! 1. the tracepoint `sock:inet_sock_set_state`, where the kernel lets us (CAP_PERFMON): an
 //!    event for every `listen()` and its end;
-//! 2. instead of it, a poll of the cheap socket counters in `/proc/self/net/sockstat`, with a
-//!    full dump now and then, since two opposite changes cancel out in a counter;
-//! 3. beside either, the netlink destroy groups, which need no privilege: a closed listener.
-//!
-//! A further rung (hints from another process, say a seccomp notifier) is a channel: see
-//! [`Hints::also_from`].
+//! 2. instead of it, in a namespace guest, word from the guest's first process, which the kernel
+//!    asks before each `listen()` ([`crate::kernel::notified`]), and a slow poll for what it is not asked about;
+//! 3. instead of both, a [`poll`] of the cheap socket counters in `/proc/self/net/sockstat`, with
+//!    a full dump now and then;
+//! 4. beside any, the netlink destroy groups, which need no privilege: a closed listener.
 //!
 //! Invariant: a [`Wake`] carries no fact. It says where to look first; the dump that follows
 //! decides.
 
-use std::io;
-use std::time::Duration;
+use std::os::fd::OwnedFd;
 
 use rum_shared::range::PortRange;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
+use self::poll::{FAST, Poll, SAFETY};
 use crate::chain;
 use crate::kernel::{
     destroy::DestroyEvents,
-    sockstat::{Fingerprint, Sockstat},
+    notified::{Notified, Told},
     tracepoint::{Hint, Tracepoint, TracepointError},
 };
 
-/// Time between two looks at the socket counters, without the tracepoint. One costs about 3 us.
-pub const POLL: Duration = Duration::from_millis(4);
-/// Without the tracepoint there is a full dump at least this often.
-pub const FULL_DUMP: Duration = Duration::from_millis(100);
+pub mod poll;
+
 /// Most hints that one [`Wake`] gathers; the rest are in the next one.
 pub const MAX_DRAIN: usize = 1024;
 
@@ -41,6 +37,8 @@ pub const MAX_DRAIN: usize = 1024;
 pub enum HintKind {
     /// Kernel events for `listen()`.
     Tracepoint,
+    /// Word from the guest's first process about each `listen()`.
+    Seccomp,
     /// A look at counters every few milliseconds.
     Poll,
     /// Nothing: only the host's polls find anything. To see how far the safety net carries.
@@ -52,6 +50,7 @@ impl HintKind {
     pub fn word(self) -> &'static str {
         match self {
             Self::Tracepoint => "tracepoint",
+            Self::Seccomp => "seccomp",
             Self::Poll => "poll",
             Self::None => "none",
         }
@@ -64,11 +63,23 @@ impl std::str::FromStr for HintKind {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "tracepoint" => Ok(Self::Tracepoint),
+            "seccomp" => Ok(Self::Seccomp),
             "poll" => Ok(Self::Poll),
             "none" => Ok(Self::None),
-            _ => Err("write `tracepoint` or `poll`".into()),
+            _ => Err("write `tracepoint`, `seccomp` or `poll`".into()),
         }
     }
+}
+
+/// Why a forced rung cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HintError {
+    /// The tracepoint.
+    #[error("the hint `tracepoint` cannot be used")]
+    Tracepoint(#[from] TracepointError),
+    /// Notifications, which only the first process of a namespace guest passes on.
+    #[error("the hint `seccomp` is for agents that rum starts, in a namespace guest")]
+    Seccomp,
 }
 
 /// Something began to listen.
@@ -95,6 +106,7 @@ pub struct Wake {
 #[derive(Default)]
 pub struct Hints {
     tracepoint: Option<Tracepoint>,
+    notified: Option<Notified>,
     destroy: Option<DestroyEvents>,
     poll: Option<Poll>,
     other: Option<mpsc::Receiver<Hint>>,
@@ -102,28 +114,39 @@ pub struct Hints {
 
 impl Hints {
     /// Opens the best rung of the ladder that can be had, or the one that is `forced`. Why a
-    /// better one was not to be had is logged.
+    /// better one was not to be had is logged. `notified` is the pipe of the guest's first
+    /// process, which has it only where it knows that there is no tracepoint.
     ///
     /// # Errors
-    /// Why the tracepoint cannot be used, only where it is forced.
-    pub fn open(forced: Option<HintKind>) -> Result<Self, TracepointError> {
+    /// Why the rung cannot be used, only where it is forced.
+    pub fn open(forced: Option<HintKind>, notified: Option<OwnedFd>) -> Result<Self, HintError> {
         let mut hints = Self::default();
         if forced == Some(HintKind::None) {
             return Ok(hints);
         }
-        if forced != Some(HintKind::Poll) {
+        if forced.is_none() || forced == Some(HintKind::Seccomp) {
+            let open = |pipe| Notified::open(pipe).map_err(|e| warn!("no notifications: {e}"));
+            hints.notified = notified.and_then(|pipe| open(pipe).ok());
+        }
+        if forced == Some(HintKind::Seccomp) && hints.notified.is_none() {
+            return Err(HintError::Seccomp);
+        }
+        let try_tracepoint = forced.is_none() && hints.notified.is_none();
+        if try_tracepoint || forced == Some(HintKind::Tracepoint) {
             match Tracepoint::open() {
                 Ok(tracepoint) => hints.tracepoint = Some(tracepoint),
-                Err(error) if forced.is_some() => return Err(error),
+                Err(error) if forced.is_some() => return Err(error.into()),
                 Err(error) => {
                     let reason = chain(&error);
                     info!("no tracepoint, polling socket counters instead: {reason}");
                 }
             }
         }
-        if hints.tracepoint.is_none() {
-            hints.poll = Some(Poll::open());
-        }
+        hints.poll = match (&hints.tracepoint, &hints.notified) {
+            (Some(_), _) => None,
+            (None, Some(_)) => Some(Poll::open(SAFETY)),
+            (None, None) => Some(Poll::open(FAST)),
+        };
         match DestroyEvents::open() {
             Ok(destroy) => hints.destroy = Some(destroy),
             Err(error) => info!("no destroy events, closed listeners are found later: {error}"),
@@ -131,7 +154,7 @@ impl Hints {
         Ok(hints)
     }
 
-    /// Listens to `other` as well: a rung that lives elsewhere.
+    /// Listens to `other` as well: a rung that lives in this process.
     pub fn also_from(mut self, other: mpsc::Receiver<Hint>) -> Self {
         self.other = Some(other);
         self
@@ -139,10 +162,11 @@ impl Hints {
 
     /// The best rung in use.
     pub fn kind(&self) -> HintKind {
-        match (&self.tracepoint, &self.poll) {
-            (Some(_), _) => HintKind::Tracepoint,
-            (None, Some(_)) => HintKind::Poll,
-            (None, None) => HintKind::None,
+        match (&self.tracepoint, &self.notified, &self.poll) {
+            (Some(_), ..) => HintKind::Tracepoint,
+            (None, Some(_), _) => HintKind::Seccomp,
+            (None, None, Some(_)) => HintKind::Poll,
+            (None, None, None) => HintKind::None,
         }
     }
 
@@ -164,6 +188,7 @@ impl Hints {
         let mut wake = Wake::default();
         tokio::select! {
             hint = some(self.tracepoint.as_mut().map(Tracepoint::next)) => wake.add(hint),
+            told = some(self.notified.as_mut().map(Notified::next)) => self.told(told, &mut wake),
             _ = some(self.destroy.as_mut().map(DestroyEvents::next)) => wake.urgent = true,
             () = some(self.poll.as_mut().map(Poll::next)) => wake.urgent = true,
             hint = other(&mut self.other) => wake.add(hint),
@@ -179,14 +204,31 @@ impl Hints {
             let hint = self.tracepoint.as_mut().and_then(Tracepoint::try_next);
             let event = self.destroy.as_mut().and_then(DestroyEvents::try_next);
             let foreign = self.other.as_mut().and_then(|o| o.try_recv().ok());
-            if hint.is_none() && event.is_none() && foreign.is_none() {
+            let told = self.notified.as_mut().and_then(Notified::try_next);
+            if hint.is_none() && event.is_none() && foreign.is_none() && told.is_none() {
                 break;
             }
             any = true;
+            if let Some(told) = told {
+                self.told(told, wake);
+            }
             wake.urgent |= event.is_some();
             hint.into_iter().chain(foreign).for_each(|h| wake.add(h));
         }
         any
+    }
+
+    /// Takes in what the guest's first process says. Once a program runs that it is not asked
+    /// about, only the fast poll finds what that and its descendants do.
+    fn told(&mut self, told: Told, wake: &mut Wake) {
+        if let Some(hint) = told.hint() {
+            wake.add(hint);
+        }
+        if told.untold && self.poll.as_ref().is_some_and(|poll| poll.rate() != FAST) {
+            info!("a program runs without notifications, polling socket counters as well");
+            self.poll = Some(Poll::open(FAST));
+            wake.urgent = true;
+        }
     }
 }
 
@@ -221,62 +263,6 @@ async fn other(source: &mut Option<mpsc::Receiver<Hint>>) -> Hint {
         *source = None;
     }
     std::future::pending().await
-}
-
-/// The rung without events.
-struct Poll {
-    counters: Option<Sockstat>,
-    last: Option<Fingerprint>,
-    ticks: Interval,
-    woken: Instant,
-}
-
-impl Poll {
-    fn open() -> Self {
-        let counters = Sockstat::open()
-            .inspect_err(|e| info!("no socket counters, dumping every {FULL_DUMP:?}: {e}"))
-            .ok();
-        let every = if counters.is_some() { POLL } else { FULL_DUMP };
-        let now = Instant::now();
-        let mut ticks = interval_at(now + every, every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
-            counters,
-            last: None,
-            ticks,
-            woken: now,
-        }
-    }
-
-    /// Completes when the counters differ or a full dump is due.
-    async fn next(&mut self) {
-        loop {
-            let now = self.ticks.tick().await;
-            let due = now >= self.woken + FULL_DUMP;
-            if self.differs() || due {
-                self.woken = now;
-                return;
-            }
-        }
-    }
-
-    /// Whether the counters differ from the last look. They are read before the dump, so what
-    /// changes during the dump is seen by the next look. Unreadable ones tell nothing: the
-    /// regular full dump goes on.
-    fn differs(&mut self) -> bool {
-        let Some(counters) = &mut self.counters else {
-            return false;
-        };
-        let read: io::Result<Fingerprint> = counters.read();
-        match read {
-            Ok(now) if self.last.as_ref() == Some(&now) => false,
-            Ok(now) => {
-                self.last = Some(now);
-                true
-            }
-            Err(_) => false,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -357,20 +343,5 @@ mod tests {
             () = tokio::task::yield_now() => {}
         }
         assert!(hints.other.is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_counters_a_full_dump_comes_regularly() {
-        let now = Instant::now();
-        let mut poll = Poll {
-            counters: None,
-            last: None,
-            ticks: interval_at(now + POLL, POLL),
-            woken: now,
-        };
-        poll.next().await;
-        assert_eq!(now.elapsed(), FULL_DUMP);
-        poll.next().await;
-        assert_eq!(now.elapsed(), FULL_DUMP * 2);
     }
 }

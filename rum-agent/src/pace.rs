@@ -19,12 +19,17 @@ pub const MIN_DISTANCE: Duration = Duration::from_millis(1);
 pub const COST_FACTOR: u32 = 4;
 
 /// How long after the last look the next one follows, while a hinted port is missing.
-pub const LOOK_AGAIN: [Duration; 5] = [
+///
+/// Together 63 ms: a program that was asked about its `listen()` still has to get a processor
+/// before it listens.
+pub const LOOK_AGAIN: [Duration; 7] = [
     Duration::ZERO,
     Duration::from_millis(1),
     Duration::from_millis(2),
     Duration::from_millis(4),
     Duration::from_millis(8),
+    Duration::from_millis(16),
+    Duration::from_millis(32),
 ];
 
 /// A leaky bucket of [`BURST`] actions.

@@ -8,6 +8,7 @@
 //! on; a vsock peer that is neither the host nor allowed is turned away before a byte is read.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +23,9 @@ use tokio_vsock::VMADDR_CID_HOST;
 use tracing::{debug, info, warn};
 
 use crate::forward::{Forwarder, MAX_CHANNELS, MAX_REFUSED};
-use crate::hints::{HintKind, Hints};
+use crate::hints::{HintError, HintKind, Hints};
 use crate::hub::Hub;
 use crate::kernel::DumpError;
-use crate::kernel::tracepoint::TracepointError;
 use crate::rpc::Service;
 use crate::source::{Source, SourceKind};
 use crate::watcher::Watcher;
@@ -54,6 +54,8 @@ pub struct Config {
     pub source: Option<SourceKind>,
     /// The hints to use; `None` for the best that can be had.
     pub hint: Option<HintKind>,
+    /// The inherited pipe on which the guest's first process tells of `listen()`, if it does.
+    pub notified: Option<i32>,
     /// Where to knock while there is no session.
     pub knock: Option<KnockTarget>,
     /// vsock peers that are served beside the host (CID 2). CID 1 is this machine itself.
@@ -77,8 +79,8 @@ pub enum AgentError {
     #[error("the source `netlink` cannot be used")]
     Source(#[source] DumpError),
     /// The forced hint cannot be used.
-    #[error("the hint `tracepoint` cannot be used")]
-    Hint(#[source] TracepointError),
+    #[error(transparent)]
+    Hint(#[from] HintError),
     /// A part of the agent ended by itself, which is a defect.
     #[error("a part of the agent stopped")]
     Part(#[source] Option<tokio::task::JoinError>),
@@ -99,7 +101,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     let rpc = bind(&config.rpc)?;
     let channel = bind(&config.channel)?;
     let source = Source::open(config.source).map_err(AgentError::Source)?;
-    let hints = Hints::open(config.hint).map_err(AgentError::Hint)?;
+    // SAFETY: inherited for this; the command line names it to nobody else in this process.
+    let notified = config
+        .notified
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let hints = Hints::open(config.hint, notified)?;
     let info = Arc::new(agent_info(&source, &hints));
     info!(source = info.source, hint = info.hint, "watching");
 

@@ -43,12 +43,23 @@ impl Truth {
         &self.set
     }
 
-    /// The kernel told at `at_ns` that something begins to listen on `port`.
+    /// The kernel told at `at_ns` that something begins to listen on `port`, 0 if it did not say
+    /// on which: that counts for each port that opens, until [`Truth::forget_unknown`].
     pub fn hint(&mut self, port: u16, at_ns: u64) {
         if self.hinted.len() >= MAX_HINTED {
             self.hinted.clear();
         }
         self.hinted.insert(port, at_ns);
+    }
+
+    /// A port that opens from now on is none that the kernel told of without its number.
+    pub fn forget_unknown(&mut self) {
+        self.hinted.remove(&0);
+    }
+
+    fn hinted_at(&mut self, port: u16) -> Option<u64> {
+        let exact = self.hinted.remove(&port);
+        exact.or_else(|| self.hinted.get(&0).copied())
     }
 
     /// The known sockets that `dump` lacks and that the kernel has to be asked about, one for
@@ -104,7 +115,7 @@ impl Truth {
             }
             match self.set.get(port) {
                 None => change.opened.push(Listener {
-                    hinted_ns: self.hinted.remove(&port),
+                    hinted_ns: self.hinted_at(port),
                     ..listener(twins, None, now_ns)
                 }),
                 Some(old) => {

@@ -266,6 +266,9 @@ impl Watcher {
         let shown = |port: u16| dump.binary_search_by_key(&port, |s| s.port).is_ok();
         self.again.looked(began, shown);
         let change = self.truth.fold(dump, alive, monotonic_ns());
+        if !self.again.contains(0) {
+            self.truth.forget_unknown();
+        }
         self.look_at = None;
         Ok((None, change))
     }

@@ -42,7 +42,7 @@ pub struct AgentInfo {
     pub instance: u64,
     /// Where the port set comes from: `netlink` or `proc`.
     pub source: String,
-    /// What wakes the agent: `tracepoint`, `poll`, or later words.
+    /// What wakes the agent: `tracepoint`, `seccomp`, `poll`, or later words.
     pub hint: String,
     /// What it can do beside the basics, such as [`CAP_WATCH`].
     pub capabilities: Vec<String>,

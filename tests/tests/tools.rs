@@ -116,8 +116,8 @@ fn doctor_says_what_is_true() {
             (
                 Setup::ordinary_user(),
                 "user",
-                "polls socket counters",
-                "warn",
+                "is woken by seccomp notifications",
+                "ok",
             ),
         ] {
             let doctor = run(&setup, &["doctor"]);
@@ -135,7 +135,11 @@ fn doctor_says_what_is_true() {
             // The same as what `rum up` gets.
             let (rum, guest) = setup.start_guest(&["--range", "5000", "--name", "dev"]);
             let connected = rum.stderr.wait("connected");
-            let source = if user == "root" { "tracepoint" } else { "poll" };
+            let source = if user == "root" {
+                "tracepoint"
+            } else {
+                "seccomp"
+            };
             assert!(
                 connected.contains(&format!("events: {source}")),
                 "{connected}"

@@ -20,6 +20,7 @@ fn config(dir: &Path) -> Config {
         channel: ListenAddr::Unix(dir.join("channel")),
         source: None,
         hint: None,
+        notified: None,
         knock: None,
         allow_cid: vec![],
         hand_over: false,

@@ -171,6 +171,16 @@ fn an_opened_port_knows_its_event_once() {
     assert_eq!(change.changed[0].hinted_ns, Some(3));
     fold(&mut truth, &[], 7);
     assert_eq!(opened(fold(&mut truth, &[socket(80, "::", 3)], 8)), None);
+    // Without a number it counts for whatever opens, until it is over.
+    truth.hint(0, 9);
+    fold(&mut truth, &[], 9);
+    assert_eq!(
+        opened(fold(&mut truth, &[socket(80, "::", 4)], 10)),
+        Some(9)
+    );
+    truth.forget_unknown();
+    fold(&mut truth, &[], 11);
+    assert_eq!(opened(fold(&mut truth, &[socket(80, "::", 5)], 12)), None);
     // Hints that never came true do not pile up.
     (1..=MAX_HINTED as u64 * 2).for_each(|n| truth.hint((n % 60_000) as u16 + 1, n));
     assert!(truth.hinted.len() <= MAX_HINTED);

@@ -203,7 +203,7 @@ pub struct AgentStatus {
     pub version: Option<String>,
     /// The guest's host name, once known.
     pub hostname: Option<String>,
-    /// What wakes it: `tracepoint`, `poll`, or `none` without events (the 1 s poll only).
+    /// What wakes it: `tracepoint`, `seccomp`, `poll`, or `none` without events (the 1 s poll only).
     pub source: Option<String>,
     /// Ports that the poll had to repair, 0 in a healthy run.
     pub repaired: u64,

@@ -25,8 +25,10 @@ use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, PidfdFlags, WaitOptions};
 use rustix::thread::ThreadNameSpaceType;
 
+use super::holder::UNHELD;
 use super::{
-    EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, bad_arguments, number, signals,
+    EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, bad_arguments, holder, number,
+    signals,
 };
 
 /// Signals that the command gets when somebody sends them to us.
@@ -102,9 +104,17 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let terminal = (job == Job::Own).then(Terminal::ours).flatten();
 
     move_into(pidfd.as_fd())?;
-    let mut command = Command::new(&program);
-    command.args(args).env(GUEST_VARIABLE, name);
-    let child = match start(command, mask, terminal.is_some()) {
+    let args: Vec<_> = args.collect();
+    let start = |holder| {
+        let mut command = Command::new(&program);
+        command.args(&args).env(GUEST_VARIABLE, &name);
+        start(command, mask, terminal.is_some(), holder)
+    };
+    let started = match start(holder::find()) {
+        Err(error) if error.raw_os_error() == Some(UNHELD.raw_os_error()) => start(None),
+        started => started,
+    };
+    let child = match started {
         Ok(child) => child,
         Err(error) => return not_started(&program, &error),
     };
@@ -157,7 +167,12 @@ fn move_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(mut command: Command, mask: SigSet, own_group: bool) -> io::Result<Child> {
+fn start(
+    mut command: Command,
+    mask: SigSet,
+    own_group: bool,
+    holder: Option<OwnedFd>,
+) -> io::Result<Child> {
     let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -168,6 +183,9 @@ fn start(mut command: Command, mask: SigSet, own_group: bool) -> io::Result<Chil
         };
         if poll(&mut [PollFd::new(&me, PollFlags::IN)], Some(&now))? > 0 {
             return Err(Errno::SRCH.into());
+        }
+        if let Some(holder) = &holder {
+            holder::enlist(holder)?;
         }
         if own_group {
             rustix::process::setpgid(None, None)?;

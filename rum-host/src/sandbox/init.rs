@@ -2,22 +2,33 @@
 //!
 //! It never runs a command of the user's, so that nothing a command does ends the guest. It reads
 //! no signal but SIGCHLD: asked to end the guest it is through its lifeline only.
+//!
+//! Where the agent has no tracepoint, further threads hold the programs' notifications
+//! ([`super::holder`]); they block every signal too, and share nothing with this loop but a pipe.
 
 use std::ffi::OsString;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::Parser as _;
 use nix::sys::signal::{self, SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::Pid as NixPid;
+use nix::sys::wait::WaitStatus as NixStatus;
+use nix::unistd::{ForkResult, Pid as NixPid};
+use rum_agent::cli;
+use rum_agent::hints::HintKind;
+use rum_agent::kernel::tracepoint::Tracepoint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
+use super::holder::{Door, Holder};
 use super::keeper::read_lifeline;
 use super::status::Status;
-use super::{AGENT, Failure, SELF, TERMINATE, signals};
+use super::{AGENT, Failure, SELF, TERMINATE, seccomp, signals};
 
 /// Pause before a dead agent is started again; doubled each time up to [`MAX_PAUSE`]. Its sockets
 /// stay open meanwhile, so that who dials waits in the backlog.
@@ -50,6 +61,9 @@ enum Agent {
 struct Init {
     args: Vec<OsString>,
     signals: SignalFd,
+    holder: Option<Arc<Holder>>,
+    /// Its name stays taken also where nobody listens.
+    _door: Door,
     agent: Agent,
     pause: Duration,
     ending: bool,
@@ -58,11 +72,17 @@ struct Init {
 impl Init {
     fn new(args: Vec<OsString>) -> Result<Self, Failure> {
         let signals = signals::watch(&SigSet::all())?;
-        let agent = start_agent(&args)?;
+        let door = Door::new().map_err(|error| Failure::new("init cannot take a name", error))?;
+        let holder = wants_holder(&args)
+            .then(|| Holder::start(&door).ok())
+            .flatten();
+        let agent = start_agent(&args, holder.as_deref())?;
         Status::Ready.send();
         Ok(Self {
             args,
             signals,
+            holder,
+            _door: door,
             agent,
             pause: MIN_PAUSE,
             ending: false,
@@ -137,7 +157,7 @@ impl Init {
         if self.ending || now < at {
             return;
         }
-        self.agent = start_agent(&self.args).unwrap_or_else(|failure| {
+        self.agent = start_agent(&self.args, self.holder.as_deref()).unwrap_or_else(|failure| {
             eprintln!("rum: {}", failure.message);
             Agent::StartAt(now + MAX_PAUSE)
         });
@@ -164,7 +184,49 @@ fn describe(status: WaitStatus) -> String {
     }
 }
 
-fn start_agent(args: &[OsString]) -> Result<Agent, Failure> {
+/// Whether the agent is to be woken by notifications: it is told to be, or has no tracepoint and
+/// nobody is asked about us already. To be called before there is another thread.
+fn wants_holder(args: &[OsString]) -> bool {
+    let told = std::iter::once(&OsString::new())
+        .chain(args)
+        .cloned()
+        .collect::<Vec<_>>();
+    match cli::Args::try_parse_from(told).map(|args| args.hint) {
+        Ok(Some(hint)) => hint == HintKind::Seccomp,
+        Ok(None) => !has_tracepoint() && can_install(),
+        // The agent says it.
+        Err(_) => false,
+    }
+}
+
+fn has_tracepoint() -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build();
+    runtime.is_ok_and(|runtime| {
+        let _inside = runtime.enter();
+        Tracepoint::open().is_ok()
+    })
+}
+
+/// Tries in a child, which is all that the filter is for: it stays with who installed it.
+fn can_install() -> bool {
+    // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
+    match unsafe { nix::unistd::fork() } {
+        Ok(ForkResult::Child) => {
+            let installed =
+                rustix::thread::set_no_new_privs(true).is_ok() && seccomp::install().is_ok();
+            // SAFETY: ends the process, without a word to what it shares with its parent.
+            unsafe { libc::_exit(i32::from(!installed)) }
+        }
+        Ok(ForkResult::Parent { child }) => {
+            nix::sys::wait::waitpid(child, None) == Ok(NixStatus::Exited(child, 0))
+        }
+        Err(_) => false,
+    }
+}
+
+fn start_agent(args: &[OsString], holder: Option<&Holder>) -> Result<Agent, Failure> {
     let mut command = Command::new(SELF);
     command
         .arg0("rum")
@@ -172,11 +234,26 @@ fn start_agent(args: &[OsString]) -> Result<Agent, Failure> {
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    // SAFETY: this process has one thread, and the mask is all that is touched.
-    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) };
+    let pipe = holder.map(|holder| holder.pipe().as_raw_fd());
+    if let Some(pipe) = pipe {
+        command.arg("--notified").arg(pipe.to_string());
+    }
+    let prepare = move || {
+        if let Some(pipe) = pipe {
+            // SAFETY: the child has what was open at the fork, and the holder never closes it.
+            let pipe = unsafe { BorrowedFd::borrow_raw(pipe) };
+            rustix::io::fcntl_setfd(pipe, FdFlags::empty())?;
+        }
+        Ok(SigSet::empty().thread_set_mask()?)
+    };
+    // SAFETY: two system calls; there may be other threads, whose locks are not touched.
+    unsafe { command.pre_exec(prepare) };
     let child = command
         .spawn()
         .map_err(|error| Failure::new("cannot start the agent", error))?;
+    if let Some(holder) = holder {
+        holder.repeat();
+    }
     Ok(Agent::Running {
         // Reaped with everybody else's children, by its id: std's handle is not needed.
         pid: Pid::from_child(&child),

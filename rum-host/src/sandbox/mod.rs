@@ -41,8 +41,10 @@ use std::fmt;
 use std::process::ExitCode;
 
 pub mod enter;
+pub mod holder;
 mod init;
 mod keeper;
+pub mod seccomp;
 pub(crate) mod setup;
 mod signals;
 pub mod status;

@@ -5,6 +5,7 @@
 
 mod dumps;
 mod hints;
+mod notify;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -12,6 +12,7 @@ pub fn run(seconds: u64) {
     println!("|---|---|---|---|");
     for (name, args) in [
         ("tracepoint", &[][..]),
+        ("seccomp", &["--agent-arg=--hint=seccomp"][..]),
         ("poll (no tracepoint)", &["--agent-arg=--hint=poll"][..]),
     ] {
         let setup = Setup::new();

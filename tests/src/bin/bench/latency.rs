@@ -21,6 +21,12 @@ pub fn run(samples: usize) {
     let poll = ["--agent-arg=--hint=poll"];
     variant("poll (no tracepoint)", Setup::new(), &poll, samples);
     variant("ordinary user", Setup::ordinary_user(), &[], samples);
+    variant(
+        "ordinary user, poll",
+        Setup::ordinary_user(),
+        &poll,
+        samples,
+    );
     let few = samples.min(50);
     variant("1 s poll only", Setup::new(), &["--no-stream"], few);
 }

@@ -1,0 +1,170 @@
+//! Seccomp user notification of listen(2): the system calls, and nothing else.
+//!
+//! A filter makes the kernel ask the holder of a descriptor, the [`Listener`], before a program
+//! may call `listen()`. The answer is always that it may ([`Listener::answer`]): seccomp is used as
+//! an event, not as a policy, so that what the program changes meanwhile in its memory or
+//! descriptors misleads nobody (the warning of seccomp_unotify(2) is about decisions).
+//!
+//! Only the machine's own ABI is asked about: i386 has another `arch`, x32 another number, and
+//! both pass. While the asked program waits it does nothing else; when no process holds the
+//! descriptor any more, its `listen()` fails with ENOSYS, for ever.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+/// `AUDIT_ARCH_*` of linux/audit.h: the only ABI that is asked about. None: no notifications.
+const ARCH: Option<u32> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64")) {
+    Some(0xC000_003E)
+} else if cfg!(all(target_arch = "aarch64", target_endian = "little")) {
+    Some(0xC000_00B7)
+} else if cfg!(target_arch = "riscv64") {
+    Some(0xC000_00F3)
+} else {
+    None
+};
+/// Offsets in `struct seccomp_data` (linux/seccomp.h).
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+
+/// A call that waits for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    id: u64,
+    /// The thread that calls, in our PID namespace; 0 if that does not show it.
+    pub pid: u32,
+}
+
+/// What the kernel asks through. It may be passed on as a descriptor.
+#[derive(Debug)]
+pub struct Listener(OwnedFd);
+
+/// From now on the kernel asks before this thread, or what it starts, may `listen()`. Allocates
+/// nothing: may be called between fork and exec.
+///
+/// # Errors
+/// EACCES without CAP_SYS_ADMIN and without no_new_privs; EBUSY if somebody is asked about this
+/// process already (by a container's runtime, or by another rum); EINVAL before Linux 5.0;
+/// EOPNOTSUPP for a machine whose ABI is not known here (seccomp(2)).
+pub fn install() -> io::Result<Listener> {
+    let arch = ARCH.ok_or(Errno::OPNOTSUPP)?;
+    let statement = |code: u32, k: u32| (code, 0, 0, k);
+    let equal =
+        |k: u32, otherwise: u8| (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, otherwise, k);
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let ret = libc::BPF_RET | libc::BPF_K;
+    let listen = u32::try_from(libc::SYS_listen).map_err(|_| Errno::OPNOTSUPP)?;
+    let mut program = [
+        statement(load, ARCHITECTURE),
+        equal(arch, 3),
+        statement(load, NUMBER),
+        equal(listen, 1),
+        statement(ret, libc::SECCOMP_RET_USER_NOTIF),
+        statement(ret, libc::SECCOMP_RET_ALLOW),
+    ]
+    .map(|(code, jt, jf, k)| libc::sock_filter {
+        // All classic BPF codes fit (linux/bpf_common.h).
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    });
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // No mitigation that the program did not ask for; the answer cannot be disturbed by a signal
+    // that the program handles, where the kernel (5.19) knows how.
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    match set(
+        flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+        &program,
+    ) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => set(flags, &program),
+        other => other,
+    }
+}
+
+fn set(flags: libc::c_ulong, program: &libc::sock_fprog) -> io::Result<Listener> {
+    // SAFETY: the program lives during the call, which copies it (seccomp(2)).
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            std::ptr::from_ref(program),
+        )
+    };
+    match i32::try_from(fd) {
+        // SAFETY: a new descriptor, close-on-exec, which nobody else knows of.
+        Ok(fd @ 0..) => Ok(Listener(unsafe { OwnedFd::from_raw_fd(fd) })),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl Listener {
+    /// Takes what another process has sent.
+    ///
+    /// # Errors
+    /// EINVAL if it is no such descriptor.
+    pub fn checked(fd: OwnedFd) -> io::Result<Self> {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        match std::fs::read_link(path)?.as_os_str().as_encoded_bytes() {
+            b"anon_inode:seccomp notify" => Ok(Self(fd)),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    /// The next call; waits for one. None if the one that waited is gone.
+    ///
+    /// # Errors
+    /// Those of seccomp_unotify(2), none of which passes.
+    pub fn receive(&self) -> io::Result<Option<Call>> {
+        // SAFETY: a plain structure of integers, which the kernel wants to be zero.
+        let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        // SAFETY: the request's number has the size of the structure in it, which is what the
+        // kernel writes (_IOWR, linux/seccomp.h); one that knows a longer one goes by that too.
+        let done = unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                libc::SECCOMP_IOCTL_NOTIF_RECV,
+                &raw mut call,
+            )
+        };
+        if done == 0 {
+            let (id, pid) = (call.id, call.pid);
+            return Ok(Some(Call { id, pid }));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::EINTR) => Ok(None),
+            _ => Err(error),
+        }
+    }
+
+    /// Lets `call` go on as if nobody had been asked. If its thread has been killed meanwhile
+    /// there is nobody to tell.
+    pub fn answer(&self, call: Call) {
+        let mut answer = libc::seccomp_notif_resp {
+            id: call.id,
+            val: 0,
+            error: 0,
+            flags: libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
+        };
+        // SAFETY: as above; the kernel reads it.
+        let _ = unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                libc::SECCOMP_IOCTL_NOTIF_SEND,
+                &raw mut answer,
+            )
+        };
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
