@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{Level, debug, info};
+use tracing::{Level, debug, info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -118,7 +118,11 @@ impl From<Args> for Config {
 
 /// Runs the agent as this process until SIGTERM or SIGINT. Logs to stderr.
 pub fn main_with(args: Args) -> ExitCode {
+    let held_back = crate::kernel::privilege::hold_back();
     start_log(args.quiet, args.verbose, args.log_json);
+    if let Err(error) = held_back {
+        warn!("CAP_SYS_ADMIN stays in force: {error}");
+    }
     raise_descriptor_limit();
     match run_process(args.into()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,7 +18,7 @@
 //! inode, owner, process and `seen_ns` while the socket with that inode lives, and a socket
 //! that takes over at once is a `changed`, never a close and an open.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 
 use rum_shared::listener::{BoundAddr, Change, Listener, ListenerSet, MAX_ADDRESSES, Process};
 
@@ -52,12 +52,19 @@ impl Truth {
     }
 
     /// The known sockets that `dump` lacks and that the kernel has to be asked about, one for
-    /// each address.
-    pub fn missing(&self, dump: &[Socket]) -> Vec<Socket> {
-        let shown: HashSet<_> = dump.iter().map(address).collect();
-        let hidden = self.sockets.iter().filter(|s| !shown.contains(&address(s)));
-        let by_address: BTreeMap<_, _> = hidden.map(|s| (address(s), s)).collect();
-        by_address.into_values().cloned().collect()
+    /// each address. Sorts the dump.
+    pub fn missing(&self, dump: &mut [Socket]) -> Vec<Socket> {
+        dump.sort_unstable();
+        let mut shown = dump.iter().map(address).peekable();
+        let mut missing: Vec<Socket> = Vec::new();
+        for twins in self.sockets.chunk_by(|a, b| address(a) == address(b)) {
+            let known = address(&twins[0]);
+            while shown.next_if(|shown| *shown < known).is_some() {}
+            if shown.peek() != Some(&known) {
+                missing.push(twins[0].clone());
+            }
+        }
+        missing
     }
 
     /// Makes `dump` and `alive`, the missing sockets that the kernel still knows, the new
@@ -84,10 +91,20 @@ impl Truth {
             generation: self.set.generation + 1,
             ..Change::default()
         };
-        for twins in sockets.chunk_by(|a, b| a.port == b.port) {
-            match self.set.get(twins[0].port) {
+        let same_port = |a: &Socket, b: &Socket| a.port == b.port;
+        let mut before = self.sockets.chunk_by(same_port).peekable();
+        for twins in sockets.chunk_by(same_port) {
+            let port = twins[0].port;
+            while let Some(gone) = before.next_if(|old| old[0].port < port) {
+                change.closed.push(gone[0].port);
+            }
+            let old = before.next_if(|old| old[0].port == port);
+            if old == Some(twins) {
+                continue;
+            }
+            match self.set.get(port) {
                 None => change.opened.push(Listener {
-                    hinted_ns: self.hinted.remove(&twins[0].port),
+                    hinted_ns: self.hinted.remove(&port),
                     ..listener(twins, None, now_ns)
                 }),
                 Some(old) => {
@@ -98,8 +115,7 @@ impl Truth {
                 }
             }
         }
-        let gone = |port: &u16| sockets.binary_search_by_key(port, |s| s.port).is_err();
-        change.closed = self.set.iter().map(|l| l.port).filter(gone).collect();
+        change.closed.extend(before.map(|gone| gone[0].port));
         self.sockets = sockets;
         if change.is_empty() && !first {
             return None;

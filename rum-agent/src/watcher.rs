@@ -14,7 +14,7 @@
 //!   it are used up: a quick rebind is no close;
 //! - names of processes are looked up on a blocking thread, after the ports are published.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,8 +98,8 @@ struct Due {
     waiting: Vec<oneshot::Sender<Fresh>>,
 }
 
-/// What a dump has shown, and what it changed.
-type Looked = (BTreeSet<u16>, Option<Change>);
+/// The ports that a dump has shown, if they are not those of the truth now; and what it changed.
+type Looked = (Option<BTreeSet<u16>>, Option<Change>);
 
 impl Watcher {
     /// A watcher that publishes to `hub`, and the handle to ask it for fresh dumps. It does
@@ -218,7 +218,7 @@ impl Watcher {
                     self.names.want(&change);
                     self.hub.publish(change);
                 }
-                Ok(Arc::new(ports))
+                Ok(ports)
             }
             Err(error) => {
                 let pause = self.failures.count(ended, &error);
@@ -227,6 +227,14 @@ impl Watcher {
                 Err(chain(&error))
             }
         };
+        if due.waiting.is_empty() {
+            return;
+        }
+        let ports = |ports: Option<BTreeSet<u16>>| {
+            let truth = || self.truth.set().iter().map(|l| l.port).collect();
+            Arc::new(ports.unwrap_or_else(truth))
+        };
+        let answer = answer.map(ports);
         for request in due.waiting {
             // Whoever asked may be gone by now.
             let _ = request.send(answer.clone());
@@ -235,36 +243,31 @@ impl Watcher {
 
     /// What listens now, without a word to the subscribers.
     async fn dump_only(&mut self) -> Result<Looked, DumpError> {
-        let dump = self.source.dump().await?;
-        let alive = self.source.confirm(self.truth.missing(&dump)).await?;
-        let ports: BTreeSet<u16> = dump.iter().chain(&alive).map(|s| s.port).collect();
-        let differs = !self
-            .truth
-            .set()
-            .iter()
-            .map(|l| l.port)
-            .eq(ports.iter().copied());
-        if differs {
+        let mut dump = self.source.dump().await?;
+        let missing = self.truth.missing(&mut dump);
+        dump.extend(self.source.confirm(missing).await?);
+        let ports: BTreeSet<u16> = dump.iter().map(|s| s.port).collect();
+        let known = self.truth.set().iter().map(|l| l.port);
+        if !known.eq(ports.iter().copied()) {
             self.look_after(SELF_REPAIR);
         }
-        Ok((ports, None))
+        Ok((Some(ports), None))
     }
 
     async fn dump_and_fold(&mut self, began: Instant) -> Result<Looked, DumpError> {
-        let dump = self.source.dump().await?;
-        let missing = self.truth.missing(&dump);
+        let mut dump = self.source.dump().await?;
+        let missing = self.truth.missing(&mut dump);
         let last = self.again.is_last(began);
         let (mut alive, doubtful): (Vec<_>, Vec<_>) = missing
             .into_iter()
             .partition(|socket| !last && self.again.contains(socket.port));
         alive.extend(self.source.confirm(doubtful).await?);
         // Only the dump counts as seen: a port that is merely kept is still looked for.
-        let shown: HashSet<u16> = dump.iter().map(|socket| socket.port).collect();
-        self.again.looked(began, |port| shown.contains(&port));
+        let shown = |port: u16| dump.binary_search_by_key(&port, |s| s.port).is_ok();
+        self.again.looked(began, shown);
         let change = self.truth.fold(dump, alive, monotonic_ns());
         self.look_at = None;
-        let ports = self.truth.set().iter().map(|l| l.port).collect();
-        Ok((ports, change))
+        Ok((None, change))
     }
 }
 

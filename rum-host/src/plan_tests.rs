@@ -2,14 +2,21 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::net::{IpAddr, SocketAddr};
+
+use super::whole::Heard;
 use super::*;
 use crate::policy::{PROCESS_WAIT, Pattern, Rule, RuleAction};
 use proptest::prelude::*;
 
-/// A host on which some ports are taken by others; carries plans out as the supervisor does.
+/// A host on which some ports are taken by others; carries plans out as the supervisor does, and
+/// compares each with [`whole::plan`].
 struct Host {
+    planner: Planner,
+    /// What should hold.
     policy: Policy,
     taken: BTreeSet<u16>,
+    heard: Heard,
     actual: BTreeMap<Key, Binding>,
     now: Instant,
     log: Vec<String>,
@@ -17,16 +24,19 @@ struct Host {
 
 impl Host {
     fn new(range: &str, on_conflict: OnConflict) -> Self {
+        let policy = Policy {
+            statics: vec![],
+            drain: DRAIN,
+            auto: Some(AutoPolicy {
+                on_conflict,
+                ..AutoPolicy::new(range.parse().unwrap())
+            }),
+        };
         Self {
-            policy: Policy {
-                statics: vec![],
-                drain: DRAIN,
-                auto: Some(AutoPolicy {
-                    on_conflict,
-                    ..AutoPolicy::new(range.parse().unwrap())
-                }),
-            },
+            planner: Planner::new(policy.clone()),
+            policy,
             taken: BTreeSet::new(),
+            heard: Heard::new(),
             actual: BTreeMap::new(),
             now: Instant::now(),
             log: vec![],
@@ -49,50 +59,66 @@ impl Host {
 
     /// The same for listeners of which the host heard at `known_since`.
     fn settle_on(&mut self, listeners: &[Listener], known_since: Instant) -> Option<Instant> {
-        let listeners = listeners.iter().map(|l| (l, known_since));
-        let desired = self.policy.desired(listeners, self.now);
-        for _ in 0..10_000 {
-            let plan = self.policy.plan(&desired, &self.actual, self.now);
-            if plan.actions.is_empty() {
-                return plan.wake;
-            }
-            for action in plan.actions {
-                match action {
-                    Action::Unbind(key) | Action::Forget(key) => {
-                        self.log.push(format!("- {key:?}"));
-                        self.actual.remove(&key);
-                    }
-                    Action::Bind { key, want, at } if self.bound(at) => {
-                        let binding = self.actual.remove(&key);
-                        let (mut tried, mut retry_at) =
-                            (BTreeSet::new(), self.now + CONFLICT_RETRY);
-                        if let Some(Binding::Blocked {
-                            tried: t,
-                            retry_at: r,
-                            ..
-                        }) = binding
-                            && r > self.now
-                        {
-                            (tried, retry_at) = (t, r);
-                        }
-                        tried.insert(at.0.port());
-                        self.actual.insert(
-                            key,
-                            Binding::Blocked {
-                                want,
-                                retry_at,
-                                tried,
-                            },
-                        );
-                    }
-                    Action::Bind { key, want, at } => {
-                        self.log.push(format!("+ {key:?} {at}"));
-                        self.actual.insert(key, Binding::Bound { want, at });
-                    }
-                }
+        let heard = listeners.iter().map(|l| (l.port, (l.clone(), known_since)));
+        self.hear(heard.collect())
+    }
+
+    /// The planner is told only what differs.
+    fn hear(&mut self, heard: Heard) -> Option<Instant> {
+        let before = std::mem::replace(&mut self.heard, heard);
+        for port in before.keys().chain(self.heard.keys()) {
+            if before.get(port) != self.heard.get(port) {
+                self.planner.touch(GuestPort(*port));
             }
         }
+        let heard = |port: GuestPort| self.heard.get(&port.0).map(|(l, since)| (l, *since));
+        if self.planner.policy() != &self.policy {
+            let old = self.planner.policy().clone();
+            let listening: Vec<_> = self.heard.keys().map(|p| GuestPort(*p)).collect();
+            let policy = self.policy.clone();
+            let differ = self.planner.replace(policy, listening, heard, self.now);
+            let expected = whole::differences(&old, &self.policy, &self.heard, self.now);
+            assert_eq!(differ, expected);
+        }
+        for _ in 0..10_000 {
+            let heard = |port: GuestPort| self.heard.get(&port.0).map(|(l, since)| (l, *since));
+            let plan = self.planner.plan(heard, self.now);
+            let (actions, wake) = whole::plan(&self.policy, &self.heard, &self.actual, self.now);
+            assert_eq!(plan.actions, actions);
+            let again = self.planner.plan(heard, self.now);
+            assert_eq!(
+                (again.actions, again.wake),
+                (actions, plan.wake),
+                "idempotent"
+            );
+            if plan.actions.is_empty() {
+                assert_eq!(plan.wake, wake);
+                return plan.wake;
+            }
+            plan.actions.into_iter().for_each(|a| self.execute(a));
+        }
         panic!("the plan does not settle: {:?}", self.actual);
+    }
+
+    fn execute(&mut self, action: Action) {
+        let key = match action {
+            Action::Unbind(key) | Action::Forget(key) => {
+                self.log.push(format!("- {key:?}"));
+                assert_eq!(self.planner.ended(key), self.actual.remove(&key));
+                return;
+            }
+            Action::Bind { key, want, at } if self.bound(at) => {
+                self.planner.blocked(key, want, at, self.now);
+                key
+            }
+            Action::Bind { key, want, at } => {
+                self.log.push(format!("+ {key:?} {at}"));
+                self.planner.bound(key, want, at);
+                key
+            }
+        };
+        let binding = self.planner.binding(key).unwrap();
+        self.actual.insert(key, binding.clone());
     }
 
     fn at(&self, guest: u16) -> Option<u16> {
@@ -326,4 +352,121 @@ fn another_policy_touches_only_what_differs() {
             "+ Auto(GuestPort(5001)) 127.0.0.1:15001"
         ]
     );
+}
+
+/// What happens between two looks.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A port opens, gets another name, or is heard of anew.
+    Listens(u16, Option<&'static str>),
+    Closes(u16),
+    /// Somebody else takes a host port, or gives it up.
+    Takes(u16),
+    Passes(u64),
+    Policy(Box<Policy>),
+}
+
+fn ranges() -> impl Strategy<Value = String> {
+    prop_oneof![Just("3-8,12-20"), Just("3-20"), Just("5-9"), Just("12-14")].prop_map(Into::into)
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let process = prop_oneof![Just(""), Just("a"), Just("b*")];
+    let action = prop_oneof![
+        Just(RuleAction::Ignore),
+        Just(to(12)),
+        Just(to(3)),
+        Just(RuleAction::Forward {
+            host: None,
+            bind: Some(IpAddr::from([127, 0, 0, 2]))
+        }),
+    ];
+    let rules = (
+        prop_oneof![Just("4-6"), Just("5"), Just("13-20")],
+        process,
+        action,
+    )
+        .prop_map(|(guest, process, action)| rule(guest, process, action));
+    let statics = prop::collection::btree_map(3u16..21, 1u16..21, 0..3);
+    let auto = (ranges(), prop::option::of(ranges()), any::<bool>());
+    (
+        prop::option::weighted(0.9, auto),
+        prop::collection::vec(rules, 0..4),
+        statics,
+    )
+        .prop_map(|(auto, rules, statics)| Policy {
+            auto: auto.map(|(range, exclude, next)| AutoPolicy {
+                on_conflict: if next {
+                    OnConflict::Next
+                } else {
+                    OnConflict::Wait
+                },
+                exclude: exclude.map(|e| e.parse().unwrap()).unwrap_or_default(),
+                rules,
+                ..AutoPolicy::new(range.parse().unwrap())
+            }),
+            statics: statics
+                .into_iter()
+                .map(|(host, guest)| StaticForward {
+                    host: HostAddr(SocketAddr::from(([127, 0, 0, 1], host))),
+                    guest: GuestPort(guest),
+                    label: None,
+                })
+                .collect(),
+            drain: DRAIN,
+        })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let name = prop_oneof![Just(None), Just(Some("a")), Just(Some("bb"))];
+    prop_oneof![
+        6 => (1u16..22, name).prop_map(|(port, name)| Step::Listens(port, name)),
+        4 => (1u16..22).prop_map(Step::Closes),
+        4 => (1u16..22).prop_map(Step::Takes),
+        3 => (0u64..600).prop_map(Step::Passes),
+        1 => any_policy().prop_map(|policy| Step::Policy(Box::new(policy))),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    /// [`Host::hear`] compares each plan with the one that a look at everything makes.
+    #[test]
+    fn the_plan_is_that_of_a_look_at_everything(
+        policy in any_policy(),
+        looks in prop::collection::vec(prop::collection::vec(step(), 1..5), 1..24),
+    ) {
+        let mut host = Host::new("1", OnConflict::Wait);
+        host.policy = policy;
+        let mut wake = host.settle(&[]);
+        for steps in looks {
+            let mut heard = host.heard.clone();
+            for step in steps {
+                match step {
+                    Step::Listens(port, name) => {
+                        let listener = name.map_or(Listener::bare(port), |name| named(port, name));
+                        heard.insert(port, (listener, host.now));
+                    }
+                    Step::Closes(port) => drop(heard.remove(&port)),
+                    Step::Takes(port) => {
+                        if !host.taken.remove(&port) {
+                            host.taken.insert(port);
+                        }
+                    }
+                    Step::Passes(ms) => host.now += Duration::from_millis(ms),
+                    Step::Policy(policy) => host.policy = *policy,
+                }
+            }
+            // Sometimes just in time.
+            if let Some(at) = wake && at < host.now {
+                host.now = at;
+            }
+            wake = host.hear(heard);
+        }
+        // All that is left is what is there: nothing is remembered of what was.
+        host.policy = Policy::default();
+        host.hear(Heard::new());
+        prop_assert!(host.planner.forwards.is_empty() && host.planner.due.is_empty());
+        prop_assert!(host.planner.touched.is_empty() && host.planner.reserved.is_empty());
+    }
 }

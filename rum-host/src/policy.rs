@@ -205,20 +205,20 @@ impl AutoPolicy {
         }
         Match::NoRule
     }
+}
 
-    /// The host ports that `want` may have instead of its own: those of its territory, from the
-    /// one after it on, round to the first.
-    pub(crate) fn others(&self, want: &Want) -> impl Iterator<Item = u16> + use<> {
-        let first = want.host.0.port();
-        let offset = i32::from(first) - i32::from(want.guest.0);
-        let same = |t: &Territory| t.offset == offset && t.bind == want.host.0.ip();
-        let territories = self.territories().into_iter().filter(same);
-        let host = territories.fold(PortRanges::default(), |all, t| all.union(&t.host()));
-        let ranges: Vec<PortRange> = host.iter().collect();
-        let ports = |ranges: Vec<PortRange>| ranges.into_iter().flat_map(|r| r.min()..=r.max());
-        let before = ports(ranges.clone()).take_while(move |p| *p < first);
-        ports(ranges).skip_while(move |p| *p <= first).chain(before)
-    }
+/// The host ports that `want` may have instead of its own: those of its territory, from the
+/// one after it on, round to the first.
+pub(crate) fn others(want: &Want, territories: &[Territory]) -> impl Iterator<Item = u16> + use<> {
+    let first = want.host.0.port();
+    let offset = i32::from(first) - i32::from(want.guest.0);
+    let same = |t: &&Territory| t.offset == offset && t.bind == want.host.0.ip();
+    let territories = territories.iter().filter(same);
+    let host = territories.fold(PortRanges::default(), |all, t| all.union(&t.host()));
+    let ranges: Vec<PortRange> = host.iter().collect();
+    let ports = |ranges: Vec<PortRange>| ranges.into_iter().flat_map(|r| r.min()..=r.max());
+    let before = ports(ranges.clone()).take_while(move |p| *p < first);
+    ports(ranges).skip_while(move |p| *p <= first).chain(before)
 }
 
 /// What to forward, as the user configured it.

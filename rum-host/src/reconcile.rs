@@ -11,8 +11,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use rum_shared::listener::ListenerSet;
-
 /// A difference must last this long before it is acted on.
 pub const CONFIRM_AFTER: Duration = Duration::from_millis(100);
 /// Events older than this can't be newer than a poll's request: the calls have a shorter
@@ -59,25 +57,21 @@ impl Reconciler {
         self.snapshot = Some(now);
     }
 
-    /// A poll sent at `sent` found `open` (sorted) where the stream had told of `known`.
+    /// A poll sent at `sent` found `open` where the stream had told of `known`, both ascending.
     /// Returns the confirmed differences. Ask again after [`CONFIRM_AFTER`] while
     /// [`Reconciler::has_suspects`].
-    pub fn poll(&mut self, sent: Instant, known: &ListenerSet, open: &[u16]) -> Vec<Repair> {
+    pub fn poll(
+        &mut self,
+        sent: Instant,
+        known: impl IntoIterator<Item = u16>,
+        open: &[u16],
+    ) -> Vec<Repair> {
         if self.snapshot.is_some_and(|at| at >= sent) {
             return Vec::new();
         }
-        let opened = open
-            .iter()
-            .filter(|p| known.get(**p).is_none())
-            .map(|p| (*p, true));
-        let closed = known
-            .iter()
-            .map(|l| l.port)
-            .filter(|p| open.binary_search(p).is_err())
-            .map(|p| (p, false));
         let mut suspects = BTreeMap::new();
         let mut repairs = Vec::new();
-        for (port, is_open) in opened.chain(closed) {
+        for (port, is_open) in differences(known, open) {
             if self.events.get(&port).is_some_and(|at| *at >= sent) {
                 continue;
             }
@@ -108,14 +102,25 @@ impl Reconciler {
     }
 }
 
+/// The ports of only one of two ascending lists: whether it is `open`.
+fn differences(known: impl IntoIterator<Item = u16>, open: &[u16]) -> Vec<(u16, bool)> {
+    let mut open = open.iter().copied().peekable();
+    let mut differences = Vec::new();
+    for known in known {
+        while let Some(port) = open.next_if(|port| *port < known) {
+            differences.push((port, true));
+        }
+        if open.next_if_eq(&known).is_none() {
+            differences.push((known, false));
+        }
+    }
+    differences.extend(open.map(|port| (port, true)));
+    differences
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rum_shared::listener::Listener;
-
-    fn set(ports: &[u16]) -> ListenerSet {
-        ListenerSet::new(0, ports.iter().map(|p| Listener::bare(*p)))
-    }
 
     fn ms(start: Instant, n: u64) -> Instant {
         start + Duration::from_millis(n)
@@ -125,13 +130,13 @@ mod tests {
     fn a_difference_is_repaired_by_the_second_poll_and_counted_once() {
         let (mut r, t) = (Reconciler::default(), Instant::now());
         r.snapshot(t);
-        assert_eq!(r.poll(ms(t, 1), &set(&[1, 2]), &[2, 3]), []);
+        assert_eq!(r.poll(ms(t, 1), [1, 2], &[2, 3]), []);
         assert!(r.has_suspects());
-        assert_eq!(r.poll(ms(t, 50), &set(&[1, 2]), &[2, 3]), [], "too soon");
-        let repairs = r.poll(ms(t, 101), &set(&[1, 2]), &[2, 3]);
-        assert_eq!(repairs, [Repair::Opened(3), Repair::Closed(1)]);
+        assert_eq!(r.poll(ms(t, 50), [1, 2], &[2, 3]), [], "too soon");
+        let repairs = r.poll(ms(t, 101), [1, 2], &[2, 3]);
+        assert_eq!(repairs, [Repair::Closed(1), Repair::Opened(3)]);
         assert_eq!(r.repaired, 2);
-        assert_eq!(r.poll(ms(t, 300), &set(&[2, 3]), &[2, 3]), []);
+        assert_eq!(r.poll(ms(t, 300), [2, 3], &[2, 3]), []);
         assert!(!r.has_suspects());
     }
 
@@ -143,22 +148,22 @@ mod tests {
         for round in 0..5 {
             let at = round * 1000;
             r.event(7, ms(t, at + 2));
-            assert_eq!(r.poll(ms(t, at + 1), &set(&[7]), &[]), []);
+            assert_eq!(r.poll(ms(t, at + 1), [7], &[]), []);
             assert!(!r.has_suspects());
         }
         // A snapshot overrules every poll sent before it.
         r.snapshot(ms(t, 9000));
-        assert_eq!(r.poll(ms(t, 8999), &set(&[7]), &[]), []);
+        assert_eq!(r.poll(ms(t, 8999), [7], &[]), []);
         assert!(!r.has_suspects());
     }
 
     #[test]
     fn an_event_between_two_polls_acquits() {
         let (mut r, t) = (Reconciler::default(), Instant::now());
-        r.poll(t, &set(&[]), &[7]);
+        r.poll(t, [], &[7]);
         r.event(7, ms(t, 10));
-        assert_eq!(r.poll(ms(t, 1000), &set(&[]), &[7]), []);
-        assert_eq!(r.poll(ms(t, 2000), &set(&[]), &[7]), [Repair::Opened(7)]);
+        assert_eq!(r.poll(ms(t, 1000), [], &[7]), []);
+        assert_eq!(r.poll(ms(t, 2000), [], &[7]), [Repair::Opened(7)]);
     }
 
     #[test]
@@ -166,7 +171,7 @@ mod tests {
         let (mut r, t) = (Reconciler::default(), Instant::now());
         for round in 0..4 {
             let open: &[u16] = if round % 2 == 0 { &[7] } else { &[] };
-            assert_eq!(r.poll(ms(t, round * 1000), &set(&[]), open), []);
+            assert_eq!(r.poll(ms(t, round * 1000), [], open), []);
         }
         assert_eq!(r.repaired, 0);
     }

@@ -9,28 +9,28 @@
 //! closes nothing before [`GRACE`] is over; rum's own listeners are never forwarded; when
 //! [`Supervisor::run`] returns, no task and no socket of it is left.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rum_shared::listener::{Listener, ListenerSet, Process};
+use rum_shared::listener::{ListenerSet, Process};
 use rum_shared::range::PortRange;
 use rum_shared::transport::Endpoint;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::known_since::KnownSince;
+use self::guest::Guest;
 use self::publish::{Drain, Notes};
 use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
 use crate::control::board::Board;
 use crate::forwarder::{Dialer, Forwarder};
 use crate::notice::{BlockReason, Notice};
-use crate::plan::{Binding, GuestPort, HostAddr, Key, Policy};
+use crate::plan::{Binding, GuestPort, HostAddr, Key, Planner, Policy};
 use crate::reconcile::Reconciler;
 
 mod execute;
-mod known_since;
+mod guest;
 mod learn;
 mod publish;
 
@@ -103,16 +103,14 @@ enum Done {
 
 /// The loop's state.
 pub struct Supervisor {
-    options: Options,
-    guest: ListenerSet,
-    /// Whether the agent runs on this kernel, so that inodes can be compared.
-    same_kernel: bool,
+    endpoint: Endpoint,
+    changes: Option<watch::Receiver<Policy>>,
+    stream: bool,
+    guest: Guest,
+    planner: Planner,
     reconciler: Reconciler,
-    bindings: BTreeMap<Key, Binding>,
     /// With a number of their own, which outlives them in the task's result.
     forwarders: BTreeMap<Key, (u64, Forwarder)>,
-    /// The inodes of their sockets.
-    own: HashSet<u64>,
     /// Number of the latest forwarder.
     serial: u64,
     /// Former forwards with connections.
@@ -122,11 +120,7 @@ pub struct Supervisor {
     agent: AgentState,
     /// What the set of guest listeners is about.
     covers: Option<PortRange>,
-    /// When the host first heard of each guest listener.
-    known_since: KnownSince,
-    /// The ports that a rule waited with when the plan was last made.
-    awaiting: BTreeSet<Key>,
-    /// From that to the bound host port.
+    /// From when the host first heard of a port to its bound host port.
     took: BTreeMap<Key, Duration>,
     notes: Notes,
     /// When to poll again because of a suspect.
@@ -168,22 +162,20 @@ struct Shell<'a> {
 impl Supervisor {
     /// A supervisor that has not started.
     pub fn new(options: Options) -> Self {
-        let notes = Notes::new(options.board.clone());
+        let notes = Notes::new(options.board);
         Self {
-            options,
-            guest: ListenerSet::default(),
-            same_kernel: false,
+            endpoint: options.endpoint,
+            changes: options.changes,
+            stream: options.stream,
+            guest: Guest::default(),
+            planner: Planner::new(options.policy),
             reconciler: Reconciler::default(),
-            bindings: BTreeMap::new(),
             forwarders: BTreeMap::new(),
-            own: HashSet::new(),
             serial: 0,
             draining: Vec::new(),
             told: BTreeMap::new(),
             agent: AgentState::Awaited,
             covers: None,
-            known_since: KnownSince::default(),
-            awaiting: BTreeSet::new(),
             took: BTreeMap::new(),
             notes,
             confirm_at: None,
@@ -206,11 +198,11 @@ impl Supervisor {
         let (range, range_rx) = watch::channel(self.range());
         let (retry_now, retry_rx) = watch::channel(());
         let (successions, succeeded) = watch::channel(0);
-        let dialer = Dialer::new(self.options.endpoint.clone(), link, succeeded);
+        let dialer = Dialer::new(self.endpoint.clone(), link, succeeded);
         let client = AgentClient {
-            endpoint: self.options.endpoint.clone(),
+            endpoint: self.endpoint.clone(),
             range: range_rx,
-            stream: self.options.stream,
+            stream: self.stream,
             retry_now: retry_rx,
             successions,
         };
@@ -244,7 +236,7 @@ impl Supervisor {
                     Ok(done) => self.task_done(done, &mut shell),
                     Err(error) => tracing::error!(%error, "a task failed"),
                 },
-                policy = changed(&mut self.options.changes) => {
+                policy = changed(&mut self.changes) => {
                     self.policy_changed(policy, &mut shell);
                 }
                 () = sleep_until(wake) => self.timers(&poll_now, &mut shell),
@@ -263,21 +255,18 @@ impl Supervisor {
     /// What to ask the agent for.
     fn range(&self) -> PortRange {
         match self.notes.wanted().all {
-            0 => self.options.policy.hull().unwrap_or(PortRange::ALL),
+            0 => self.planner.policy().hull().unwrap_or(PortRange::ALL),
             _ => PortRange::ALL,
         }
     }
 
-    /// Whether `listener` is a forward of ours, seen through an agent on this kernel.
-    fn is_own(&self, listener: &Listener) -> bool {
-        self.same_kernel && self.own.contains(&listener.inode)
-    }
-
     /// Another policy holds from now on; `settle` does what differs, and nothing else.
     fn policy_changed(&mut self, policy: Policy, shell: &mut Shell<'_>) {
-        let before = self.desired(Instant::now());
-        self.options.policy = policy;
-        let forwards = self.desired(Instant::now()).differences(&before);
+        let guest = &self.guest;
+        let listening = guest.set().iter().map(|l| GuestPort(l.port));
+        let heard = |port| guest.heard(port);
+        let now = Instant::now();
+        let forwards = self.planner.replace(policy, listening, heard, now);
         // A block that the user was told of may have another reason now.
         self.notes.everything();
         (shell.notify)(Notice::Reloaded { forwards });
@@ -290,8 +279,7 @@ impl Supervisor {
         }
         if matches!(self.agent, AgentState::Lost(since) if since + GRACE <= now) {
             self.agent = AgentState::GivenUp;
-            self.guest = ListenerSet::default();
-            self.known_since = KnownSince::default();
+            self.replace(ListenerSet::default(), now);
             self.covers = None;
             self.notes.everything();
             (shell.notify)(Notice::GraceOver);
@@ -314,16 +302,17 @@ impl Supervisor {
             }
             Done::Holder { key, at, holder } => {
                 // Bound or given up meanwhile: no longer news.
-                if let Some(Binding::Blocked { want, .. }) = self.bindings.get(&key) {
+                if let Some(Binding::Blocked { want, .. }) = self.planner.binding(key) {
+                    let guest = want.guest;
                     let reason = BlockReason::Conflict { holder };
                     (shell.notify)(Notice::Blocked {
                         host: at,
-                        guest: want.guest,
+                        guest,
                         reason: reason.clone(),
                     });
                     let reason = Some(reason);
                     self.told.insert(key, Told { at, reason });
-                    self.notes.port(want.guest);
+                    self.notes.port(guest);
                 }
             }
         }
@@ -337,7 +326,7 @@ impl Supervisor {
         mut shell: Shell<'_>,
     ) -> Summary {
         for (key, (_, forwarder)) in std::mem::take(&mut self.forwarders) {
-            forwarder.stop(self.options.policy.drain(key));
+            forwarder.stop(self.planner.policy().drain(key));
         }
         let deadline = match how {
             Stop::Drain(time) => time,

@@ -156,7 +156,7 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     refuse(args, settings)?;
     let mut signals = Signals::new().map_err(io("handle signals"))?;
     let ui = Ui::new(!args.command.is_empty(), global).map_err(io("start a thread"))?;
-    let dir = RuntimeDir::create(&settings.name)?;
+    let dir = Arc::new(RuntimeDir::create(&settings.name)?);
     let spec = GuestSpec {
         name: settings.name.clone(),
         kind: settings.guest.clone(),
@@ -169,7 +169,7 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
         agent_args.push("--log-json".to_owned());
     }
     agent_args.extend_from_slice(&args.agent_arg);
-    let (agent_up, agent) = watch::channel(false);
+    let (agent_up, agent) = watch::channel(0);
     let tell = Tell::new({
         let ui = ui.clone();
         move |notice| ui.say(&notice)
@@ -204,7 +204,7 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
         async move {
             let tell = move |notice| {
                 if matches!(notice, Notice::AgentConnected { .. }) {
-                    agent_up.send_replace(true);
+                    agent_up.send_modify(|times| *times += 1);
                 }
                 ui.say(&notice);
             };

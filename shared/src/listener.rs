@@ -104,6 +104,12 @@ impl Change {
         self.opened.is_empty() && self.changed.is_empty() && self.closed.is_empty()
     }
 
+    /// The ports that it is about.
+    pub fn ports(&self) -> impl Iterator<Item = u16> + '_ {
+        let listeners = self.opened.iter().chain(&self.changed);
+        listeners.map(|l| l.port).chain(self.closed.iter().copied())
+    }
+
     /// The part of the change that concerns `range`; the generation stays.
     pub fn within(&self, range: PortRange) -> Self {
         let keep = |list: &[Listener]| -> Vec<Listener> {

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
-use crate::wait::DEADLINE;
+use crate::wait::patience;
 
 /// A port of the host's loopback.
 pub fn host(port: u16) -> SocketAddr {
@@ -16,7 +16,7 @@ pub fn host(port: u16) -> SocketAddr {
 /// When it does not accept.
 pub fn connect(port: u16) -> TcpStream {
     let stream = TcpStream::connect(host(port)).expect("a forwarded port accepts");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+    stream.set_read_timeout(Some(patience())).expect("a socket");
     stream
 }
 

@@ -4,7 +4,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 
-use crate::wait::DEADLINE;
+use vsock::VsockStream;
+
+use crate::wait::patience;
 
 /// The pipes of a running `guest` program.
 pub struct Guest {
@@ -26,12 +28,24 @@ impl Guest {
         }
     }
 
-    /// Takes the connection that a guest program made. It must answer within [`DEADLINE`].
+    /// Takes the connection that a guest program made. It must answer within [`patience`].
     ///
     /// # Errors
     /// As dup(2).
     pub fn over(stream: UnixStream) -> std::io::Result<Self> {
-        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_read_timeout(Some(patience()))?;
+        Ok(Self {
+            stdin: Box::new(stream.try_clone()?),
+            stdout: BufReader::new(Box::new(stream)),
+        })
+    }
+
+    /// As [`Guest::over`], for one that came through the kernel's own vsock.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn over_vsock(stream: VsockStream) -> std::io::Result<Self> {
+        stream.set_read_timeout(Some(patience()))?;
         Ok(Self {
             stdin: Box::new(stream.try_clone()?),
             stdout: BufReader::new(Box::new(stream)),

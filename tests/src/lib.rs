@@ -1,5 +1,6 @@
 //! Helpers of the end-to-end tests and benchmarks.
 
+pub mod assets;
 pub mod chaos;
 pub mod client;
 pub mod device;

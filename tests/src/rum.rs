@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::guest::Guest;
-use crate::wait::{DEADLINE, until};
+use crate::wait::{patience, until};
 
 /// The path of a binary of this workspace, built for the same profile as the caller.
 ///
@@ -63,7 +63,7 @@ impl Lines {
             if let Some(line) = lines.iter().filter(|l| l.contains(text)).nth(n - 1) {
                 return line.clone();
             }
-            let left = DEADLINE.saturating_sub(start.elapsed());
+            let left = patience().saturating_sub(start.elapsed());
             if left.is_zero() {
                 // Others still want to read them.
                 drop(lines);

@@ -12,14 +12,15 @@
 //! Invariants: a VM ends with its [`Vm`], and with the thread that started it at the latest;
 //! nothing of it is shared, so tests with VMs run side by side.
 
+use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::{env, fs};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::assets::assets;
 use crate::guest::Guest;
 use crate::rum::binary;
 use crate::wait::until;
@@ -60,7 +61,7 @@ impl Vm {
         let dir = tempfile::Builder::new().prefix("rum-vm-").tempdir();
         let dir = dir.expect("a temporary directory");
         let path = |name: &str| dir.path().join(name);
-        let cache = cache();
+        let cache = assets();
         initramfs(&cache, programs, dir.path());
         let control = UnixListener::bind(path(&format!("vm.vsock_{CONTROL_PORT}")));
         let control = control.expect("a new directory");
@@ -131,7 +132,10 @@ impl Drop for Vm {
 }
 
 /// A command that is killed when the calling thread ends.
-fn command(program: impl AsRef<Path>, dir: &Path) -> Command {
+///
+/// # Panics
+/// When there is no `dir`, where it works and logs.
+pub fn command(program: impl AsRef<Path>, dir: &Path) -> Command {
     let log = || {
         let log = fs::File::options()
             .create(true)
@@ -195,7 +199,7 @@ fn initramfs(cache: &Path, programs: &[&str], dir: &Path) {
     }
     fs::write(root.join("bin/rum-agent"), rum_host::payload::agent()).expect("a new directory");
     for program in ["guest"].iter().chain(programs) {
-        install(&binary(program), program, &root);
+        install(&binary(program), &format!("bin/{program}"), &root);
     }
     fs::write(root.join("init"), INIT).expect("a new directory");
     let script = "chmod 755 init bin/*; find . | cpio --quiet -o -H newc >../initramfs";
@@ -207,36 +211,22 @@ fn initramfs(cache: &Path, programs: &[&str], dir: &Path) {
     fs::remove_dir_all(root).expect("ours");
 }
 
-/// Where `tests/vm-assets` puts things.
-fn cache() -> PathBuf {
-    let var = |name| env::var_os(name).filter(|value| !value.is_empty());
-    let home = || PathBuf::from(var("HOME").expect("HOME is set")).join(".cache");
-    let default = || {
-        var("XDG_CACHE_HOME")
-            .map_or_else(home, PathBuf::from)
-            .join("rum-tests")
-    };
-    let cache = var("RUM_TEST_CACHE").map_or_else(default, PathBuf::from);
-    assert!(
-        cache.join("stamp").is_file(),
-        "no assets in {}: run tests/vm-assets",
-        cache.display()
-    );
-    cache
-}
-
-/// Puts a program of this build into `root/bin`, without its debug information, and the libraries
-/// that it loads where it looks for them.
-fn install(program: &Path, name: &str, root: &Path) {
+/// Puts `program` into `root` as `to`, without its debug information, and the libraries that it
+/// loads where it looks for them.
+///
+/// # Panics
+/// When it cannot be read, or nothing be written.
+pub fn install(program: &Path, to: &str, root: &Path) {
     let script = r#"
-        strip -o "$3/bin/$2" "$1"
+        mkdir -p "$(dirname "$3/$2")"
+        strip -o "$3/$2" "$1"
         ldd "$1" | grep -o '/[^ ]*' | while read -r library; do
             mkdir -p "$3${library%/*}"
             cp -L "$library" "$3$library"
         done"#;
     let done = Command::new("sh")
         .args(["-euc", script, "sh"])
-        .args([program, Path::new(name), root])
+        .args([program, Path::new(to), root])
         .status();
     let done = done.is_ok_and(|status| status.success());
     assert!(done, "{} cannot be packed", program.display());

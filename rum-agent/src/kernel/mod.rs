@@ -21,6 +21,7 @@ use std::path::PathBuf;
 pub mod answer;
 pub mod destroy;
 pub mod perf_ring;
+pub mod privilege;
 pub mod proc_net;
 pub mod process;
 pub mod sock_diag;

@@ -3,8 +3,9 @@
 //! The tracepoint `sock:inet_sock_set_state` is opened once for each CPU through
 //! perf_event_open(2), with a filter that the kernel applies: LISTEN on one side of the change,
 //! TCP or MPTCP, and the ports of interest. Port 0 passes as well, since listen() without bind()
-//! chooses its port only after the event. The event needs CAP_PERFMON (or CAP_SYS_ADMIN), and
-//! tracefs once at the start ([`super::tracefs`]).
+//! chooses its port only after the event. The event needs CAP_PERFMON (or CAP_SYS_ADMIN, which is
+//! taken up for the moment of opening alone: [`super::privilege`]), and tracefs once at the start
+//! ([`super::tracefs`]).
 //!
 //! What an event means: look now, and look again shortly. It fires before the socket is in the
 //! kernel's table, so the first dump can miss it; it fires for every network namespace of the
@@ -26,6 +27,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::TCP_LISTEN;
 use super::perf_ring::{PerfRing, Record, records};
+use super::privilege;
 use super::tracefs::{self, Event, FormatError};
 
 /// CPUs beyond this number are not watched; it bounds what a strange file makes us open.
@@ -89,7 +91,10 @@ impl TracepointError {
             }
             Self::NoEvent => Some("use Linux 4.16 or newer, built with CONFIG_EVENT_TRACING"),
             Self::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some("give the agent CAP_PERFMON, outside of any user namespace")
+                Some(
+                    "give the agent CAP_PERFMON, outside of any user namespace; kernels with \
+                 kernel.perf_event_paranoid above 2 want CAP_SYS_ADMIN",
+                )
             }
             _ => None,
         }
@@ -237,7 +242,7 @@ fn open_rings(
     let filter = CString::new(filter(event, min, max)).expect("the filter has no zero byte");
     let mut rings = Vec::new();
     for cpu in online_cpus() {
-        let ring = PerfRing::open(event.id, cpu, &filter).and_then(|ring| {
+        let ring = privilege::open(|| PerfRing::open(event.id, cpu, &filter)).and_then(|ring| {
             // SAFETY: the ring owns its descriptor, always names the same one, and closes it
             // only when it is dropped.
             Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)

@@ -87,10 +87,10 @@ fn a_missing_address_is_asked_about() {
     let mut truth = Truth::default();
     let (v4, v6) = (socket(80, "0.0.0.0", 1), socket(80, "::", 2));
     fold(&mut truth, &[v4.clone(), v6.clone()], 5);
-    assert_eq!(truth.missing(&[]), [v4.clone(), v6.clone()]);
-    assert_eq!(truth.missing(std::slice::from_ref(&v4)), [v6]);
+    assert_eq!(truth.missing(&mut []), [v4.clone(), v6.clone()]);
+    assert_eq!(truth.missing(&mut [v4.clone()]), [v6]);
     // A twin on the same address took over: nothing to ask.
-    assert_eq!(truth.missing(&[socket(80, "::", 3), v4]), []);
+    assert_eq!(truth.missing(&mut [socket(80, "::", 3), v4]), []);
 }
 
 #[test]
@@ -133,7 +133,7 @@ proptest! {
                     u64::from(port) * 100 + u64::from(v6) * 10 + inode,
                 ))
                 .collect();
-            let dump: Vec<Socket> = state
+            let mut dump: Vec<Socket> = state
                 .iter()
                 .zip(&skip)
                 // A socket that no dump has shown yet may be skipped too, but then it is not
@@ -142,7 +142,7 @@ proptest! {
                 .map(|(s, _)| s.clone())
                 .collect();
             let exists = |s: &Socket| state.iter().any(|t| address(t) == address(s));
-            let alive: Vec<_> = truth.missing(&dump).into_iter().filter(exists).collect();
+            let alive: Vec<_> = truth.missing(&mut dump).into_iter().filter(exists).collect();
             if let Some(change) = truth.fold(dump, alive, now as u64) {
                 prop_assert_eq!(change.generation, folded.generation + 1);
                 folded.apply(&change);

@@ -21,7 +21,7 @@ use rum_shared::transport::{Endpoint, Service};
 use tokio::sync::{mpsc, watch};
 
 use super::validate::{StreamValidator, clean_error, clean_info, clean_ports};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, LAST, LAST_OF_VSOCK};
 
 /// Distance of two reconciliation polls.
 pub const POLL_PERIOD: Duration = Duration::from_secs(1);
@@ -171,7 +171,7 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), S
     let stream = endpoint
         .dial(Service::Rpc)
         .await
-        .map_err(|error| SessionError::Handshake(error.to_string()))?;
+        .map_err(|error| SessionError::Unreachable(clean_error(error)))?;
     let session = Agent::connect(stream, Limits::HOST).await?;
     let client = session.client().clone();
     let info = session.call(CALL_DEADLINE, client.hello(PROTOCOL)).await?;
@@ -201,7 +201,10 @@ impl AgentClient {
         events: &mpsc::Sender<AgentEvent>,
         link: &watch::Sender<LinkState>,
     ) -> Gone {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(match self.endpoint {
+            Endpoint::Vsock { .. } => LAST_OF_VSOCK,
+            Endpoint::Unix { .. } | Endpoint::Connect { .. } => LAST,
+        });
         let mut met = Met::default();
         let mut retry_now = self.retry_now.clone();
         let mut knocks = self.endpoint.knock_listener().unwrap_or_else(|error| {

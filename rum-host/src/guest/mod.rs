@@ -10,6 +10,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rum_shared::transport::Endpoint;
@@ -109,8 +110,8 @@ pub struct Link {
     pub agent_args: Vec<String>,
     /// The way to the user.
     pub tell: Tell,
-    /// Whether the guest's agent has ever answered.
-    pub agent: watch::Receiver<bool>,
+    /// How often the guest's agent has been connected to.
+    pub agent: watch::Receiver<u64>,
 }
 
 impl Link {
@@ -119,7 +120,7 @@ impl Link {
         Self {
             agent_args,
             tell: Tell::new(drop),
-            agent: watch::channel(false).1,
+            agent: watch::channel(0).1,
         }
     }
 }
@@ -303,7 +304,7 @@ impl Guest {
     /// VM may keep the dialler waiting. Publishes in `dir` what `rum exec` needs.
     pub async fn start(
         spec: &GuestSpec,
-        dir: &RuntimeDir,
+        dir: &Arc<RuntimeDir>,
         link: &Link,
     ) -> Result<Self, GuestError> {
         let kind = spec.kind.clone();

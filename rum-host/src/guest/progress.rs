@@ -16,10 +16,24 @@ pub enum Progress {
         /// Why not by something faster.
         because: Option<String>,
     },
+    /// What the guest writes to its image goes to an overlay.
+    Overlay {
+        /// The image.
+        image: String,
+        /// Whether the overlay is a new one.
+        fresh: bool,
+    },
     /// Its processors run.
     Running {
         /// Since the start.
         after: Duration,
+    },
+    /// Its agent has not answered yet, and the guest moves.
+    StillBooting {
+        /// Since the start.
+        after: Duration,
+        /// The last line of its console, cleaned.
+        line: String,
     },
     /// Its agent answered for the first time.
     AgentUp {
@@ -35,8 +49,11 @@ pub enum Progress {
     },
     /// One of the last lines of a log, cleaned.
     LogLine(String),
-    /// The guest reboots, by itself.
-    Rebooting,
+    /// The guest rebooted by itself, and its machine is started again.
+    Rebooting {
+        /// After this pause, since it rebooted soon after each of its last starts.
+        pause: Duration,
+    },
     /// A domain of libvirt is started, which may take a while.
     DomainStarting {
         /// Its name, cleaned.
@@ -64,11 +81,13 @@ impl Progress {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Booting { .. } => "guest-booting",
+            Self::Overlay { .. } => "guest-overlay",
             Self::Running { .. } => "guest-running",
+            Self::StillBooting { .. } => "guest-still-booting",
             Self::AgentUp { .. } => "guest-agent-up",
             Self::AgentLate { .. } => "guest-agent-late",
             Self::LogLine(_) => "guest-log",
-            Self::Rebooting => "guest-rebooting",
+            Self::Rebooting { .. } => "guest-rebooting",
             Self::DomainStarting { .. } => "guest-starting",
             Self::DomainResuming { .. } => "guest-resuming",
             Self::PoweringOff { .. } => "guest-powering-off",
@@ -98,6 +117,16 @@ impl fmt::Display for Progress {
                 "Machine runs after {:.1} s, waiting for its agent",
                 after.as_secs_f64()
             ),
+            Self::Overlay { image, fresh: true } => write!(
+                f,
+                "The guest writes to an overlay of its own, {image} stays as it is"
+            ),
+            Self::Overlay { fresh: false, .. } => f.write_str(
+                "The guest goes on with what it wrote before, `rum up --reset` discards it",
+            ),
+            Self::StillBooting { after, line } => {
+                write!(f, "Still booting after {} s: {line}", after.as_secs())
+            }
             Self::AgentUp { after } => write!(f, "Agent up after {:.1} s", after.as_secs_f64()),
             Self::AgentLate { after, name } => write!(
                 f,
@@ -106,7 +135,14 @@ impl fmt::Display for Progress {
                 after.as_secs()
             ),
             Self::LogLine(line) => write!(f, "  | {line}"),
-            Self::Rebooting => f.write_str("The guest reboots"),
+            Self::Rebooting { pause } if pause.is_zero() => {
+                f.write_str("The guest reboots: starting its machine again")
+            }
+            Self::Rebooting { pause } => write!(
+                f,
+                "The guest reboots soon after each start: starting its machine again in {} s",
+                pause.as_secs()
+            ),
             Self::DomainStarting { name } => write!(f, "Starting the domain `{name}`"),
             Self::DomainResuming { name } => {
                 write!(f, "Resuming the domain `{name}`, which was paused")
@@ -163,14 +199,31 @@ mod tests {
                 engine: "TCG",
                 because: Some("cannot open /dev/kvm: Permission denied".to_owned()),
             },
+            Progress::Overlay {
+                image: "debian.qcow2".to_owned(),
+                fresh: true,
+            },
+            Progress::Overlay {
+                image: "debian.qcow2".to_owned(),
+                fresh: false,
+            },
             Progress::Running { after },
+            Progress::StillBooting {
+                after: deadline,
+                line: "[  OK  ] Started cron.service".to_owned(),
+            },
             Progress::AgentUp { after },
             Progress::AgentLate {
                 after,
                 name: "dev".to_owned(),
             },
             Progress::LogLine("Kernel panic".to_owned()),
-            Progress::Rebooting,
+            Progress::Rebooting {
+                pause: Duration::ZERO,
+            },
+            Progress::Rebooting {
+                pause: Duration::from_secs(4),
+            },
             Progress::DomainStarting {
                 name: "debian".to_owned(),
             },

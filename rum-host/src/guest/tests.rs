@@ -24,7 +24,7 @@ async fn a_guest_of_somebody_else_is_dialled_and_left_alone() {
         ),
     ];
     for (kind, endpoint) in cases {
-        let dir = RuntimeDir::create_in(base.path(), "dev").unwrap();
+        let dir = Arc::new(RuntimeDir::create_in(base.path(), "dev").unwrap());
         let spec = GuestSpec {
             name: "dev".to_owned(),
             kind: kind.clone(),

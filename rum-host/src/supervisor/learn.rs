@@ -17,12 +17,7 @@ use crate::reconcile::{CONFIRM_AFTER, Repair};
 impl Supervisor {
     /// Takes over a complete set of guest listeners.
     fn learn(&mut self, set: ListenerSet, range: PortRange, at: Instant) {
-        for port in self.guest.iter().chain(set.iter()).map(|l| l.port) {
-            self.notes.port(GuestPort(port));
-        }
-        let change = self.guest.diff(&set);
-        self.known_since.change(&self.guest, &change, at);
-        self.guest = set;
+        self.replace(set, at);
         self.covers = Some(range);
         if self.agent != AgentState::Up {
             self.agent = AgentState::Up;
@@ -31,14 +26,19 @@ impl Supervisor {
         }
     }
 
+    /// `set` and nothing else listens from now on.
+    pub(super) fn replace(&mut self, set: ListenerSet, at: Instant) {
+        let change = self.guest.set().diff(&set);
+        self.apply(&change, at);
+    }
+
     /// Takes over a difference.
     fn apply(&mut self, change: &Change, at: Instant) {
-        self.known_since.change(&self.guest, change, at);
-        let named = change.opened.iter().chain(&change.changed).map(|l| l.port);
-        for port in named.chain(change.closed.iter().copied()) {
-            self.notes.port(GuestPort(port));
+        for port in change.ports().map(GuestPort) {
+            self.notes.port(port);
+            self.planner.touch(port);
         }
-        self.guest.apply(change);
+        self.guest.apply(change, at);
     }
 
     /// Takes note of what the connections to the agent report.
@@ -46,7 +46,12 @@ impl Supervisor {
         let now = Instant::now();
         match event {
             AgentEvent::Connected { info, streaming } => {
-                self.same_kernel = host_port::boot_id().is_some_and(|id| id == info.boot_id);
+                let same = host_port::boot_id().is_some_and(|id| id == info.boot_id);
+                if std::mem::replace(&mut self.guest.same_kernel, same) != same {
+                    // Which listeners are rum's own is another question now.
+                    let ports = self.guest.set().iter().map(|l| GuestPort(l.port));
+                    ports.for_each(|port| self.planner.touch(port));
+                }
                 self.notes.introduced(info.clone());
                 (shell.notify)(Notice::AgentConnected { info, streaming });
             }
@@ -57,19 +62,19 @@ impl Supervisor {
                 sent,
                 authoritative: true,
             } => {
-                let known = |port: u16| self.guest.get(port).cloned();
+                let known = |port: u16| self.guest.set().get(port).cloned();
                 let listeners: Vec<_> = ports
                     .into_iter()
                     .map(|port| known(port).unwrap_or_else(|| Listener::bare(port)))
                     .collect();
-                let set = ListenerSet::new(self.guest.generation, listeners);
+                let set = ListenerSet::new(self.guest.set().generation, listeners);
                 self.learn(set, range, sent);
             }
             AgentEvent::Polled {
                 sent, ports, range, ..
             } => {
-                let known = ListenerSet::new(0, self.guest.within(range).cloned());
-                for repair in self.reconciler.poll(sent, &known, &ports) {
+                let known = self.guest.set().within(range).map(|l| l.port);
+                for repair in self.reconciler.poll(sent, known, &ports) {
                     self.repair(repair, now);
                     (shell.notify)(Notice::Repaired(repair));
                 }
@@ -118,8 +123,7 @@ impl Supervisor {
                     changed,
                     closed,
                 };
-                let named = change.opened.iter().chain(&change.changed).map(|l| l.port);
-                for port in named.chain(change.closed.iter().copied()) {
+                for port in change.ports() {
                     self.reconciler.event(port, at);
                 }
                 self.apply(&change, at);
@@ -130,7 +134,7 @@ impl Supervisor {
 
     fn repair(&mut self, repair: Repair, now: Instant) {
         let mut change = Change {
-            generation: self.guest.generation,
+            generation: self.guest.set().generation,
             ..Change::default()
         };
         match repair {

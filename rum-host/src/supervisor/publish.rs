@@ -131,10 +131,8 @@ impl Supervisor {
         let mut ports = std::mem::take(&mut self.notes.ports);
         if std::mem::take(&mut self.notes.everything) {
             ports.extend(self.notes.board.ports());
-            ports.extend(self.guest.iter().map(|l| l.port));
-            ports.extend(self.bindings.values().map(|binding| match binding {
-                Binding::Bound { want, .. } | Binding::Blocked { want, .. } => want.guest.0,
-            }));
+            ports.extend(self.guest.set().iter().map(|l| l.port));
+            ports.extend(self.planner.bindings().map(|b| b.want().guest.0));
         }
         let knowledge = self.knowledge();
         for port in ports {
@@ -165,7 +163,7 @@ impl Supervisor {
             attempts: notes.attempts,
             version: info.map(|info| info.version.clone()),
             hostname: info.map(|info| info.hostname.clone()),
-            source: info.map(|info| match self.options.stream {
+            source: info.map(|info| match self.stream {
                 true => info.hint.clone(),
                 false => "none".to_owned(),
             }),
@@ -184,14 +182,15 @@ impl Supervisor {
     }
 
     fn facts<'a>(&'a self, port: GuestPort, knowledge: &'a Knowledge, now: Instant) -> Facts<'a> {
-        let policy = &self.options.policy;
-        let listener = self.guest.get(port.0).filter(|l| !self.is_own(l));
+        let policy = self.planner.policy();
+        let heard = self.guest.heard(port);
+        let listener = heard.map(|(listener, _)| listener);
         let statics = policy.statics.iter().filter(|s| s.guest == port);
         let keys = statics
             .map(|s| Key::Static(s.host))
             .chain([Key::Auto(port)]);
         let forwards = keys.filter_map(|key| {
-            let standing = match self.bindings.get(&key)? {
+            let standing = match self.planner.binding(key)? {
                 Binding::Bound { at, .. } => Standing::Bound {
                     at: *at,
                     stats: self.forwarders.get(&key)?.1.stats(),
@@ -215,10 +214,7 @@ impl Supervisor {
         Facts {
             port,
             listener,
-            verdict: listener.map(|l| {
-                let known_since = self.known_since.of(l.port).unwrap_or(now);
-                policy.judge(l, known_since, now)
-            }),
+            verdict: heard.map(|(l, known_since)| policy.judge(l, known_since, now)),
             label: policy.label(Key::Auto(port), listener),
             ranges: policy.auto.as_ref().map(|auto| auto.ranges.to_string()),
             forwards: forwards.collect(),

@@ -77,6 +77,9 @@ pub enum SessionError {
     /// The peer answered with an error of its own. Cleaned for a terminal.
     #[error("{0}")]
     Remote(String),
+    /// There is no connection to have one on. Cleaned for a terminal.
+    #[error("{0}")]
+    Unreachable(String),
     /// The handshake failed. Cleaned for a terminal.
     #[error("handshake failed: {0}")]
     Handshake(String),

@@ -69,8 +69,8 @@ impl Endpoint {
     /// Connects to `service`.
     ///
     /// # Errors
-    /// What the system says; [`io::ErrorKind::ConnectionRefused`] when nobody listens behind a
-    /// `CONNECT` device, [`io::ErrorKind::InvalidData`] when the device answers something
+    /// What the system says; [`io::ErrorKind::ConnectionRefused`] when nobody listens on the
+    /// guest's vsock port, [`io::ErrorKind::InvalidData`] when the device answers something
     /// else, [`io::ErrorKind::TimedOut`] after [`DIAL_DEADLINE`].
     pub async fn dial(&self, service: Service) -> io::Result<Stream> {
         self.dial_saying(service, &[]).await
@@ -93,7 +93,8 @@ impl Endpoint {
                 }
                 Self::Vsock { cid } => {
                     let addr = VsockAddr::new(*cid, service.port());
-                    let mut stream = VsockStream::connect(addr).await?;
+                    let connected = VsockStream::connect(addr).await;
+                    let mut stream = connected.map_err(|e| no_vsock(e, addr))?;
                     stream.write_all(first).await?;
                     Ok(Stream::Vsock(stream))
                 }
@@ -148,12 +149,7 @@ pub(super) async fn unix(path: &Path, first: &[u8]) -> io::Result<UnixStream> {
 /// Reads what a `CONNECT` device answers for `port`. The number after `OK` is the device's own
 /// port and has no meaning. Read byte by byte, since what follows belongs to the stream.
 async fn answer(stream: &mut UnixStream, port: u32) -> io::Result<()> {
-    let nobody = || {
-        io::Error::new(
-            io::ErrorKind::ConnectionRefused,
-            format!("nobody listens on the guest's vsock port {port}"),
-        )
-    };
+    let nobody = || nobody_listens(port);
     let gone = |e: io::Error| match e.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => nobody(),
         _ => e,
@@ -173,6 +169,32 @@ async fn answer(stream: &mut UnixStream, port: u32) -> io::Result<()> {
         Ok(())
     } else {
         Err(not_a_device(&answer))
+    }
+}
+
+fn nobody_listens(port: u32) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionRefused,
+        format!("nobody listens on the guest's vsock port {port}"),
+    )
+}
+
+/// What `error` of connect(2) on AF_VSOCK means. The kernel resets what nobody listens for
+/// (virtio_transport_common.c), and queues what is sent to a guest without a driver, for two
+/// seconds (vhost/vsock.c, af_vsock.c).
+pub(super) fn no_vsock(error: io::Error, addr: VsockAddr) -> io::Error {
+    let cid = addr.cid();
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::CONNRESET) => nobody_listens(addr.port()),
+        Some(Errno::NODEV) => io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no VM here has the CID {cid}"),
+        ),
+        Some(Errno::TIMEDOUT) => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("the VM with the CID {cid} does not answer yet"),
+        ),
+        _ => error,
     }
 }
 

@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
@@ -58,6 +59,23 @@ async fn connect_answers_are_checked_and_bounded() {
     for answer in [&b"HTTP/1.1 400\r\n"[..], b"OKAY\n", &[b'x'; 200]] {
         let error = connect_to(answer, false).await.0.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+}
+
+#[test]
+fn vsock_errors_say_what_they_mean() {
+    let said = |error: Errno| {
+        let error = dial::no_vsock(error.into(), tokio_vsock::VsockAddr::new(42, 2222));
+        (error.kind(), error.to_string())
+    };
+    for (errno, kind, text) in [
+        (Errno::CONNRESET, io::ErrorKind::ConnectionRefused, "2222"),
+        (Errno::NODEV, io::ErrorKind::NotFound, "CID 42"),
+        (Errno::TIMEDOUT, io::ErrorKind::TimedOut, "CID 42"),
+        (Errno::ACCESS, io::ErrorKind::PermissionDenied, "denied"),
+    ] {
+        let said = said(errno);
+        assert!(said.0 == kind && said.1.contains(text), "{said:?}");
     }
 }
 

@@ -5,8 +5,8 @@
 //! |---|---|
 //! | parse | an answer of NETLINK_SOCK_DIAG with N listeners |
 //! | diff | two sets of N listeners, one of which differs |
-//! | desired | what the policy wants for N listeners |
-//! | plan | compare that with N - 1 bound forwards |
+//! | plan | bind N forwards: plan, report each result, plan again |
+//! | replan | the same for one port more, among N |
 //! | publish | the rows of one port among N, and put them on the board |
 //! | table | `rum ports` with N ports, 120 columns wide |
 //! | frame | the live view with N ports, all of a screen of 120x40 |
@@ -28,7 +28,7 @@ use rum_host::control::model::{
     AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
 };
 use rum_host::forwarder::Stats;
-use rum_host::plan::{AutoPolicy, Binding, GuestPort, HostAddr, Key, Policy};
+use rum_host::plan::{Action, AutoPolicy, GuestPort, HostAddr, Key, Planner, Policy};
 use rum_host::status::{self, Facts, Forward, Knowledge, Standing};
 use rum_host::view::Known;
 use rum_host::view::table::{self, Look};
@@ -57,8 +57,8 @@ fn main() {
     match name.as_str() {
         "parse" => parse(n),
         "diff" => diff(n),
-        "desired" => desired(n),
         "plan" => plan(n),
+        "replan" => replan(n),
         "publish" => publish(n),
         "table" => table(n),
         "frame" => frame(n),
@@ -174,28 +174,54 @@ fn policy() -> Policy {
     }
 }
 
-fn desired(n: u16) {
-    let (policy, now) = (policy(), Instant::now());
-    let listeners: Vec<Listener> = ports(n).map(listener).collect();
-    let heard = || listeners.iter().map(|listener| (listener, now));
-    let desired = measure_again(|| policy.desired(heard(), now));
-    assert_eq!(desired.wants.len(), usize::from(n));
+/// A planner that knows of nothing yet, and what listens on N ports.
+fn guest(n: u16) -> (Planner, BTreeMap<GuestPort, Listener>) {
+    let listeners = ports(n).map(|port| (GuestPort(port), listener(port)));
+    let mut planner = Planner::new(policy());
+    let nothing = |_| None;
+    assert!(planner.plan(nothing, Instant::now()).actions.is_empty());
+    (planner, listeners.collect())
+}
+
+/// As the supervisor does it, on a host where every port is free. How many were bound.
+fn settle(planner: &mut Planner, listeners: &BTreeMap<GuestPort, Listener>, now: Instant) -> usize {
+    let mut bound = 0;
+    loop {
+        let plan = planner.plan(|port| listeners.get(&port).map(|l| (l, now)), now);
+        if plan.actions.is_empty() {
+            return bound;
+        }
+        for action in plan.actions {
+            let Action::Bind { key, want, at } = action else {
+                panic!("nothing is to be unbound");
+            };
+            planner.bound(key, want, at);
+            bound += 1;
+        }
+    }
 }
 
 fn plan(n: u16) {
-    let (policy, now) = (policy(), Instant::now());
-    let listeners: Vec<Listener> = ports(n).map(listener).collect();
-    let heard = listeners.iter().map(|listener| (listener, now));
-    let desired = policy.desired(heard, now);
-    let new = Key::Auto(GuestPort(middle(n)));
-    let bound = desired.wants.iter().filter(|(key, _)| **key != new);
-    let bound = bound.map(|(key, want)| {
-        let (want, at) = (*want, want.host);
-        (*key, Binding::Bound { want, at })
+    let ((mut planner, listeners), now) = (guest(n), Instant::now());
+    let bound = measure(|| {
+        listeners.keys().for_each(|port| planner.touch(*port));
+        settle(&mut planner, &listeners, now)
     });
-    let actual: BTreeMap<Key, Binding> = bound.collect();
-    let plan = measure_again(|| policy.plan(&desired, &actual, now));
-    assert_eq!(plan.actions.len(), 1);
+    assert_eq!(bound, usize::from(n));
+}
+
+fn replan(n: u16) {
+    let ((mut planner, mut listeners), now) = (guest(n), Instant::now());
+    let new = GuestPort(middle(n));
+    let later = listeners.remove(&new).expect("it listens");
+    listeners.keys().for_each(|port| planner.touch(*port));
+    settle(&mut planner, &listeners, now);
+    listeners.insert(new, later);
+    let bound = measure(|| {
+        planner.touch(new);
+        settle(&mut planner, &listeners, now)
+    });
+    assert_eq!(bound, 1);
 }
 
 /// The rows of the forwarded port that `listener` listens on.

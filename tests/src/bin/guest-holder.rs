@@ -18,6 +18,7 @@ use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rum_host::guest::{Guest, GuestKind, GuestSpec, Link};
@@ -68,7 +69,7 @@ fn agent(args: Vec<OsString>) -> ExitCode {
 
 #[tokio::main]
 async fn up(name: &str, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
-    let dir = RuntimeDir::create(name)?;
+    let dir = Arc::new(RuntimeDir::create(name)?);
     let spec = GuestSpec {
         name: name.to_owned(),
         kind: GuestKind::Namespace,

@@ -6,9 +6,10 @@
 //!
 //!     nothing            only the answer
 //!     listen ADDR MODE   a listener; MODE: hello (one byte, then close), echo, sink (reads
-//!                        to the end, answers the byte count and a hash), source (reads a line
-//!                        with a byte count, sends as many and their hash, 8 bytes), ident (two
-//!                        bytes of its port, then echo), traffic (see `rum_tests::traffic`), late (answers only
+//!                        to the end, answers the byte count and a hash), reset (reads a byte, then
+//!                        resets), source (reads a line with a byte count, sends as many and their
+//!                        hash, 8 bytes), ident (two bytes of its port, then echo), traffic (see
+//!                        `rum_tests::traffic`), late (answers only
 //!                        after the client's half-close), greet-then-read, silent
 //!     v6only ADDR MODE   the same with IPV6_V6ONLY
 //!     mptcp ADDR MODE    the same as an MPTCP listener
@@ -22,11 +23,12 @@
 //!     close-many FIRST COUNT
 //!     churn ADDR COUNT TIMES
 //!                        opens COUNT listeners with SO_REUSEPORT and closes them, TIMES times
+//!     refused CID PORT   connects to a vsock; an error unless that is closed without a byte
 //!     sh COMMAND         runs it in a shell; an error unless it succeeds
 //!     exit CODE
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
@@ -139,6 +141,15 @@ fn obey(
                 drop(twins?);
             }
             Ok(monotonic_ns())
+        }
+        ["refused", cid, port] => {
+            let mut peer = VsockStream::connect_with_cid_port(cid.parse()?, port.parse()?)?;
+            peer.set_read_timeout(Some(Duration::from_secs(60)))?;
+            match peer.read(&mut [0]) {
+                Ok(0) => Ok(monotonic_ns()),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(monotonic_ns()),
+                other => Err(format!("it is served: {other:?}").into()),
+            }
         }
         ["bind", addr] => {
             let addr = addr.parse()?;

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use rum_tests::assets::assets;
 use rum_tests::rum::{Rum, Setup, binary};
 use rum_tests::wait::until;
 use rustix::process::{Pid, Signal};
@@ -164,7 +165,7 @@ pub struct Machine {
 impl Machine {
     /// Makes them in `dir`.
     pub fn new(dir: &Path) -> Self {
-        let cache = cache();
+        let cache = assets();
         initramfs(&cache, dir);
         let mut vsock = Command::new(cache.join("bin/vhost-device-vsock"));
         vsock
@@ -231,14 +232,6 @@ pub fn domain(name: &str, mib: u32, os: &str, devices: &str, qemu: &str) -> Stri
          <controller type='usb' model='none'/><memballoon model='none'/></devices>\
          <qemu:commandline>{qemu}</qemu:commandline></domain>"
     )
-}
-
-fn cache() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm-assets");
-    let answer = Command::new(script).output().expect("tests/vm-assets runs");
-    let said = String::from_utf8_lossy(&answer.stderr);
-    assert!(answer.status.success(), "tests/vm-assets: {said}");
-    PathBuf::from(String::from_utf8_lossy(&answer.stdout).trim())
 }
 
 /// Packs busybox, modules, the agent and what it is linked to into `dir`/initramfs.

@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
 use std::process::Stdio;
 
 use rum_tests::netns::in_netns;
@@ -42,6 +43,69 @@ fn a_vm_boots_is_forwarded_and_powers_off() {
             !said.contains("switched off"),
             "it heard its button: {said}"
         );
+        until_nothing_is_left(&vms.setup);
+    });
+}
+
+/// Everything that listens in the guest goes with the boot it belonged to, and nothing else does:
+/// rum, its forwards, the console's log.
+#[test]
+fn a_guest_that_reboots_is_started_again_and_found() {
+    in_netns(|| {
+        let vms = Vms::new();
+        vms.configure("dev", 5000, "", "");
+        vms.replace("dev", "range = \"5000\"", "range = \"5000-5010\"");
+        let mut rum = vms.up("dev");
+        for boot in 1..=3 {
+            rum.stderr.wait_nth("Agent up after", boot);
+            until_served(5000, "dev");
+            let port = 5000 + boot as u16;
+            get(5000, &format!("/cgi-bin/sh?httpd+-p+{port}+-h+/www"));
+            until_served(port, "dev");
+            let log = vms.setup.path().join("state/dev/console.log");
+            let log = std::fs::read_to_string(log).expect("a log");
+            assert_eq!(log.matches("init: up").count(), boot, "{log}");
+            let mut open = TcpStream::connect(("127.0.0.1", port)).expect("forwarded");
+            let last = boot == 3;
+            let command = if last { "poweroff" } else { "reboot" };
+            // Its own connection ends with the guest.
+            get(port, &format!("/cgi-bin/sh?{command}+-f"));
+            let error = open.read(&mut [0]).expect_err("a reset, not a clean end");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+            if last {
+                break;
+            }
+            rum.stderr
+                .wait_nth("The guest reboots: starting its machine again", boot);
+            rum.stdout.wait(&format!("Stopped forwarding {port}"));
+        }
+        assert_eq!(rum.wait().code(), Some(1));
+        rum.stderr.wait("The guest ended: it powered off");
+        let said = rum.stderr.all().join("\n");
+        assert!(!said.contains("Agent still lost"), "{said}");
+        until_nothing_is_left(&vms.setup);
+    });
+}
+
+#[test]
+fn rum_ends_between_two_boots() {
+    in_netns(|| {
+        let vms = Vms::new();
+        vms.configure("dev", 5000, "", "");
+        let mut rum = vms.up("dev");
+        for boot in 1..=3 {
+            rum.stderr.wait_nth("Agent up after", boot);
+            until_served(5000, "dev");
+            get(5000, "/cgi-bin/sh?reboot+-f");
+        }
+        // A guest that does so on and on gets pauses.
+        rum.stderr.wait_nth("Agent up after", 4);
+        until_served(5000, "dev");
+        get(5000, "/cgi-bin/sh?reboot+-f");
+        rum.stderr
+            .wait("reboots soon after each start: starting its machine again in 1 s");
+        rum.signal(Signal::TERM);
+        assert_eq!(rum.wait().code(), Some(143));
         until_nothing_is_left(&vms.setup);
     });
 }

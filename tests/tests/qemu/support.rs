@@ -8,11 +8,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rum_tests::assets::assets;
 use rum_tests::rum::{Rum, Setup};
 use rum_tests::wait::until;
 
 /// PID 1 of the guest. `port=N` on the kernel's command line is where it serves `word=W`; asked
-/// for /cgi-bin/reboot it reboots. It powers off at the press of its button, a shell is on the
+/// for /cgi-bin/sh?COMMAND, with a + for each space, it runs that. It powers off at the press of its button, a shell is on the
 /// console.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
@@ -27,35 +28,14 @@ while read -r module; do insmod "/modules/$module"; done </modules/order
 ip link set lo up
 mkdir -p /www/cgi-bin
 echo "$word" >/www/index.html
-printf '#!/bin/sh\necho; (sleep 1; reboot -f) >/dev/null 2>&1 &\n' >/www/cgi-bin/reboot
-chmod +x /www/cgi-bin/reboot
+printf '#!/bin/sh\necho; eval "$(echo "$QUERY_STRING" | tr + " ")"\n' >/www/cgi-bin/sh
+chmod +x /www/cgi-bin/sh
 httpd -p "$port" -h /www
 press() { dd if="$1" bs=24 count=1 of=/dev/null 2>/dev/null && poweroff -f; }
 for event in /dev/input/event*; do press "$event" & done
 echo "init: up"
 while :; do setsid sh -c 'exec sh </dev/ttyS0 >/dev/ttyS0 2>&1'; done
 "#;
-
-/// Where the assets are, as in `tests/vm-assets`.
-///
-/// # Panics
-/// When they are not there.
-pub fn assets() -> PathBuf {
-    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let home = || PathBuf::from(var("HOME").expect("HOME is set")).join(".cache");
-    let default = || {
-        let cache = var("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);
-        cache.join("rum-tests")
-    };
-    let assets = var("RUM_TEST_CACHE").map_or_else(default, PathBuf::from);
-    let stamp = assets.join("stamp");
-    assert!(
-        stamp.is_file(),
-        "no {}: run tests/vm-assets",
-        stamp.display()
-    );
-    assets
-}
 
 /// Writes the initramfs to `out`.
 fn initramfs(assets: &Path, out: &Path) {
@@ -119,6 +99,14 @@ impl Vms {
             kernel.display()
         );
         fs::write(self.setup.path().join(format!("{name}.toml")), text).expect("ours");
+    }
+
+    /// Replaces `this` in `NAME.toml` by `that`.
+    pub fn replace(&self, name: &str, this: &str, that: &str) {
+        let path = self.setup.path().join(format!("{name}.toml"));
+        let text = fs::read_to_string(&path).expect("configured");
+        assert!(text.contains(this), "{text}");
+        fs::write(path, text.replace(this, that)).expect("ours");
     }
 
     /// The tests' own PATH with the assets' programs.

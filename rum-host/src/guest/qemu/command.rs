@@ -171,6 +171,8 @@ pub fn qemu(machine: &Machine<'_>) -> Vec<OsString> {
             line.add("-device", "vhost-user-vsock-pci,chardev=vsock");
         }
     }
+    // A reboot ends it, and rum starts it again: see `mod`.
+    line.add("-action", "reboot=shutdown");
     match &spec.boot {
         Boot::Image(_) => boot_image(&mut line, machine),
         Boot::Kernel { kernel, append, .. } => boot_kernel(&mut line, machine, kernel, append),
@@ -216,9 +218,6 @@ fn boot_kernel(line: &mut Line, machine: &Machine<'_>, kernel: &Path, append: &s
         payload::RDINIT,
     );
     line.add("-append", parameters.trim_end());
-    // A kernel that panics before the agent is up would do so again and again; from then on rum
-    // lets it reboot.
-    line.add("-action", "reboot=shutdown");
 }
 
 /// The command line of `vhost-device-vsock`, program included.

@@ -23,13 +23,18 @@ const KEPT: u64 = 1 << 20;
 /// # Errors
 /// As open(2).
 pub fn create(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)?;
+    let file = open(path)?;
     file.set_len(0)?;
     Ok(file)
+}
+
+/// Opens a log to append to.
+///
+/// # Errors
+/// As open(2).
+pub fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600).open(path)
 }
 
 /// The last `lines` lines that say something, fit for a terminal. Empty if there is no such file.

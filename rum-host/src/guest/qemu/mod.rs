@@ -11,12 +11,19 @@
 //! ([`crate::payload`]). An image is never written: the guest's writes go to an overlay
 //! (`overlay`), which stays.
 //!
-//! A guest may reboot: the VM stays, the agent comes back by itself. Only a kernel that reboots
-//! before its agent was ever there ends the VM, since it would do so again and again.
+//! A guest may reboot. QEMU ends with the guest's reset (`-action reboot=shutdown`), which it tells
+//! from a power-off, and rum starts it again, with a new vsock device beside it: vhost-device-vsock
+//! ends for good when anything moves on its host's side while the guest's driver is away, which is
+//! what a reboot is. It is the same with /dev/vhost-vsock, where a reset in place would do: one way
+//! is simpler than two, it costs some tenths of a second, and connections of the old boot end at
+//! once instead of at their next byte. Disk, logs, CID and sockets stay. How often: `reboots`.
 //!
 //! Invariants: none of the VM's processes outlives rum ([`crate::sandbox`]); nothing of it listens
 //! on a network of the host (`command`); what its logs say is cleaned before it is shown.
 
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rum_shared::transport::Endpoint;
@@ -31,6 +38,7 @@ mod log;
 mod overlay;
 mod process;
 mod qmp;
+mod reboots;
 mod spec;
 mod start;
 mod state;
@@ -40,6 +48,8 @@ pub use spec::{Accel, Boot, Spec, SshKey};
 use command::{Device, Engine};
 use process::Process;
 use qmp::{Event, Qmp};
+use reboots::{Next, Reboots};
+use start::Launcher;
 use state::StateDir;
 
 /// Without an agent for so long something is probably wrong; translated instructions take longer.
@@ -55,28 +65,89 @@ const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Lines of a log that are shown when something went wrong.
 const TAIL: usize = 15;
+/// QEMU's word for the guest's reset, which ends it here.
+const REBOOTED: &str = "guest-reset";
 
-/// A running VM.
+/// A VM: running, or between two boots.
 #[derive(Debug)]
 pub struct Qemu {
     name: String,
     kernel: bool,
-    process: Process,
-    qmp: Qmp,
+    launcher: Arc<Launcher>,
+    machine: Machine,
     state: StateDir,
     tell: Tell,
+    /// When this boot began.
     started: Instant,
-    agent: watch::Receiver<bool>,
+    agent: watch::Receiver<u64>,
+    /// How often the agent had been connected to when this boot began.
+    agent_before: u64,
     agent_was_up: bool,
     late_at: Option<tokio::time::Instant>,
     /// Why QEMU says that the machine stops.
     shutdown: Option<String>,
+    reboots: Reboots,
     end: Option<GuestEnd>,
+}
+
+/// The processes.
+enum Machine {
+    /// They run.
+    On {
+        process: Process,
+        /// None once QEMU has closed it.
+        qmp: Option<Qmp>,
+    },
+    /// They are being started again, perhaps after a pause.
+    Off(Restart),
+}
+
+/// Kept by its owner, so that a caller who stops waiting does not stop it.
+type Restart = Pin<Box<dyn Future<Output = Result<start::Running, GuestError>> + Send>>;
+
+impl Machine {
+    fn on((process, qmp): start::Running) -> Self {
+        Self::On {
+            process,
+            qmp: Some(qmp),
+        }
+    }
+
+    /// The next thing that QEMU says or does. Cancel-safe.
+    async fn next(&mut self) -> Happened {
+        match self {
+            Self::Off(restart) => match restart.await {
+                Ok(running) => Happened::Started(running),
+                Err(error) => Happened::NotStarted(error),
+            },
+            Self::On { process, qmp } => {
+                // QEMU's end is seen here first, whatever ended it, and so its reason is heard.
+                if let Some(open) = qmp {
+                    match open.event().await {
+                        Some(event) => return Happened::Event(event),
+                        None => *qmp = None,
+                    }
+                }
+                Happened::Ended(process.ended().await)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::On { .. } => "On",
+            Self::Off(_) => "Off",
+        })
+    }
 }
 
 /// What can happen to a VM.
 enum Happened {
     Ended(String),
+    Started(start::Running),
+    NotStarted(GuestError),
     Event(Event),
     AgentUp,
     Late,
@@ -88,40 +159,52 @@ impl Qemu {
     pub async fn start(
         guest: &GuestSpec,
         spec: &Spec,
-        dir: &RuntimeDir,
+        dir: &Arc<RuntimeDir>,
         link: &Link,
     ) -> Result<(Endpoint, Self), GuestError> {
         let begun = Instant::now();
         let state = StateDir::open(&guest.name)?;
         let tell = link.tell.clone();
-        let started = start::start(guest, spec, dir, &state, &tell).await?;
-        let after = begun.elapsed();
-        tell.say(Progress::Running { after });
-        let endpoint = match started.device {
+        let (launcher, running) = start::start(guest, spec, dir, &state, &tell).await?;
+        let endpoint = match launcher.device() {
             Device::Vhost { cid } => Endpoint::Vsock { cid },
             Device::User => Endpoint::Connect {
                 socket: dir.vsock_socket(),
             },
         };
-        let patience = match started.engine {
-            Engine::Kvm => AGENT_DEADLINE,
-            Engine::Tcg => AGENT_DEADLINE_TCG,
-        };
-        let this = Self {
+        let kernel = matches!(spec.boot, Boot::Kernel { .. });
+        let mut this = Self {
             name: guest.name.clone(),
-            kernel: matches!(spec.boot, Boot::Kernel { .. }),
-            process: started.process,
-            qmp: started.qmp,
+            kernel,
+            launcher: Arc::new(launcher),
+            machine: Machine::on(running),
             state,
             tell,
             started: begun,
             agent: link.agent.clone(),
+            agent_before: 0,
             agent_was_up: false,
-            late_at: Some(tokio::time::Instant::now() + patience),
+            late_at: None,
             shutdown: None,
+            reboots: Reboots::new(kernel),
             end: None,
         };
+        this.boots();
         Ok((endpoint, this))
+    }
+
+    /// The machine runs, for the first time or again.
+    fn boots(&mut self) {
+        self.agent_before = *self.agent.borrow();
+        self.agent_was_up = false;
+        self.shutdown = None;
+        let patience = match self.launcher.engine() {
+            Engine::Kvm => AGENT_DEADLINE,
+            Engine::Tcg => AGENT_DEADLINE_TCG,
+        };
+        self.late_at = Some(tokio::time::Instant::now() + patience);
+        let after = self.started.elapsed();
+        self.tell.say(Progress::Running { after });
     }
 
     /// Time to power off when asked.
@@ -137,7 +220,6 @@ impl Qemu {
         if let Some(end) = &self.end {
             return end.clone();
         }
-        let mut qmp_is_there = true;
         loop {
             let late = async {
                 match self.late_at {
@@ -145,59 +227,85 @@ impl Qemu {
                     None => std::future::pending().await,
                 }
             };
+            let on = matches!(self.machine, Machine::On { .. });
+            let before = self.agent_before;
             let up = async {
                 match self.agent_was_up {
-                    false if self.agent.wait_for(|up| *up).await.is_ok() => {}
+                    false if self.agent.wait_for(|up| *up > before).await.is_ok() => {}
                     _ => std::future::pending().await,
                 }
             };
             let happened = tokio::select! {
-                event = self.qmp.event(), if qmp_is_there => match event {
-                    Some(event) => Happened::Event(event),
-                    None => { qmp_is_there = false; continue }
-                },
-                ended = self.process.ended() => Happened::Ended(ended),
-                () = up => Happened::AgentUp,
+                happened = self.machine.next() => happened,
+                () = up, if on => Happened::AgentUp,
                 () = late => Happened::Late,
                 () = tokio::time::sleep(LOG_PERIOD) => Happened::LogPeriod,
             };
-            match happened {
-                Happened::Ended(how) => {
-                    // What QEMU still said of the reason.
-                    while let Some(event) = self.qmp.event().await {
-                        self.event(event);
-                    }
-                    let reason = self.reason(how);
-                    return self.end.insert(GuestEnd { reason }).clone();
+            let end = match happened {
+                Happened::Ended(how) => self.machine_ended(how),
+                Happened::NotStarted(error) => Some(self.not_started(&error)),
+                Happened::Started(running) => {
+                    self.machine = Machine::on(running);
+                    self.boots();
+                    None
                 }
-                Happened::Event(event) => self.event(event),
-                Happened::AgentUp => self.agent_is_up().await,
-                Happened::Late => self.agent_is_late(),
+                Happened::Event(event) => {
+                    self.event(event);
+                    None
+                }
+                Happened::AgentUp => {
+                    self.agent_is_up();
+                    None
+                }
+                Happened::Late => {
+                    self.agent_is_late();
+                    None
+                }
                 Happened::LogPeriod => {
                     if let Err(error) = log::bound(&self.state.console_log()) {
                         tracing::debug!(%error, "cannot look after the console's log");
                     }
+                    self.tell_of_boot();
+                    None
                 }
+            };
+            if let Some(reason) = end {
+                return self.end.insert(GuestEnd { reason }).clone();
+            }
+        }
+    }
+
+    /// The processes have ended. Returns why the guest has, or None if it is started again.
+    fn machine_ended(&mut self, how: String) -> Option<String> {
+        if self.shutdown.as_deref() != Some(REBOOTED) {
+            return Some(self.reason(how));
+        }
+        // Whether it is up may be known already, but not here.
+        let agent = self.agent_was_up || *self.agent.borrow() > self.agent_before;
+        match self.reboots.next(self.started.elapsed(), agent) {
+            Next::GiveUp(times) => Some(self.gave_up(times)),
+            Next::Start(pause) => {
+                self.tell.say(Progress::Rebooting { pause });
+                self.late_at = None;
+                self.started = Instant::now() + pause;
+                let launcher = self.launcher.clone();
+                self.machine = Machine::Off(Box::pin(async move {
+                    tokio::time::sleep(pause).await;
+                    launcher.restart().await
+                }));
+                None
             }
         }
     }
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Reset => self.tell.say(Progress::Rebooting),
             Event::Shutdown(reason) => self.shutdown = Some(reason),
             Event::Panicked => self.shutdown = Some("guest-panic".to_owned()),
         }
     }
 
-    async fn agent_is_up(&mut self) {
-        // From now on a reboot is one, even if this is dropped meanwhile and done again.
-        if self.kernel {
-            let reboot = "{\"reboot\":\"reset\"}";
-            if let Err(error) = self.qmp.execute_with("set-action", reboot).await {
-                tracing::warn!(%error, "the VM will end when its guest reboots");
-            }
-        }
+    fn agent_is_up(&mut self) {
         self.agent_was_up = true;
         self.late_at = None;
         let after = self.started.elapsed();
@@ -213,10 +321,38 @@ impl Qemu {
         self.show(&self.state.console_log());
     }
 
+    /// A distribution boots for long enough to make one wonder.
+    fn tell_of_boot(&self) {
+        if self.agent_was_up || !matches!(self.machine, Machine::On { .. }) {
+            return;
+        }
+        if let Some(line) = log::tail(&self.state.console_log(), 1).pop() {
+            let after = self.started.elapsed();
+            self.tell.say(Progress::StillBooting { after, line });
+        }
+    }
+
     fn show(&self, log: &std::path::Path) {
         for line in log::tail(log, TAIL) {
             self.tell.say(Progress::LogLine(line));
         }
+    }
+
+    /// As [`Qemu::reason`], of a guest that only reboots.
+    fn gave_up(&self, times: u32) -> String {
+        self.show(&self.state.console_log());
+        match times {
+            1 => "it rebooted before its agent was up".to_owned(),
+            _ => format!("it rebooted {times} times in a row before its agent was up"),
+        }
+    }
+
+    /// As [`Qemu::reason`], of a machine that could not be started again.
+    fn not_started(&self, error: &GuestError) -> String {
+        for line in error.example().iter().flat_map(|lines| lines.lines()) {
+            self.tell.say(Progress::LogLine(line.to_owned()));
+        }
+        format!("it rebooted, and {error}")
     }
 
     /// Says why it ended, and shows what the logs know of it.
@@ -224,7 +360,6 @@ impl Qemu {
         let early = !self.agent_was_up;
         let (reason, guests_own) = match self.shutdown.as_deref() {
             Some("guest-shutdown") => ("it powered off".to_owned(), true),
-            Some("guest-reset") => ("it rebooted before its agent was up".to_owned(), true),
             Some("guest-panic") => ("its kernel panicked".to_owned(), true),
             _ => (how, false),
         };
@@ -238,30 +373,37 @@ impl Qemu {
     }
 
     /// As [`super::Guest::stop`]: presses the power button, then switches it off.
-    pub async fn stop(mut self, deadline: Duration) -> Stopped {
+    pub async fn stop(self, deadline: Duration) -> Stopped {
+        // Between two boots there is nothing to be asked, and what has been started goes with this.
+        let Machine::On { mut process, qmp } = self.machine else {
+            return Stopped::Clean;
+        };
         if self.end.is_some() {
             return Stopped::Clean;
         }
-        if !deadline.is_zero() && self.qmp.execute("system_powerdown").await.is_ok() {
+        let mut qmp = qmp;
+        let mut ask = async |command| match &mut qmp {
+            Some(qmp) => qmp.execute(command).await.is_ok(),
+            None => false,
+        };
+        if !deadline.is_zero() && ask("system_powerdown").await {
             self.tell.say(Progress::PoweringOff { deadline });
-            if tokio::time::timeout(deadline, self.process.ended())
-                .await
-                .is_ok()
-            {
+            let ended = tokio::time::timeout(deadline, process.ended());
+            if ended.await.is_ok() {
                 return Stopped::Clean;
             }
             self.tell.say(Progress::SwitchedOff { deadline });
         }
         // QEMU writes its caches first.
         let quit = async {
-            let _ = self.qmp.execute("quit").await;
-            self.process.ended().await
+            ask("quit").await;
+            process.ended().await
         };
         if tokio::time::timeout(QUIT_DEADLINE, quit).await.is_ok() {
             return Stopped::Clean;
         }
-        self.process.kill();
-        match tokio::time::timeout(QUIT_DEADLINE, self.process.ended()).await {
+        process.kill();
+        match tokio::time::timeout(QUIT_DEADLINE, process.ended()).await {
             Ok(_) => Stopped::Killed,
             Err(_) => Stopped::Stuck,
         }

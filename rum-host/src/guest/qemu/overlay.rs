@@ -70,12 +70,20 @@ impl Base {
     }
 }
 
+/// An overlay that is there.
+#[derive(Debug)]
+pub struct Overlay {
+    /// cloud-init's instance id.
+    pub instance: String,
+    /// Whether nothing was written to it yet.
+    pub fresh: bool,
+}
+
 /// Makes the overlay over `image`, or finds that of the last time; with `reset` always a new one.
-/// Returns cloud-init's instance id.
 ///
 /// # Errors
 /// The image cannot be read or has changed since; `qemu-img` is not there or fails.
-pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<String, GuestError> {
+pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Overlay, GuestError> {
     let fresh = format!("rum-{:016x}", fastrand::u64(..));
     let mut base = Base::of(image, fresh).map_err(|error| {
         GuestError::vm(format!(
@@ -90,7 +98,10 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Stri
     {
         base.instance.clone_from(&known.instance);
         if known == base {
-            return Ok(known.instance);
+            return Ok(Overlay {
+                instance: known.instance,
+                fresh: false,
+            });
         }
         let what = match known.image == base.image {
             true => format!("{} has changed", base.image.display()),
@@ -125,7 +136,10 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Stri
         let path = state.base();
         GuestError::vm(format!("cannot write {}: {error}", path.display()))
     })?;
-    Ok(base.instance)
+    Ok(Overlay {
+        instance: base.instance,
+        fresh: true,
+    })
 }
 
 #[derive(Facet)]

@@ -32,8 +32,6 @@ pub struct Qmp {
 /// What QEMU tells of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The guest rebooted, by itself or not.
-    Reset,
     /// The machine stops for good, for this reason in QEMU's words (`guest-shutdown`, …).
     Shutdown(String),
     /// The guest's kernel said that it panicked.
@@ -73,22 +71,14 @@ impl Qmp {
         Ok(this)
     }
 
-    /// Runs a command without arguments.
+    /// Runs a command. None that is used here takes arguments.
     ///
     /// # Errors
     /// What QEMU says; `UnexpectedEof` when it is gone.
     pub async fn execute(&mut self, command: &str) -> io::Result<()> {
-        self.execute_with(command, "{}").await
-    }
-
-    /// Runs a command; `arguments` is a JSON object.
-    ///
-    /// # Errors
-    /// As [`Qmp::execute`].
-    pub async fn execute_with(&mut self, command: &str, arguments: &str) -> io::Result<()> {
         self.last_id += 1;
         let id = self.last_id;
-        let text = format!("{{\"execute\":\"{command}\",\"arguments\":{arguments},\"id\":{id}}}\n");
+        let text = format!("{{\"execute\":\"{command}\",\"id\":{id}}}\n");
         self.stream.write_all(text.as_bytes()).await?;
         loop {
             let line = self.line().await?;
@@ -142,7 +132,6 @@ impl Qmp {
 fn event(name: Option<String>, data: Option<Data>) -> Option<Event> {
     let reason = || data.and_then(|data| data.reason).unwrap_or_default();
     match name.as_deref()? {
-        "RESET" => Some(Event::Reset),
         "SHUTDOWN" => Some(Event::Shutdown(reason())),
         "GUEST_PANICKED" => Some(Event::Panicked),
         _ => None,
@@ -181,8 +170,7 @@ mod tests {
         let client = async {
             let mut qmp = Qmp::connect(&path).await?;
             for _ in 1..answers.len() {
-                qmp.execute_with("set-action", "{\"reboot\":\"reset\"}")
-                    .await?;
+                qmp.execute("quit").await?;
             }
             Ok(qmp)
         };
@@ -192,22 +180,23 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_told_from_events_and_none_is_lost() {
-        let reset = "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 2}, \"event\": \"RESET\", \
-            \"data\": {\"guest\": true, \"reason\": \"guest-reset\"}}\r\n";
+        let panicked = "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 2}, \
+            \"event\": \"GUEST_PANICKED\", \"data\": {\"action\": \"pause\"}}\r\n";
         let others = "{\"event\": \"RTC_CHANGE\", \"data\": {\"offset\": 78}}\r\nnot JSON\r\n\
             {\"event\": \"STOP\"}\r\n{\"return\": {}, \"id\": 77}\r\n";
         let shutdown = "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \
             \"reason\": \"guest-shutdown\"}}\r\n";
         let first = "{\"return\": {}, \"id\": 1}\r\n".to_owned();
-        let second = format!("{reset}{others}{{\"id\": 2, \"return\": [1, {{}}]}}\r\n{shutdown}");
+        let second =
+            format!("{panicked}{others}{{\"id\": 2, \"return\": [1, {{}}]}}\r\n{shutdown}");
         let (qmp, heard) = served(&[&first, &second]).await;
         let mut qmp = qmp.unwrap();
-        assert_eq!(qmp.event().await, Some(Event::Reset));
+        assert_eq!(qmp.event().await, Some(Event::Panicked));
         let reason = Event::Shutdown("guest-shutdown".to_owned());
         assert_eq!(qmp.event().await, Some(reason));
         assert_eq!(qmp.event().await, None);
         assert!(heard[0].contains("\"qmp_capabilities\""), "{heard:?}");
-        assert!(heard[1].contains("{\"reboot\":\"reset\"}"), "{heard:?}");
+        assert!(heard[1].contains("\"quit\""), "{heard:?}");
     }
 
     #[tokio::test]

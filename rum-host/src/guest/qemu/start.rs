@@ -4,12 +4,17 @@
 //! fail), and neither is whether a CID is free. So the start itself is the probe: QEMU answers on
 //! QMP only when the machine is set up, and if it ends before that it is started once more with
 //! what its last words suggest.
+//!
+//! What worked is kept in a [`Launcher`], which starts the same machine again when its guest has
+//! rebooted: with its disk, its logs and its CID.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rum_shared::text::clean;
 use tokio::process::Command;
 
 use super::command::{self, Arch, Device, Engine, Files, Machine, SANDBOX};
@@ -33,27 +38,40 @@ const ATTEMPTS: usize = 4;
 const LOG_LINES: usize = 5;
 /// Largest user-data or key that is read, in bytes: what fits into a seed disk many times over.
 const MAX_FILE: u64 = 1 << 20;
+/// Most characters of a path that are shown.
+const MAX_PATH: usize = 300;
 /// The vsock device for hosts without /dev/vhost-vsock.
 const VSOCK_DEVICE: &str = "vhost-device-vsock";
 /// QEMU's words when another VM has the CID.
 const CID_TAKEN: &str = "set guest cid";
 
 /// A machine that runs.
-pub struct Started {
-    pub process: Process,
-    pub qmp: Qmp,
-    pub engine: Engine,
-    pub device: Device,
+pub type Running = (Process, Qmp);
+
+/// How to start a machine, at first and after each of its reboots.
+#[derive(Debug)]
+pub struct Launcher {
+    name: String,
+    spec: Spec,
+    arch: Arch,
+    engine: Engine,
+    sandbox: bool,
+    device: Device,
+    /// The device's, if it has one.
+    device_program: Option<PathBuf>,
+    files: Files,
+    dir: Arc<RuntimeDir>,
+    state: StateDir,
 }
 
-/// Starts the VM.
+/// Starts the VM for the first time.
 pub async fn start(
     guest: &GuestSpec,
     spec: &Spec,
-    dir: &RuntimeDir,
+    dir: &Arc<RuntimeDir>,
     state: &StateDir,
     tell: &Tell,
-) -> Result<Started, GuestError> {
+) -> Result<(Launcher, Running), GuestError> {
     let arch = Arch::named(std::env::consts::ARCH).ok_or_else(|| {
         GuestError::vm(format!("no VMs on {} yet", std::env::consts::ARCH))
             .with_hint("boot one yourself, and use kind `vsock` or `unix`")
@@ -61,61 +79,143 @@ pub async fn start(
     let sandbox = can_sandbox(arch.program()).await?;
     let (device, device_program) = choose_device()?;
     let files = files(dir, state);
-    prepare(guest, spec, state).await?;
+    prepare(guest, spec, state, tell).await?;
     let (engine, mut because) = choose_engine(spec.accel)?;
-    let mut machine = Machine {
-        name: &guest.name,
+    let mut launcher = Launcher {
+        name: guest.name.clone(),
+        spec: spec.clone(),
         arch,
-        spec,
         engine,
         sandbox,
         device,
-        files: &files,
+        device_program,
+        files,
+        dir: dir.clone(),
+        state: state.clone(),
     };
     for attempt in 1.. {
-        if attempt == 1 || machine.engine != engine {
+        if attempt == 1 || launcher.engine != engine {
             tell.say(Progress::Booting {
-                engine: machine.engine.name(),
+                engine: launcher.engine.name(),
                 because: because.clone(),
             });
         }
-        let (ended, said) = match launch(&machine, device_program.as_deref(), dir, state).await? {
-            Launch::Runs(runs) => {
-                let (process, qmp) = *runs;
-                return Ok(Started {
-                    process,
-                    qmp,
-                    engine: machine.engine,
-                    device: machine.device,
-                });
-            }
+        let log = launcher.new_log()?;
+        let (ended, said) = match launcher.launch(log).await? {
+            Launch::Runs(running) => return Ok((launcher, *running)),
             Launch::Ended(ended, said) => (ended, said),
         };
         let last = said.last().cloned().unwrap_or_default();
-        let again = match (machine.device, machine.engine, spec.accel) {
+        let again = match (launcher.device, launcher.engine, spec.accel) {
             (Device::Vhost { .. }, _, _) if last.contains(CID_TAKEN) => {
-                machine.device = Device::Vhost { cid: draw_cid() };
+                launcher.device = Device::Vhost { cid: draw_cid() };
                 true
             }
             (_, Engine::Kvm, Accel::Auto) => {
-                machine.engine = Engine::Tcg;
+                launcher.engine = Engine::Tcg;
                 because = Some(format!("KVM does not work here ({ended})"));
                 true
             }
             _ => false,
         };
         if !again || attempt == ATTEMPTS {
-            let path = state.qemu_log();
-            return Err(GuestError::vm(format!("QEMU did not start: {ended}"))
-                .with_hint(format!(
-                    "its last words, all of which are in {}",
-                    path.display()
-                ))
-                .with_lines(said));
+            return Err(launcher.did_not_start(&ended, said));
         }
         tracing::info!(ended, last, "QEMU did not start, trying in another way");
     }
     unreachable!("the loop returns at its last attempt")
+}
+
+impl Launcher {
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Starts the machine again after its end, as it was. Its vsock device is a new one: one that
+    /// outlives its guest's driver may not survive it (see `mod`).
+    pub async fn restart(&self) -> Result<Running, GuestError> {
+        match self.launch(self.log()?).await? {
+            Launch::Runs(running) => Ok(*running),
+            Launch::Ended(ended, said) => Err(self.did_not_start(&ended, said)),
+        }
+    }
+
+    fn did_not_start(&self, ended: &str, said: Vec<String>) -> GuestError {
+        GuestError::vm(format!("QEMU did not start: {ended}"))
+            .with_hint(format!(
+                "its last words, all of which are in {}",
+                self.state.qemu_log().display()
+            ))
+            .with_lines(said)
+    }
+
+    /// The processes' log, to append to.
+    fn log(&self) -> Result<fs::File, GuestError> {
+        let path = self.state.qemu_log();
+        log::open(&path)
+            .map_err(|error| GuestError::vm(format!("cannot write {}: {error}", path.display())))
+    }
+
+    /// As [`Launcher::log`], emptied.
+    fn new_log(&self) -> Result<fs::File, GuestError> {
+        let path = self.state.qemu_log();
+        log::create(&path)
+            .map_err(|error| GuestError::vm(format!("cannot write {}: {error}", path.display())))
+    }
+
+    async fn launch(&self, log: fs::File) -> Result<Launch, GuestError> {
+        let files = &self.files;
+        for socket in [&files.qmp, &files.console, &files.vhost, &files.vsock] {
+            // What an earlier attempt or boot left.
+            let _ = fs::remove_file(socket);
+        }
+        let mut programs = Vec::new();
+        if let (Device::User, Some(program)) = (self.device, &self.device_program) {
+            programs.push(command::vsock_device(program, files));
+        }
+        programs.push(command::qemu(&Machine {
+            name: &self.name,
+            arch: self.arch,
+            spec: &self.spec,
+            engine: self.engine,
+            sandbox: self.sandbox,
+            device: self.device,
+            files,
+        }));
+        let mut process = Process::start(&self.dir, &programs, log)?;
+        let set_up = async {
+            if programs.len() > 1 {
+                until_there(&mut process, &files.vhost).await?;
+                process.start_next().await;
+            }
+            loop {
+                tokio::select! {
+                    ended = process.ended() => return Err(ended),
+                    qmp = Qmp::connect(&files.qmp) => match qmp {
+                        Ok(qmp) => return Ok(qmp),
+                        Err(error) => tracing::trace!(%error, "QMP does not answer yet"),
+                    }
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        match tokio::time::timeout(START_DEADLINE, set_up).await {
+            Ok(Ok(qmp)) => Ok(Launch::Runs(Box::new((process, qmp)))),
+            Ok(Err(ended)) => Ok(Launch::Ended(
+                ended,
+                log::tail(&self.state.qemu_log(), LOG_LINES),
+            )),
+            Err(_) => Err(GuestError::vm(format!(
+                "QEMU did not answer within {} s",
+                START_DEADLINE.as_secs()
+            ))
+            .with_hint(format!("{} may say why", self.state.qemu_log().display()))),
+        }
+    }
 }
 
 fn files(dir: &RuntimeDir, state: &StateDir) -> Files {
@@ -205,7 +305,12 @@ fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestError> {
 }
 
 /// Makes what the machine boots from.
-async fn prepare(guest: &GuestSpec, spec: &Spec, state: &StateDir) -> Result<(), GuestError> {
+async fn prepare(
+    guest: &GuestSpec,
+    spec: &Spec,
+    state: &StateDir,
+    tell: &Tell,
+) -> Result<(), GuestError> {
     let payload_failed = |error: io::Error| {
         GuestError::vm(format!("cannot put the agent beside the guest: {error}"))
     };
@@ -225,7 +330,11 @@ async fn prepare(guest: &GuestSpec, spec: &Spec, state: &StateDir) -> Result<(),
             payload::initramfs(initrd.as_deref(), &state.initramfs()).map_err(payload_failed)
         }
         Boot::Image(image) => {
-            let instance = overlay::prepare(image, state, guest.reset).await?;
+            let overlay = overlay::prepare(image, state, guest.reset).await?;
+            tell.say(Progress::Overlay {
+                image: clean(&image.to_string_lossy(), MAX_PATH),
+                fresh: overlay.fresh,
+            });
             let user_data = spec.user_data.as_deref().map(read_text).transpose()?;
             let ssh_key = match &spec.ssh_key {
                 None => None,
@@ -234,7 +343,7 @@ async fn prepare(guest: &GuestSpec, spec: &Spec, state: &StateDir) -> Result<(),
             };
             let seed = payload::Seed {
                 name: &guest.name,
-                instance: &instance,
+                instance: &overlay.instance,
                 user_data: user_data.as_deref(),
                 ssh_key: ssh_key.as_deref(),
             };
@@ -260,60 +369,9 @@ fn read_text(path: &Path) -> Result<String, GuestError> {
 /// What came of a start.
 enum Launch {
     /// The machine runs.
-    Runs(Box<(Process, Qmp)>),
+    Runs(Box<Running>),
     /// How it ended, and the last lines of its log.
     Ended(String, Vec<String>),
-}
-
-async fn launch(
-    machine: &Machine<'_>,
-    device_program: Option<&Path>,
-    dir: &RuntimeDir,
-    state: &StateDir,
-) -> Result<Launch, GuestError> {
-    let files = machine.files;
-    for socket in [&files.qmp, &files.console, &files.vhost, &files.vsock] {
-        // What an earlier attempt left.
-        let _ = fs::remove_file(socket);
-    }
-    let log = log::create(&state.qemu_log()).map_err(|error| {
-        let path = state.qemu_log();
-        GuestError::vm(format!("cannot write {}: {error}", path.display()))
-    })?;
-    let mut programs = Vec::new();
-    if let (Device::User, Some(program)) = (machine.device, device_program) {
-        programs.push(command::vsock_device(program, files));
-    }
-    programs.push(command::qemu(machine));
-    let mut process = Process::start(dir, &programs, log)?;
-    let set_up = async {
-        if programs.len() > 1 {
-            until_there(&mut process, &files.vhost).await?;
-            process.start_next().await;
-        }
-        loop {
-            tokio::select! {
-                ended = process.ended() => return Err(ended),
-                qmp = Qmp::connect(&files.qmp) => match qmp {
-                    Ok(qmp) => return Ok(qmp),
-                    Err(error) => tracing::trace!(%error, "QMP does not answer yet"),
-                }
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    match tokio::time::timeout(START_DEADLINE, set_up).await {
-        Ok(Ok(qmp)) => Ok(Launch::Runs(Box::new((process, qmp)))),
-        Ok(Err(ended)) => Ok(Launch::Ended(
-            ended,
-            log::tail(&state.qemu_log(), LOG_LINES),
-        )),
-        Err(_) => Err(GuestError::vm(format!(
-            "QEMU did not answer within {} s",
-            START_DEADLINE.as_secs()
-        ))
-        .with_hint(format!("{} may say why", state.qemu_log().display()))),
-    }
 }
 
 /// Waits for the socket of a program that has just been started; Err says how that ended instead.

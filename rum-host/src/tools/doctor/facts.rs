@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rum_agent::kernel::sock_diag::SockDiag;
@@ -170,6 +171,7 @@ async fn guest(base: &Path) -> Tried<GuestFacts> {
     let below = base.join(format!(".doctor-{}", std::process::id()));
     let tried = async {
         let dir = RuntimeDir::create_in(&below, "guest").map_err(|e| no(e.into()))?;
+        let dir = Arc::new(dir);
         let spec = GuestSpec {
             name: "guest".to_owned(),
             kind: GuestKind::Namespace,

@@ -1,0 +1,102 @@
+//! The specification of the [`Planner`](super::Planner): the plan that a look at everything
+//! makes, without a memory of what was looked at before.
+
+use super::candidate::{Reserved, candidate};
+use super::*;
+
+/// What listens in the guest, and since when the host knows.
+pub(super) type Heard = BTreeMap<u16, (Listener, Instant)>;
+
+/// The forwards that should be, and those that are decided about at these moments.
+fn desired(
+    policy: &Policy,
+    heard: &Heard,
+    now: Instant,
+) -> (BTreeMap<Key, Want>, BTreeMap<Key, Instant>) {
+    let (mut wants, mut awaiting) = (BTreeMap::new(), BTreeMap::new());
+    for forward in &policy.statics {
+        let want = Want {
+            guest: forward.guest,
+            host: forward.host,
+            on_conflict: OnConflict::Wait,
+        };
+        wants.insert(Key::Static(forward.host), want);
+    }
+    for (listener, known_since) in heard.values() {
+        let key = Key::Auto(GuestPort(listener.port));
+        match policy.judge(listener, *known_since, now) {
+            Verdict::Forward(want) => drop(wants.insert(key, want)),
+            Verdict::AwaitingProcess { until } => drop(awaiting.insert(key, until)),
+            Verdict::Ignored { .. } | Verdict::OutOfRange => {}
+        }
+    }
+    (wants, awaiting)
+}
+
+/// How many forwards are wanted by only one of the two policies, or differ.
+pub(super) fn differences(a: &Policy, b: &Policy, heard: &Heard, now: Instant) -> usize {
+    let (a, b) = (desired(a, heard, now).0, desired(b, heard, now).0);
+    let keys: BTreeSet<&Key> = a.keys().chain(b.keys()).collect();
+    keys.iter().filter(|key| a.get(key) != b.get(key)).count()
+}
+
+/// What to do, and when to ask again if that is nothing.
+pub(super) fn plan(
+    policy: &Policy,
+    heard: &Heard,
+    actual: &BTreeMap<Key, Binding>,
+    now: Instant,
+) -> (Vec<Action>, Option<Instant>) {
+    let (wants, awaiting) = desired(policy, heard, now);
+    let territories = policy.auto.as_ref().map(AutoPolicy::territories);
+    let territories = territories.unwrap_or_default();
+    let mut actions = Vec::new();
+    for (key, binding) in actual {
+        let had = binding.want();
+        let wanted = match wants.get(key) {
+            Some(want) => want == had,
+            None => awaiting.contains_key(key),
+        };
+        let allowed = |at: HostAddr| {
+            wants.get(key).is_some_and(|want| want.host == at)
+                || territories.iter().any(|t| t.may_bind(had.guest, at))
+        };
+        match binding {
+            Binding::Bound { at, .. } if wanted && allowed(*at) => {}
+            Binding::Bound { .. } => actions.push(Action::Unbind(*key)),
+            Binding::Blocked { .. } if wanted => {}
+            Binding::Blocked { .. } => actions.push(Action::Forget(*key)),
+        }
+    }
+    if !actions.is_empty() {
+        return (actions, None);
+    }
+    let mut wake = awaiting.values().min().copied();
+    let mut reserved = Reserved::default();
+    wants.values().for_each(|want| reserved.insert(want.host));
+    for binding in actual.values() {
+        if let Binding::Bound { at, .. } = binding {
+            reserved.insert(*at);
+        }
+    }
+    let (untried, nothing) = (BTreeSet::new(), Reserved::default());
+    for (key, want) in &wants {
+        let (tried, retry_at) = match actual.get(key) {
+            Some(Binding::Bound { .. }) => continue,
+            Some(Binding::Blocked {
+                tried, retry_at, ..
+            }) if *retry_at > now => (tried, Some(*retry_at)),
+            Some(Binding::Blocked { .. }) | None => (&untried, None),
+        };
+        match candidate(want, tried, &territories, [&reserved, &nothing]) {
+            Some(at) => {
+                reserved.insert(at);
+                let (key, want) = (*key, *want);
+                actions.push(Action::Bind { key, want, at });
+            }
+            None => wake = wake.into_iter().chain(retry_at).min(),
+        }
+    }
+    let wake = wake.filter(|_| actions.is_empty());
+    (actions, wake)
+}
