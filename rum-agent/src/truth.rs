@@ -78,6 +78,11 @@ impl Truth {
         missing
     }
 
+    /// Whether these sockets, a dump and its confirmation, are others than the known ones.
+    pub fn differs(&self, sockets: Vec<Socket>) -> bool {
+        tidy(sockets) != self.sockets
+    }
+
     /// Makes `dump` and `alive`, the missing sockets that the kernel still knows, the new
     /// truth. `now_ns` is CLOCK_MONOTONIC in nanoseconds.
     ///
@@ -92,9 +97,7 @@ impl Truth {
         let first = self.set.generation == 0;
         let mut sockets = dump;
         sockets.extend(alive);
-        sockets.retain(|socket| socket.port != 0);
-        sockets.sort_unstable();
-        sockets.dedup();
+        let sockets = tidy(sockets);
         if sockets == self.sockets && !first {
             return None;
         }
@@ -158,6 +161,14 @@ impl Truth {
         self.set.apply(&change);
         Some(change)
     }
+}
+
+/// Sorted, each once, without those that are bound to no port.
+fn tidy(mut sockets: Vec<Socket>) -> Vec<Socket> {
+    sockets.retain(|socket| socket.port != 0);
+    sockets.sort_unstable();
+    sockets.dedup();
+    sockets
 }
 
 /// What a host can tell apart: twins share it.

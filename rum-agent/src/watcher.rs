@@ -247,8 +247,8 @@ impl Watcher {
         let missing = self.truth.missing(&mut dump);
         dump.extend(self.source.confirm(missing).await?);
         let ports: BTreeSet<u16> = dump.iter().map(|s| s.port).collect();
-        let known = self.truth.set().iter().map(|l| l.port);
-        if !known.eq(ports.iter().copied()) {
+        // Addresses count as well: the host does not see those of its poll, but dials them.
+        if self.truth.differs(dump) {
             self.look_after(SELF_REPAIR);
         }
         Ok((Some(ports), None))

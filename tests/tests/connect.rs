@@ -9,11 +9,12 @@ use std::net::{Shutdown, TcpStream};
 
 use rum_shared::{CHANNEL_PORT, RPC_PORT};
 use rum_tests::client::{connect, exchange, host};
-use rum_tests::device::Defects;
+use rum_tests::device::{Defects, Flow};
 use rum_tests::machine::Machine;
 use rum_tests::netns::in_netns;
 use rum_tests::rum::Rum;
 use rum_tests::wait::until;
+use rustix::process::Signal;
 
 /// A guest, whose port 80 is a static forward.
 fn boot() -> Machine {
@@ -241,5 +242,171 @@ fn without_rum_up_the_agent_tells_of_its_ports() {
         let (stdout, _) = ports(&["--all", "--json"]);
         assert!(stdout.contains("\"code\":\"not-running\""), "{stdout}");
         assert!(stdout.contains("\"state\":\"out-of-range\""), "{stdout}");
+    });
+}
+
+/// What rum is for, through a device with `defects`.
+fn main_job(defects: Defects) {
+    let mut machine = boot_behind(defects);
+    let _agent = machine.start_agent(&[]);
+    let rum = machine.start_rum();
+    rum.stderr.wait("connected (events");
+    for (port, mode) in [(5000, "echo"), (5001, "late"), (5002, "reset")] {
+        machine
+            .guest
+            .tell(&format!("listen 127.0.0.1:{port} {mode}"));
+        rum.stdout
+            .wait(&format!("Auto-forwarding 127.0.0.1:{port} "));
+    }
+    let text = "0123456789abcdef".repeat(1 << 14);
+    // More than are dialled ahead of the clients.
+    for _ in 0..8 {
+        assert!(exchange(5000, &text).expect("echo") == text);
+        assert!(exchange(5001, &text).expect("after the half-close") == text);
+        let error = exchange(5002, "!").expect_err("not a clean end");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    machine.guest.tell("close 127.0.0.1:5000");
+    rum.stdout.wait("Stopped forwarding 5000");
+}
+
+#[test]
+fn a_device_without_the_defects_is_as_good() {
+    let defects = Defects {
+        half_close_lost: false,
+        early_bytes_lost: false,
+        ..Defects::default()
+    };
+    in_netns(|| main_job(defects));
+}
+
+#[test]
+fn the_number_behind_ok_means_nothing() {
+    in_netns(|| {
+        for number in ["0", "4294967295", "18446744073709551616", "-1", ""] {
+            main_job(Defects {
+                number: Some(number),
+                ..Defects::default()
+            });
+        }
+    });
+}
+
+#[test]
+fn an_answer_may_come_in_pieces() {
+    let defects = Defects {
+        split_answer: true,
+        ..Defects::default()
+    };
+    in_netns(|| main_job(defects));
+}
+
+#[test]
+fn nothing_is_said_before_a_late_answer() {
+    in_netns(|| {
+        let (mut machine, _agent, rum) = connected();
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stdout.wait("Auto-forwarding 127.0.0.1:5000");
+        let known = machine.device.connects().len();
+        machine.device.answer(false);
+        // The first few find channels that were dialled before.
+        let mut clients: Vec<TcpStream> = (0..12).map(|_| connect(5000)).collect();
+        for client in &mut clients {
+            client.write_all(b"early").expect("accepted");
+        }
+        machine.device.answer(true);
+        for client in &mut clients {
+            let mut back = [0; 5];
+            client.read_exact(&mut back).expect("all of it");
+            assert_eq!(&back, b"early");
+        }
+        assert!(machine.device.connects().len() > known);
+    });
+}
+
+#[test]
+fn a_full_backlog_resets_some_and_harms_nobody_else() {
+    in_netns(|| {
+        let mut machine = boot_behind(Defects {
+            backlog: Some(8),
+            ..Defects::default()
+        });
+        let agent = machine.start_agent(&[]);
+        let rum = machine.start_rum();
+        rum.stderr.wait("connected (events");
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stdout.wait("Auto-forwarding 127.0.0.1:5000");
+        let mut before = connect(5000);
+        before.write_all(b"a").expect("connected");
+        before.read_exact(&mut [0]).expect("echo");
+        agent.signal(Signal::STOP);
+        let mut clients: Vec<TcpStream> = (0..64).map(|_| connect(5000)).collect();
+        // A write that is told of a reset is the only one that is: reads say end after it.
+        let mut written = vec![];
+        for client in &mut clients {
+            written.push(client.write_all(b"b"));
+        }
+        agent.signal(Signal::CONT);
+        let mut served = 0;
+        for (client, written) in clients.iter_mut().zip(written) {
+            match written.and_then(|()| client.read(&mut [0; 2])) {
+                Ok(1) => served += 1,
+                Ok(n) => panic!("{n} bytes: a clean end"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+            }
+        }
+        assert!((1..64).contains(&served), "{served} of 64");
+        before.write_all(b"c").expect("it lives");
+        before.read_exact(&mut [0]).expect("echo");
+        drop(clients);
+        until("a new client to be served", || exchange(5000, "d").ok());
+    });
+}
+
+#[test]
+fn what_led_to_a_guest_that_rebooted_without_a_word_is_reset() {
+    in_netns(|| {
+        let (mut machine, agent, rum) = connected();
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stdout.wait("Auto-forwarding 127.0.0.1:5000");
+        let mut clients: Vec<TcpStream> = (0..6).map(|_| connect(5000)).collect();
+        for client in &mut clients {
+            client.write_all(b"a").expect("connected");
+            client.read_exact(&mut [0]).expect("echo");
+        }
+        machine.device.reboot();
+        drop(agent);
+        machine.reboot();
+        rum.stderr.wait("no heartbeat");
+        let _agent = machine.start_agent(&[]);
+        for client in &mut clients {
+            let error = client.read(&mut [0]).expect_err("not a clean end");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+        rum.stderr.wait_nth("connected (events", 2);
+        rum.stdout.wait("Stopped forwarding 5000");
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stdout.wait_nth("Auto-forwarding 127.0.0.1:5000", 2);
+        assert_eq!(exchange(5000, "back").expect("echo"), "back");
+    });
+}
+
+#[test]
+fn a_stall_that_the_agent_outlives_ends_no_connection() {
+    in_netns(|| {
+        let (mut machine, _agent, rum) = connected();
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stdout.wait("Auto-forwarding 127.0.0.1:5000");
+        let mut client = connect(5000);
+        client.write_all(b"a").expect("connected");
+        client.read_exact(&mut [0]).expect("echo");
+        machine.device.flow(Flow::Stalled);
+        client.write_all(b"b").expect("buffered");
+        rum.stderr.wait("no heartbeat");
+        machine.device.flow(Flow::Free);
+        client.read_exact(&mut [0]).expect("it was only late");
+        rum.stderr.wait_nth("connected (events", 2);
+        client.write_all(b"c").expect("it lives");
+        client.read_exact(&mut [0]).expect("echo");
     });
 }

@@ -24,7 +24,7 @@ use super::model::{
 /// Events that are kept for slow or returning readers: several bursts of 500 ports.
 pub const HISTORY: usize = 4096;
 /// Events in one update; more follow in the next.
-const BATCH: usize = 512;
+pub(crate) const BATCH: usize = 512;
 
 /// What readers want of the supervisor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -7,10 +7,12 @@
 //! `previous_state` makes of it.
 //!
 //! Invariants: [`Change::Start`] is told once, before anything is known; every snapshot ends with
-//! [`Change::Synced`], and a resumption has neither; after [`Change::Bye`] nothing follows.
+//! [`Change::Synced`], and so does what a resumption has to catch up with; after [`Change::Bye`]
+//! nothing follows.
 
 use std::collections::HashMap;
 
+use crate::control::board::BATCH;
 use crate::control::model::{
     AgentStatus, ConfigStatus, Event, Op, PortStatus, State, Update, What,
 };
@@ -26,7 +28,7 @@ pub enum Change {
     Gap,
     /// A port of a snapshot.
     Existing(PortStatus),
-    /// The snapshot is complete.
+    /// The snapshot, or what came since the event that was named, is complete.
     Synced,
     /// Something happened to a port.
     Port {
@@ -73,6 +75,8 @@ pub struct Changes {
     ended: bool,
     /// Whether `shown` is all that the watcher knows: there was a snapshot.
     complete: bool,
+    /// Whether [`Change::Synced`] was told.
+    synced: bool,
     shown: HashMap<String, PortStatus>,
 }
 
@@ -85,6 +89,7 @@ impl Changes {
             seq: since,
             ended: false,
             complete: false,
+            synced: false,
             shown: HashMap::new(),
         }
     }
@@ -119,11 +124,17 @@ impl Changes {
                 out.push((seq, Change::Config { at: None, config }));
                 out.extend(ports.into_iter().map(|port| (seq, Change::Existing(port))));
                 out.push((seq, Change::Synced));
+                self.synced = true;
             }
             Update::Events(events) => {
+                // More of what came since follows a full batch.
+                let caught_up = events.len() < BATCH;
                 for event in events {
                     self.seq = event.seq;
                     out.extend(self.event(event).map(|change| (self.seq, change)));
+                }
+                if caught_up && !self.ended && !std::mem::replace(&mut self.synced, true) {
+                    out.push((self.seq, Change::Synced));
                 }
             }
         }
@@ -289,6 +300,7 @@ mod tests {
     fn a_resumption_has_no_snapshot_and_takes_states_from_the_events() {
         let mut changes = Changes::new(false, 41);
         assert_eq!(words(vec![changes.start()]), ["41 start"]);
+        assert_eq!(words(changes.update(Update::Events(vec![]))), ["41 synced"]);
         assert!(words(changes.update(Update::Events(vec![]))).is_empty());
         let mut told = |update| words(changes.update(update));
         use State::{Conflict, Forwarded, Ignored};
@@ -312,6 +324,22 @@ mod tests {
         assert_eq!(
             told(became(47, Op::Removed, 5, Forwarded, Conflict)),
             ["47 Removed 5 forwarded"]
+        );
+    }
+
+    #[test]
+    fn a_resumption_is_synced_when_it_has_caught_up() {
+        let mut changes = Changes::new(true, 41);
+        let many = (42..)
+            .take(BATCH)
+            .map(|seq| event(seq, What::Agent(agent())));
+        let told = words(changes.update(Update::Events(many.collect())));
+        assert_eq!(told.len(), BATCH, "{:?}", told.last());
+        let last = 42 + BATCH as u64;
+        let told = changes.update(Update::Events(vec![event(last, What::Agent(agent()))]));
+        assert_eq!(
+            words(told),
+            [format!("{last} agent"), format!("{last} synced")]
         );
     }
 
