@@ -225,11 +225,11 @@ fn floods_cost_bounded_memory_and_a_part_of_a_processor() {
                 (told.load(Ordering::Relaxed) >= n).then(Instant::now)
             })
         };
-        let before = reach(24);
-        let took = reach(48) - before;
+        let before = reach(20);
+        let took = reach(36) - before;
         assert!(
             took >= Duration::from_secs(3),
-            "24 large changes in {took:?}"
+            "16 large changes in {took:?}"
         );
         host.serves_an_honest_one(5002);
         host.is_sound();
