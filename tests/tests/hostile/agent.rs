@@ -21,8 +21,7 @@ use rum_tests::wait::until;
 use self::liar::{Device, Liar};
 use super::support::{first_frame, flood, frame, item, peak_mib, recorded};
 
-/// What `rum up` may have resident under these lies, in MiB (a debug build; it has some 15 after
-/// its start).
+/// What `rum up` may have resident under these lies, in MiB (a debug build).
 const MOST: u64 = 96;
 
 struct Host {

@@ -16,8 +16,8 @@ use rum_tests::wait::{DEADLINE, until};
 
 use super::support::{connect, first_frame, flood, frame, item, peak_mib, recorded};
 
-/// What the agent may have resident under all of these lies together, in MiB (a debug build; it
-/// has some 8 after its start).
+/// What the agent may have resident under all of these lies together, in MiB (a debug
+/// build).
 const MOST: u64 = 64;
 
 struct Agent {
