@@ -9,7 +9,7 @@ use rum_tests::fuzz::mutate::Mutator;
 use rum_tests::fuzz::{TARGETS, Target};
 
 /// Changed inputs for each function; all of them together take some seconds.
-const INPUTS: usize = 2000;
+const INPUTS: usize = 500;
 
 /// The corpus of `name`, in the order of the file names.
 fn corpus(name: &str) -> Vec<Vec<u8>> {

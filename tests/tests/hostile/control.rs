@@ -12,7 +12,7 @@ use rum_tests::rum::{Setup, binary};
 use super::support::{connect, first_frame, flood, frame, item, peak_mib, recorded};
 
 /// What `rum up` may have resident under these lies, in MiB (a debug build).
-const MOST: u64 = 200;
+const MOST: u64 = 80;
 
 fn ports(setup: &Setup) -> Output {
     setup.rum(["ports"]).output().expect("rum starts")

@@ -16,9 +16,9 @@ use rum_tests::wait::{DEADLINE, until};
 
 use super::support::{connect, first_frame, flood, frame, item, peak_mib, recorded};
 
-/// What the agent may have resident under all of these lies together, in MiB (a debug build; it
-/// has some 15 after its start).
-const MOST: u64 = 160;
+/// What the agent may have resident under all of these lies together, in MiB (a debug
+/// build).
+const MOST: u64 = 64;
 
 struct Agent {
     rum: Rum,
