@@ -117,7 +117,7 @@ fn build() -> Result<(), String> {
 
 fn measure(wanted: &Wanted, report: &mut Report) {
     if wanted.measures("latency") {
-        latency::run(wanted.samples);
+        latency::run(report, wanted.samples);
     }
     if wanted.measures("throughput") {
         let plan = throughput::Plan {

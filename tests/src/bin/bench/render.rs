@@ -21,9 +21,7 @@ const SECTIONS: [(&str, &str, &str); 5] = [
         "Open and close",
         "From `listen()` returning in the guest to the first byte of a connection on the host, and \
          from `close()` to a refused connect, at random moments, on one clock. A prober in a \
-         process of its own tries every 50 µs. The floor is a program that does only what cannot \
-         be left out: the tracepoint wakes it, one message crosses a Unix socket, the host binds \
-         and listens, and the client is connected to the guest.",
+         process of its own tries every 50 µs.",
     ),
     (
         "throughput",
