@@ -1,4 +1,4 @@
-//! Open and close latency of a namespace guest, for each source of hints, beside pasta.
+//! Open and close latency of a namespace guest, for each source of  hints.
 //!
 //! The fast ones take turns, a block of samples each. Those that look once a second are slow, so
 //! they get fewer samples, one after the other at the end.
@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use rum_tests::guest::Guest;
 use rum_tests::monotonic_ns;
-use rum_tests::rum::{Rum, Setup, binary};
+use rum_tests::rum::{Rum, Setup};
 
 use crate::report::{Report, Unit};
-use crate::ways::{Kind, pasta, route};
 
 /// The prober tries again after this, so that it measures rum and not its own sleep.
 const RETRY: Duration = Duration::from_micros(50);
@@ -46,11 +45,7 @@ pub fn run(report: &mut Report, samples: usize) {
     for subject in subjects {
         subject.end(report);
     }
-    let mut slow = vec![Subject::rum("rum, 1 s poll only", &["--no-stream"], false)];
-    if Kind::Pasta.usable() {
-        route();
-        slow.push(Subject::pasta());
-    }
+    let slow = vec![Subject::rum("rum, 1 s poll only", &["--no-stream"], false)];
     for mut subject in slow {
         subject.measure(&mut prober, samples.min(FEW));
         subject.end(report);
@@ -61,7 +56,7 @@ pub fn run(report: &mut Report, samples: usize) {
 struct Subject {
     name: &'static str,
     guest: Guest,
-    process: Process,
+    rum: Rum,
     /// The first port of its own.
     first: u16,
     random: Random,
@@ -73,17 +68,12 @@ struct Subject {
     close: Vec<u64>,
 }
 
-enum Process {
-    Rum(Rum),
-    Other(Child),
-}
-
 impl Subject {
-    fn new(name: &'static str, guest: Guest, process: Process, first: u16) -> Self {
+    fn new(name: &'static str, guest: Guest, rum: Rum, first: u16) -> Self {
         Self {
             name,
             guest,
-            process,
+            rum,
             first,
             random: Random::new(),
             done: 0,
@@ -104,18 +94,7 @@ impl Subject {
         let mut all = vec!["--range", &range, "-q"];
         all.extend(args);
         let (rum, guest) = setup.start_guest(&all);
-        Self::new(name, guest, Process::Rum(rum), first)
-    }
-
-    fn pasta() -> Self {
-        Self::other("pasta -t auto", pasta("auto", &binary("guest")), 10_000)
-    }
-
-    fn other(name: &'static str, mut command: Command, first: u16) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("it starts");
-        let guest = Guest::of(&mut child);
-        Self::new(name, guest, Process::Other(child), first)
+        Self::new(name, guest, rum, first)
     }
 
     fn measure(&mut self, prober: &mut Prober, count: usize) {
@@ -128,12 +107,7 @@ impl Subject {
             self.ping.push(prober.answer()[1].saturating_sub(asked));
             self.random.pause();
             prober.send(&format!("open {port}"));
-            // pasta may lose what is sent just before an end, so it gets more than one try.
-            let listen = match self.process {
-                Process::Rum(_) => format!("once 127.0.0.1:{port}"),
-                Process::Other(_) => format!("listen 127.0.0.1:{port} hello"),
-            };
-            let listened = self.guest.tell(&listen);
+            let listened = self.guest.tell(&format!("once 127.0.0.1:{port}"));
             let [accepted, byte] = prober.answer();
             self.accepted.push(accepted.saturating_sub(listened));
             self.open.push(byte.saturating_sub(listened));
@@ -156,20 +130,7 @@ impl Subject {
             report.add("latency", what, self.name, Unit::Milliseconds, samples);
         }
         self.guest.send("exit 0");
-        match self.process {
-            Process::Rum(mut rum) => drop(rum.wait()),
-            Process::Other(mut child) => {
-                // pasta ends with its program; if it should not, it must not stay.
-                let ended = (0..200).any(|_| {
-                    std::thread::sleep(Duration::from_millis(10));
-                    matches!(child.try_wait(), Ok(Some(_)))
-                });
-                if !ended {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                }
-            }
-        }
+        self.rum.wait();
     }
 }
 
