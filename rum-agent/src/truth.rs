@@ -57,11 +57,6 @@ impl Truth {
         self.hinted.remove(&0);
     }
 
-    fn hinted_at(&mut self, port: u16) -> Option<u64> {
-        let exact = self.hinted.remove(&port);
-        exact.or_else(|| self.hinted.get(&0).copied())
-    }
-
     /// The known sockets that `dump` lacks and that the kernel has to be asked about, one for
     /// each address. Sorts the dump.
     pub fn missing(&self, dump: &mut [Socket]) -> Vec<Socket> {
@@ -118,7 +113,7 @@ impl Truth {
             }
             match self.set.get(port) {
                 None => change.opened.push(Listener {
-                    hinted_ns: self.hinted_at(port),
+                    hinted_ns: hinted_at(&mut self.hinted, port),
                     ..listener(twins, None, now_ns)
                 }),
                 Some(old) => {
@@ -206,6 +201,12 @@ fn addresses(twins: &[Socket]) -> Vec<BoundAddr> {
         all.sort_unstable();
     }
     all
+}
+
+/// When a hint said that `port` began to listen, or, without a port, that some did.
+fn hinted_at(hinted: &mut HashMap<u16, u64>, port: u16) -> Option<u64> {
+    let exact = hinted.remove(&port);
+    exact.or_else(|| hinted.get(&0).copied())
 }
 
 #[cfg(test)]

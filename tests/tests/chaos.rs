@@ -10,7 +10,7 @@ use rum_tests::wait::DEADLINE;
 fn survives(kind: Kind, seeds: impl IntoIterator<Item = u64>) {
     for seed in seeds {
         match run_seed(kind, seed, 160, DEADLINE) {
-            Ok(report) => println!("seed {seed}: {report}"),
+            Ok(report) => eprintln!("seed {seed}: {report}"),
             Err(text) => panic!("{text}"),
         }
     }

@@ -95,7 +95,7 @@ pub struct Qemu {
 enum Machine {
     /// They run.
     On {
-        process: Process,
+        process: Box<Process>,
         /// None once QEMU has closed it.
         qmp: Option<Qmp>,
     },
@@ -109,7 +109,7 @@ type Restart = Pin<Box<dyn Future<Output = Result<start::Running, GuestError>> +
 impl Machine {
     fn on((process, qmp): start::Running) -> Self {
         Self::On {
-            process,
+            process: Box::new(process),
             qmp: Some(qmp),
         }
     }
@@ -118,7 +118,7 @@ impl Machine {
     async fn next(&mut self) -> Happened {
         match self {
             Self::Off(restart) => match restart.await {
-                Ok(running) => Happened::Started(running),
+                Ok(running) => Happened::Started(Box::new(running)),
                 Err(error) => Happened::NotStarted(error),
             },
             Self::On { process, qmp } => {
@@ -147,7 +147,7 @@ impl fmt::Debug for Machine {
 /// What can happen to a VM.
 enum Happened {
     Ended(String),
-    Started(start::Running),
+    Started(Box<start::Running>),
     NotStarted(GuestError),
     Event(Event),
     AgentUp,
@@ -245,7 +245,7 @@ impl Qemu {
                 Happened::Ended(how) => self.machine_ended(how),
                 Happened::NotStarted(error) => Some(self.not_started(&error)),
                 Happened::Started(running) => {
-                    self.machine = Machine::on(running);
+                    self.machine = Machine::on(*running);
                     self.boots();
                     None
                 }

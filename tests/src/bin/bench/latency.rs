@@ -1,80 +1,147 @@
-//! Open and close latency of a namespace guest, for each source of hints.
+//! Open and close latency of a namespace guest, for each source of  hints.
+//!
+//! The fast ones take turns, a block of samples each. Those that look once a second are slow, so
+//! they get fewer samples, one after the other at the end.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use rum_tests::guest::Guest;
 use rum_tests::monotonic_ns;
-use rum_tests::rum::Setup;
+use rum_tests::rum::{Rum, Setup};
 
-use crate::stats::Samples;
+use crate::report::{Report, Unit};
 
 /// The prober tries again after this, so that it measures rum and not its own sleep.
 const RETRY: Duration = Duration::from_micros(50);
+/// Samples of one way in a row, before it is the next one's turn.
+const BLOCK: usize = 25;
+/// Most samples of what looks once a second.
+const FEW: usize = 30;
 
-/// Runs every variant and prints the tables.
-pub fn run(samples: usize) {
-    println!("\n### Latency, namespace guest, {samples} opens at random moments\n");
-    println!("{}", Samples::HEAD);
-    variant("tracepoint", Setup::new(), &[], samples);
-    let poll = ["--agent-arg=--hint=poll"];
-    variant("poll (no tracepoint)", Setup::new(), &poll, samples);
-    variant("ordinary user", Setup::ordinary_user(), &[], samples);
-    variant(
-        "ordinary user, poll",
-        Setup::ordinary_user(),
-        &poll,
-        samples,
-    );
-    let few = samples.min(50);
-    variant("1 s poll only", Setup::new(), &["--no-stream"], few);
+/// The ways in order of their turns: name, arguments of `rum up`, as an ordinary user.
+/// A further source of hints is a line here.
+const RUMS: [(&str, &[&str], bool); 4] = [
+    ("rum, tracepoint", &[], false),
+    ("rum, no tracepoint", &["--agent-arg=--hint=poll"], false),
+    ("rum, ordinary user", &[], true),
+    (
+        "rum, ordinary user, poll",
+        &["--agent-arg=--hint=poll"],
+        true,
+    ),
+];
+
+/// Measures every way and adds the rows.
+pub fn run(report: &mut Report, samples: usize) {
+    let mut subjects: Vec<Subject> = RUMS
+        .iter()
+        .map(|(name, args, user)| Subject::rum(name, args, *user))
+        .collect();
+    let mut prober = Prober::start();
+    for block in 0..samples.div_ceil(BLOCK) {
+        let count = BLOCK.min(samples - block * BLOCK);
+        for subject in &mut subjects {
+            subject.measure(&mut prober, count);
+        }
+    }
+    for subject in subjects {
+        subject.end(report);
+    }
+    let slow = vec![Subject::rum("rum, 1 s poll only", &["--no-stream"], false)];
+    for mut subject in slow {
+        subject.measure(&mut prober, samples.min(FEW));
+        subject.end(report);
+    }
 }
 
-fn variant(name: &str, setup: Setup, args: &[&str], samples: usize) {
-    let mut all = vec!["--range", "5000-5999", "-q"];
-    all.extend(args);
-    let (mut rum, mut guest) = setup.start_guest(&all);
-    let mut prober = Prober::start();
-    let (mut bound, mut open, mut close) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut ping, mut random) = (Vec::new(), Random::new());
-    for i in 0..samples {
-        let port = 5000 + (i % 1000) as u16;
-        random.pause();
-        let asked = monotonic_ns();
-        prober.send("ping 0");
-        ping.push(prober.answer()[1].saturating_sub(asked));
-        random.pause();
-        prober.send(&format!("open {port}"));
-        let listened = guest.tell(&format!("once 127.0.0.1:{port}"));
-        let [accepted, byte] = prober.answer();
-        bound.push(accepted.saturating_sub(listened));
-        open.push(byte.saturating_sub(listened));
-        guest.send(&format!("close 127.0.0.1:{port}"));
-        prober.send(&format!("gone {port}"));
-        let closed = guest.answer();
-        let [_, refused] = prober.answer();
-        close.push(refused.saturating_sub(closed));
+/// Something that forwards what a guest program listens on.
+struct Subject {
+    name: &'static str,
+    guest: Guest,
+    rum: Rum,
+    /// The first port of its own.
+    first: u16,
+    random: Random,
+    done: usize,
+    /// Nanoseconds: waking the prober; open to accepted, to first byte; close to refused.
+    ping: Vec<u64>,
+    accepted: Vec<u64>,
+    open: Vec<u64>,
+    close: Vec<u64>,
+}
+
+impl Subject {
+    fn new(name: &'static str, guest: Guest, rum: Rum, first: u16) -> Self {
+        Self {
+            name,
+            guest,
+            rum,
+            first,
+            random: Random::new(),
+            done: 0,
+            ping: Vec::new(),
+            accepted: Vec::new(),
+            open: Vec::new(),
+            close: Vec::new(),
+        }
     }
-    println!(
-        "{}",
-        Samples::new(ping).row(&format!("for comparison: waking one idle process, {name}"))
-    );
-    println!(
-        "{}",
-        Samples::new(bound).row(&format!("open to accepted, {name}"))
-    );
-    println!(
-        "{}",
-        Samples::new(open).row(&format!("open to first byte, {name}"))
-    );
-    println!(
-        "{}",
-        Samples::new(close).row(&format!("close to refused, {name}"))
-    );
-    drop(prober);
-    guest.send("exit 0");
-    rum.wait();
+
+    fn rum(name: &'static str, args: &[&str], user: bool) -> Self {
+        let setup = match user {
+            true => Setup::ordinary_user(),
+            false => Setup::new(),
+        };
+        let first = 5000
+            + 1000
+                * RUMS
+                    .iter()
+                    .position(|(n, ..)| *n == name)
+                    .unwrap_or(RUMS.len()) as u16;
+        let range = format!("{first}-{}", first + 999);
+        let mut all = vec!["--range", &range, "-q"];
+        all.extend(args);
+        let (rum, guest) = setup.start_guest(&all);
+        Self::new(name, guest, rum, first)
+    }
+
+    fn measure(&mut self, prober: &mut Prober, count: usize) {
+        for _ in 0..count {
+            let port = self.first + (self.done % 1000) as u16;
+            self.done += 1;
+            self.random.pause();
+            let asked = monotonic_ns();
+            prober.send("ping 0");
+            self.ping.push(prober.answer()[1].saturating_sub(asked));
+            self.random.pause();
+            prober.send(&format!("open {port}"));
+            let listened = self.guest.tell(&format!("once 127.0.0.1:{port}"));
+            let [accepted, byte] = prober.answer();
+            self.accepted.push(accepted.saturating_sub(listened));
+            self.open.push(byte.saturating_sub(listened));
+            self.guest.send(&format!("close 127.0.0.1:{port}"));
+            prober.send(&format!("gone {port}"));
+            let closed = self.guest.answer();
+            let [_, refused] = prober.answer();
+            self.close.push(refused.saturating_sub(closed));
+        }
+    }
+
+    fn end(mut self, report: &mut Report) {
+        for (what, samples) in [
+            ("open to first byte", &self.open),
+            ("of this, open to accepted", &self.accepted),
+            ("close to refused", &self.close),
+            ("for comparison: waking one idle process", &self.ping),
+        ] {
+            let samples = samples.iter().map(|ns| *ns as f64 / 1e6).collect();
+            report.add("latency", what, self.name, Unit::Milliseconds, samples);
+        }
+        self.guest.send("exit 0");
+        self.rum.wait();
+    }
 }
 
 /// Random moments, relative to every timer in the system (xorshift).

@@ -1,119 +1,140 @@
-//! The benchmark: `cargo run --release -p rum-tests --bin bench [-- latency|idle|dumps|vm]`;
-//! `-- --help` says the rest.
+//! The benchmark: `cargo run --release --locked -p rum-tests --bin bench`; `-- --help` says the rest.
 //!
-//! Everything runs in one network namespace made for it; nothing is installed. Figures are
-//! printed as a Markdown table. It needs root (the tracepoint, the namespace).
+//! Everything runs in one network namespace made for it; nothing is installed. It needs root
+//! (the tracepoint, namespaces). Each section adds rows to one [`report::Report`], which is
+//! written as JSON; tables, BENCHMARKS.md and its plots are made of that by [`render`].
 //!
 //! - latency: from `listen()` returning in the guest to the first byte of a host connection
 //!   through the forward, and from `close()` to a refused connect; one clock
 //!   (CLOCK_MONOTONIC, one kernel), a prober in a process of its own, all samples kept.
+//! - throughput: bytes, connections and requests through rum and its peers, in turns.
 //! - idle: processor time (`/proc/PID/schedstat`) and resident memory of host and agent while
 //!   nothing happens, the 1 s poll running.
-//! - vm: the first of these in a virtual machine; needs `tests/vm-assets`. Only when named.
 //! - dumps: cost of one dump of the listeners with 0 and with 10,000 established connections.
+//! - vm: the first of these in a virtual machine; needs `tests/vm-assets`. Only when named.
 
 #![allow(clippy::print_stdout)] // The table is the output.
 
 mod dumps;
 mod idle;
 mod latency;
+mod load;
+mod options;
+mod plot;
+mod render;
+mod report;
+mod server;
 mod stats;
+mod throughput;
 mod vm;
+mod ways;
 
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
-const HELP: &str = "Measures rum and prints Markdown tables. Needs root.
-
-Usage: bench [OPTIONS] [latency] [idle] [dumps] [vm]
-
-  latency  from listen() to the first byte on the host, from close() to refused
-  idle     processor time and memory while nothing happens
-  dumps    one dump of the listeners, with 0 and with 10,000 connections
-  vm       the first of latency in a virtual machine; needs tests/vm-assets
-Without a name all but vm are measured, which takes some minutes. Build with --release.
-
-Options:
-  --samples N  how often latency is measured [default: 500]
-  --seconds N  how long idle is measured [default: 60]
-  -h, --help   print this
-";
-
-const MEASUREMENTS: [&str; 4] = ["latency", "idle", "dumps", "vm"];
-
-/// What the command line asks for.
-struct Wanted {
-    named: Vec<String>,
-    samples: usize,
-    seconds: u64,
-}
-
-impl Wanted {
-    /// None if only the help is wanted.
-    fn parse(args: &[String]) -> Result<Option<Self>, String> {
-        let mut this = Self {
-            named: Vec::new(),
-            samples: 500,
-            seconds: 60,
-        };
-        let mut args = args.iter();
-        while let Some(arg) = args.next() {
-            let mut number = || match args.next().map(|n| n.parse::<u32>()) {
-                Some(Ok(n)) if n > 0 => Ok(n),
-                _ => Err(format!("{arg} needs a number above 0")),
-            };
-            match arg.as_str() {
-                "-h" | "--help" => return Ok(None),
-                "--samples" => this.samples = number()? as usize,
-                "--seconds" => this.seconds = number()?.into(),
-                name if MEASUREMENTS.contains(&name) => this.named.push(arg.clone()),
-                _ => return Err(format!("there is no measurement or option `{arg}`")),
-            }
-        }
-        Ok(Some(this))
-    }
-
-    fn measures(&self, name: &str) -> bool {
-        self.named.is_empty() || self.named.iter().any(|n| n == name)
-    }
-}
+use options::{HELP, Wanted};
+use report::Report;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match &args[..] {
+        // The processes that a measurement is made of.
         ["prober"] => {
             latency::prober();
-            return ExitCode::SUCCESS;
+            Ok(())
         }
         ["connector", addr] => {
             dumps::connector(addr);
-            return ExitCode::SUCCESS;
+            Ok(())
         }
-        _ => {}
-    }
-    let wanted = match Wanted::parse(&args) {
-        Ok(Some(wanted)) => wanted,
-        Ok(None) => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        Err(problem) => {
-            eprintln!("error: {problem}\nhint: `bench --help` says what there is");
-            return ExitCode::from(2);
-        }
+        ["server", port] => match port.parse() {
+            Ok(port) => server::run(port).map_err(|error| error.to_string()),
+            Err(_) => Err(format!("`{port}` is no port")),
+        },
+        ["netns", program, args @ ..] => Err(ways::netns(program, args).to_string()),
+        _ => match Wanted::parse(&args) {
+            Ok(Some(wanted)) => run(&wanted),
+            Ok(None) => {
+                print!("{HELP}");
+                Ok(())
+            }
+            Err(problem) => {
+                eprintln!("error: {problem}\nhint: `bench --help` says what there is");
+                return ExitCode::from(2);
+            }
+        },
     };
-    rum_tests::netns::in_netns(|| {
-        if wanted.measures("latency") {
-            latency::run(wanted.samples);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("error: {problem}");
+            ExitCode::FAILURE
         }
-        if wanted.measures("idle") {
-            idle::run(wanted.seconds);
-        }
-        if wanted.measures("dumps") {
-            dumps::run();
-        }
-        if wanted.named.iter().any(|n| n == "vm") {
-            vm::run(wanted.samples.min(200));
-        }
-    });
-    ExitCode::SUCCESS
+    }
+}
+
+fn run(wanted: &Wanted) -> Result<(), String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    if let Some(file) = &wanted.render {
+        let at = |error| format!("{}: {error}", file.display());
+        let report = Report::read(file).map_err(at)?;
+        return render::write(&report, &root).map_err(|error| format!("BENCHMARKS.md: {error}"));
+    }
+    build()?;
+    let mut report = Report::new();
+    report.ask_versions();
+    rum_tests::netns::in_netns(|| measure(wanted, &mut report));
+    let written = report.write(&wanted.json);
+    print!("{}", render::markdown(&report));
+    let at = |error| format!("{}: {error}", wanted.json.display());
+    written.map_err(at)?;
+    eprintln!("\nThe figures are in {}", wanted.json.display());
+    eprintln!(
+        "hint: `bench --render {}` makes BENCHMARKS.md of them",
+        wanted.json.display()
+    );
+    Ok(())
+}
+
+/// Under `cargo run` only this program was built: builds the programs that it measures.
+fn build() -> Result<(), String> {
+    let Some(cargo) = std::env::var_os("CARGO") else {
+        return Ok(());
+    };
+    let mut command = Command::new(cargo);
+    command.args(["build", "--locked", "--workspace", "--bins", "--quiet"]);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err("the programs to measure could not be built".into()),
+    }
+}
+
+fn measure(wanted: &Wanted, report: &mut Report) {
+    if wanted.measures("latency") {
+        latency::run(report, wanted.samples);
+    }
+    if wanted.measures("throughput") {
+        let plan = throughput::Plan {
+            rounds: wanted.rounds,
+            turn: Duration::from_millis(if wanted.quick { 100 } else { 500 }),
+            requests: if wanted.quick { 20 } else { 2000 },
+            other: wanted.other.clone(),
+        };
+        throughput::run(report, &plan);
+    }
+    if wanted.measures("idle") {
+        idle::run(wanted.seconds);
+    }
+    if wanted.measures("dumps") {
+        dumps::run();
+    }
+    if wanted.names("vm") {
+        vm::run(wanted.samples.min(200));
+    }
 }

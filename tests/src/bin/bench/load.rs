@@ -1,0 +1,140 @@
+//! The host's side of the load: see [`crate::server`]. The same threads drive every way.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use rum_tests::monotonic_ns;
+
+use crate::server::{Wish, drain, send};
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the host.
+    ToGuest,
+    /// To the host.
+    ToHost,
+    /// Each stream both ways at once.
+    Both,
+}
+
+impl Direction {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::ToGuest, Self::ToHost, Self::Both];
+
+    /// How tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ToGuest => "to the guest",
+            Self::ToHost => "to the host",
+            Self::Both => "both at once",
+        }
+    }
+}
+
+fn connect(addr: SocketAddr, wish: Wish) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(addr)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(&wish.header())?;
+    Ok(stream)
+}
+
+/// Moves bytes for about `time` over so many streams; returns bits a second, counted by the
+/// receivers until the last byte was there. Both directions count where there are both.
+pub fn throughput(
+    addr: SocketAddr,
+    direction: Direction,
+    streams: usize,
+    time: Duration,
+) -> io::Result<f64> {
+    let ms = time.as_millis() as u32;
+    let wish = match direction {
+        Direction::ToGuest => Wish::Sink,
+        Direction::ToHost => Wish::Source(ms),
+        Direction::Both => Wish::Both(ms),
+    };
+    let connected: io::Result<Vec<_>> = (0..streams).map(|_| connect(addr, wish)).collect();
+    let (connected, start) = (connected?, Instant::now());
+    let bytes: io::Result<u64> = std::thread::scope(|scope| {
+        let work = |stream| scope.spawn(move || one(stream, direction, time));
+        let running: Vec<_> = connected.iter().map(work).collect();
+        running
+            .into_iter()
+            .map(|r| r.join().expect("no thread panics"))
+            .sum()
+    });
+    Ok(bytes? as f64 * 8.0 / start.elapsed().as_secs_f64())
+}
+
+/// Bytes that one stream has moved, whole.
+fn one(stream: &TcpStream, direction: Direction, time: Duration) -> io::Result<u64> {
+    match direction {
+        Direction::ToHost => drain(stream),
+        Direction::ToGuest => {
+            let sent = send(stream, time)?;
+            counted(stream, sent)
+        }
+        Direction::Both => std::thread::scope(|scope| {
+            let sending = scope.spawn(move || send(stream, time));
+            let received = drain(stream)?;
+            let sent = sending.join().expect("no thread panics")?;
+            Ok(received + counted(stream, sent)?)
+        }),
+    }
+}
+
+/// What the server has counted, which must be what was sent.
+fn counted(mut stream: &TcpStream, sent: u64) -> io::Result<u64> {
+    let mut count = [0; 8];
+    stream.read_exact(&mut count)?;
+    match u64::from_be_bytes(count) {
+        count if count == sent => Ok(count),
+        count => Err(io::Error::other(format!("{count} of {sent} bytes arrived"))),
+    }
+}
+
+/// One request and answer of `size` bytes on a connection of its own.
+pub fn request(addr: SocketAddr, size: u32) -> io::Result<()> {
+    let mut stream = connect(addr, Wish::Echo(size))?;
+    let mut message = vec![7; size as usize];
+    stream.write_all(&message)?;
+    stream.read_exact(&mut message)
+}
+
+/// Connections a second, each with one byte and its answer, made by `clients` threads.
+pub fn connections(addr: SocketAddr, clients: usize, time: Duration) -> io::Result<f64> {
+    let start = Instant::now();
+    let count: io::Result<u64> = std::thread::scope(|scope| {
+        let client = move || {
+            let mut count = 0;
+            while start.elapsed() < time {
+                request(addr, 1)?;
+                count += 1;
+            }
+            Ok(count)
+        };
+        let running: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
+        running
+            .into_iter()
+            .map(|r| r.join().expect("no thread panics"))
+            .sum()
+    });
+    Ok(count? as f64 / start.elapsed().as_secs_f64())
+}
+
+/// How long each of `count` requests of `size` bytes takes to be answered, in ns, one after the
+/// other on one connection.
+pub fn round_trips(addr: SocketAddr, size: u32, count: usize) -> io::Result<Vec<u64>> {
+    let mut stream = connect(addr, Wish::Echo(size))?;
+    let mut message = vec![7; size as usize];
+    (0..count)
+        .map(|_| {
+            let start = monotonic_ns();
+            stream.write_all(&message)?;
+            stream.read_exact(&mut message)?;
+            Ok(monotonic_ns() - start)
+        })
+        .collect()
+}

@@ -1,0 +1,100 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+/// What `--help` prints.
+pub const HELP: &str = "Measures rum beside its peers, prints tables and writes JSON. Needs root.
+
+Usage: bench [OPTIONS] [latency] [throughput] [idle] [dumps] [vm]
+
+  latency     from listen() to the first byte on the host, from close() to refused
+  throughput  bytes, connections and requests, beside pasta, socat, haproxy and none
+  idle        processor time and memory while nothing happens
+  dumps       one dump of the listeners, with 0 and with 10,000 connections
+  vm          the first of latency in a virtual machine; needs tests/vm-assets
+Without a name all but vm are measured, which takes some minutes. Nothing is installed.
+
+Options:
+  --quick         few samples, to see that everything works
+  --json FILE     where the figures are written [default: target/bench.json]
+  --render FILE   only makes BENCHMARKS.md and its plots of such a file
+  --other RUM     another build of rum, which takes part in throughput
+  --samples N     how often latency is measured [default: 500]
+  --rounds N      turns that each way has in throughput [default: 7]
+  --seconds N     how long idle is measured [default: 60]
+  -h, --help      print this
+";
+
+/// The names of the measurements.
+const MEASUREMENTS: [&str; 5] = ["latency", "throughput", "idle", "dumps", "vm"];
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub struct Wanted {
+    named: Vec<String>,
+    /// Opens and closes.
+    pub samples: usize,
+    /// Turns.
+    pub rounds: usize,
+    /// Seconds of idling.
+    pub seconds: u64,
+    /// A smoke run.
+    pub quick: bool,
+    /// Where the figures go.
+    pub json: PathBuf,
+    /// Only the document is wanted, of this file.
+    pub render: Option<PathBuf>,
+    /// Another build of rum.
+    pub other: Option<PathBuf>,
+}
+
+impl Wanted {
+    /// None if only the help is wanted.
+    ///
+    /// # Errors
+    /// What is wrong with the command line.
+    pub fn parse(args: &[&str]) -> Result<Option<Self>, String> {
+        let quick = args.contains(&"--quick");
+        let mut this = Self {
+            named: Vec::new(),
+            samples: if quick { 5 } else { 500 },
+            rounds: if quick { 1 } else { 7 },
+            seconds: if quick { 2 } else { 60 },
+            quick,
+            json: PathBuf::from("target/bench.json"),
+            render: None,
+            other: None,
+        };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+            let number = |text: &str| match text.parse::<u32>() {
+                Ok(n) if n > 0 => Ok(n),
+                _ => Err(format!("{arg} needs a number above 0")),
+            };
+            match *arg {
+                "-h" | "--help" => return Ok(None),
+                "--quick" => {}
+                "--samples" => this.samples = number(value()?)? as usize,
+                "--rounds" => this.rounds = number(value()?)? as usize,
+                "--seconds" => this.seconds = number(value()?)?.into(),
+                "--json" => this.json = value()?.into(),
+                "--render" => this.render = Some(value()?.into()),
+                "--other" => this.other = Some(value()?.into()),
+                name if MEASUREMENTS.contains(&name) => this.named.push(name.to_owned()),
+                _ => return Err(format!("there is no measurement or option `{arg}`")),
+            }
+        }
+        Ok(Some(this))
+    }
+
+    /// Whether a measurement that is one of the usual is wanted.
+    pub fn measures(&self, name: &str) -> bool {
+        self.named.is_empty() || self.names(name)
+    }
+
+    /// Whether a measurement is named.
+    pub fn names(&self, name: &str) -> bool {
+        self.named.iter().any(|n| n == name)
+    }
+}

@@ -1,0 +1,125 @@
+//! The guest's side of the load: a server that sinks, sends or answers, as each connection asks.
+//!
+//! A connection begins with five bytes: what is wanted, and a number (big-endian). Where bytes
+//! are counted they are counted by whoever receives them, so that nothing that is still in a
+//! buffer of the forward counts. They come in frames whose first byte says which is the last, so
+//! that nothing hangs on half-close, which not every peer forwards without loss.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Bytes of a frame, which is one write: more than any forward moves at once.
+const FRAME: usize = 256 << 10;
+/// The first byte of a frame that another follows, and all its other bytes.
+const MORE: u8 = 7;
+/// The first byte of the last frame.
+const LAST: u8 = 1;
+
+/// What a connection wants of the server.
+#[derive(Debug, Clone, Copy)]
+pub enum Wish {
+    /// Takes frames, then answers how many bytes there were (8 bytes).
+    Sink,
+    /// Sends frames for so many milliseconds.
+    Source(u32),
+    /// Both at once; the count of what the client sent follows the last byte.
+    Both(u32),
+    /// Answers each message of so many bytes with as many, until the client's end.
+    Echo(u32),
+}
+
+impl Wish {
+    /// The first bytes of a connection.
+    pub fn header(self) -> [u8; 5] {
+        let (kind, number) = match self {
+            Self::Sink => (b's', 0),
+            Self::Source(ms) => (b'g', ms),
+            Self::Both(ms) => (b'b', ms),
+            Self::Echo(size) => (b'e', size),
+        };
+        let [a, b, c, d] = number.to_be_bytes();
+        [kind, a, b, c, d]
+    }
+
+    fn read(mut from: impl Read) -> io::Result<Self> {
+        let mut header = [0; 5];
+        from.read_exact(&mut header)?;
+        let [kind, number @ ..] = header;
+        let number = u32::from_be_bytes(number);
+        match kind {
+            b's' => Ok(Self::Sink),
+            b'g' => Ok(Self::Source(number)),
+            b'b' => Ok(Self::Both(number)),
+            b'e' => Ok(Self::Echo(number)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// Serves `port` of the loopback until stdin ends: the process ends with whoever started it.
+pub fn run(port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port)))?;
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            // A client that is gone is not the server's fault.
+            std::thread::spawn(move || drop(serve(&stream)));
+        }
+    });
+    io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+}
+
+fn serve(mut stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    match Wish::read(stream)? {
+        Wish::Sink => {
+            let count = drain(stream)?;
+            stream.write_all(&count.to_be_bytes())
+        }
+        Wish::Source(ms) => send(stream, Duration::from_millis(ms.into())).map(drop),
+        Wish::Both(ms) => std::thread::scope(|scope| {
+            let sent = scope.spawn(move || send(stream, Duration::from_millis(ms.into())));
+            let count = drain(stream)?;
+            sent.join().map_err(|_| io::ErrorKind::Other)??;
+            stream.write_all(&count.to_be_bytes())
+        }),
+        Wish::Echo(size) => {
+            let mut message = vec![0; size as usize];
+            while stream.read_exact(&mut message).is_ok() {
+                stream.write_all(&message)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Sends frames for `time`, at least one; returns how many bytes.
+pub fn send(mut stream: &TcpStream, time: Duration) -> io::Result<u64> {
+    let (mut frame, start, mut count) = (vec![MORE; FRAME], Instant::now(), 0);
+    loop {
+        let last = start.elapsed() >= time;
+        frame[0] = if last { LAST } else { MORE };
+        stream.write_all(&frame)?;
+        count += FRAME as u64;
+        if last {
+            return Ok(count);
+        }
+    }
+}
+
+/// Reads to the end of the last frame; returns how many bytes there were.
+pub fn drain(mut stream: &TcpStream) -> io::Result<u64> {
+    let (mut buffer, mut count, mut last) = (vec![0; FRAME], 0, false);
+    loop {
+        let place = count % FRAME;
+        let n = stream.read(&mut buffer[place..])?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        last |= place == 0 && buffer[0] == LAST;
+        count += n;
+        if last && count % FRAME == 0 {
+            return Ok(count as u64);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Bytes, connections and requests through the forward of rum, of its peers, and without one.
+//!
+//! All ways are up at the same time and take turns: each round measures every way once, the
+//! order is rotated from round to round. The processors are shared by the client, the forward
+//! and the server, as they are for a developer.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::load::{self, Direction};
+use crate::report::{Report, Unit};
+use crate::ways::{Kind, Way, route};
+
+/// Parallel connections of the throughput.
+const STREAMS: [usize; 3] = [1, 8, 64];
+/// Bytes of a request and of its answer.
+const SIZES: [(u32, &str); 2] = [(64, "64 B"), (16 << 10, "16 KiB")];
+/// Clients that connect at the same time, to keep both processors busy.
+const CLIENTS: usize = 4;
+/// The first way's port; the others follow.
+const FIRST_PORT: u16 = 5000;
+
+/// How much is measured.
+pub struct Plan {
+    /// Times that each way has its turn.
+    pub rounds: usize,
+    /// How long one turn takes.
+    pub turn: Duration,
+    /// Requests in one turn.
+    pub requests: usize,
+    /// Another build of rum to compare with.
+    pub other: Option<PathBuf>,
+}
+
+/// Measures and adds the rows.
+pub fn run(report: &mut Report, plan: &Plan) {
+    route();
+    let mut kinds = vec![Kind::Direct, Kind::Rum];
+    kinds.extend(plan.other.clone().map(Kind::OtherRum));
+    kinds.extend([Kind::Pasta, Kind::Haproxy, Kind::Socat]);
+    kinds.retain(Kind::usable);
+    let start = |(kind, port)| Way::start(kind, port);
+    let ways: Vec<Way> = kinds.into_iter().zip(FIRST_PORT..).map(start).collect();
+
+    for direction in Direction::ALL {
+        for streams in STREAMS {
+            let what = match streams {
+                1 => format!("{}, 1 stream", direction.name()),
+                n => format!("{}, {n} streams", direction.name()),
+            };
+            turns(report, &ways, plan, &what, Unit::Gbit, |way| {
+                load::throughput(way.host, direction, streams, plan.turn)
+                    .map(|bits| vec![bits / 1e9])
+            });
+        }
+    }
+    let what = format!("connections, {CLIENTS} clients");
+    turns(report, &ways, plan, &what, Unit::PerSecond, |way| {
+        load::connections(way.host, CLIENTS, plan.turn).map(|rate| vec![rate])
+    });
+    for (size, name) in SIZES {
+        let what = format!("request and answer, {name}");
+        turns(report, &ways, plan, &what, Unit::Microseconds, |way| {
+            let ns = load::round_trips(way.host, size, plan.requests)?;
+            Ok(ns.into_iter().map(|ns| ns as f64 / 1e3).collect())
+        });
+    }
+}
+
+/// Lets each way have its turn in each round. A turn that fails is said and has no sample.
+fn turns(
+    report: &mut Report,
+    ways: &[Way],
+    plan: &Plan,
+    what: &str,
+    unit: Unit,
+    measure: impl Fn(&Way) -> std::io::Result<Vec<f64>>,
+) {
+    eprintln!("  {what}");
+    let mut samples = vec![Vec::new(); ways.len()];
+    for round in 0..plan.rounds {
+        for turn in 0..ways.len() {
+            let i = (round + turn) % ways.len();
+            match measure(&ways[i]) {
+                Ok(values) => samples[i].extend(values),
+                Err(error) => report.note(&format!("{what}, {}: {error}", ways[i].kind.name())),
+            }
+        }
+    }
+    for (way, samples) in ways.iter().zip(samples) {
+        report.add("throughput", what, way.kind.name(), unit, samples);
+    }
+}
