@@ -213,7 +213,9 @@ pub(crate) fn others(want: &Want, territories: &[Territory]) -> impl Iterator<It
     let first = want.host.0.port();
     let offset = i32::from(first) - i32::from(want.guest.0);
     let same = |t: &&Territory| t.offset == offset && t.bind == want.host.0.ip();
-    let territories = territories.iter().filter(same);
+    // What lies beyond its own, it may not keep: see `may_bind`.
+    let own = |t: &&Territory| t.guest.contains(want.guest.0);
+    let territories = territories.iter().filter(same).filter(own);
     let host = territories.fold(PortRanges::default(), |all, t| all.union(&t.host()));
     let ranges: Vec<PortRange> = host.iter().collect();
     let ports = |ranges: Vec<PortRange>| ranges.into_iter().flat_map(|r| r.min()..=r.max());

@@ -86,21 +86,17 @@ impl Device {
         if stream.write_all(b"OK 1\n").is_err() {
             return;
         }
-        let behaviour = {
+        let behaviour = if line == format!("CONNECT {RPC_PORT}\n").as_bytes() {
             let mut state = self.state();
-            if line == format!("CONNECT {RPC_PORT}\n").as_bytes() {
-                state.open.push(stream.try_clone().expect("a descriptor"));
-                state.sessions.clone()
-            } else {
-                state.channels.clone()
-            }
-        };
-        if line != format!("CONNECT {RPC_PORT}\n").as_bytes() {
-            let mut port = [0; 2];
-            if stream.read_exact(&mut port).is_err() {
+            state.open.push(stream.try_clone().expect("a descriptor"));
+            state.sessions.clone()
+        } else {
+            // rum makes channels ready long before it says a port.
+            if stream.read_exact(&mut [0; 2]).is_err() {
                 return;
             }
-        }
+            self.state().channels.clone()
+        };
         behaviour(stream);
     }
 }
