@@ -35,8 +35,8 @@ fn half_close_works_in_both_directions() {
     });
 }
 
-/// One way after the other: vhost-device-vsock now and then stalls for good when much goes both
-/// ways at once on one connection.
+/// One way after the other: both at once stalled once in six runs, with vhost-device-vsock busy. A
+/// bare connection did not in twelve, so it is not known whose fault that is.
 #[test]
 fn a_large_transfer_arrives_unchanged_in_each_direction() {
     on_machine(|mut machine| {

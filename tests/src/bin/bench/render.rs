@@ -8,14 +8,14 @@ use crate::plot::{Bar, bars};
 use crate::report::{Report, Row, Unit};
 
 /// The way that others are compared with as the limit.
-const LIMITS: [&str; 2] = ["direct", "floor"];
+const LIMIT: &str = "direct";
 /// What is rum, and so no peer of it.
 const OURS: &str = "rum";
 /// Where the plots are, beside BENCHMARKS.md's own folder.
 const PLOTS: &str = "tests/benchmarks";
 
 /// Sections in the order of the document: name, heading, what the reader should know.
-const SECTIONS: [(&str, &str, &str); 5] = [
+const SECTIONS: [(&str, &str, &str); 3] = [
     (
         "latency",
         "Open and close",
@@ -30,17 +30,6 @@ const SECTIONS: [(&str, &str, &str); 5] = [
          of a throughput is one turn, counted by the receivers. `direct` is a program in the \
          namespace of its client. rum, pasta and haproxy (tcp mode, in the guest's namespace with \
          an inherited listener) are one hop; socat cannot inherit a listener and takes two.",
-    ),
-    (
-        "cost",
-        "Cost of being there",
-        "Processor time and wake-ups of all threads, from `/proc/PID/task/*/schedstat`, in percent \
-         of one processor.",
-    ),
-    (
-        "scale",
-        "Scale",
-        "What grows with the number of ports and connections, and what must not.",
     ),
     (
         "vm",
@@ -126,7 +115,7 @@ fn table(text: &mut String, what: &str, rows: &[&Row]) {
     let Some(unit) = rows.first().and_then(|row| Unit::of(&row.unit)) else {
         return;
     };
-    let limit = rows.iter().find(|r| LIMITS.contains(&r.way.as_str()));
+    let limit = rows.iter().find(|r| r.way == LIMIT);
     let peer = best_peer(rows, unit);
     let _ = write!(
         text,
@@ -168,7 +157,7 @@ fn table(text: &mut String, what: &str, rows: &[&Row]) {
 /// The best of those that are neither rum nor the limit.
 fn best_peer<'a>(rows: &[&'a Row], unit: Unit) -> Option<&'a Row> {
     let peers = rows.iter().copied().filter(|row| {
-        !row.way.contains(OURS) && !LIMITS.contains(&row.way.as_str()) && row.p50.is_finite()
+        !row.way.contains(OURS) && row.way != LIMIT && row.p50.is_finite()
     });
     let better = |a: &&Row, b: &&Row| a.p50.total_cmp(&b.p50);
     match unit.more_is_better() {
