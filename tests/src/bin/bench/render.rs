@@ -156,9 +156,10 @@ fn table(text: &mut String, what: &str, rows: &[&Row]) {
 
 /// The best of those that are neither rum nor the limit.
 fn best_peer<'a>(rows: &[&'a Row], unit: Unit) -> Option<&'a Row> {
-    let peers = rows.iter().copied().filter(|row| {
-        !row.way.contains(OURS) && row.way != LIMIT && row.p50.is_finite()
-    });
+    let peers = rows
+        .iter()
+        .copied()
+        .filter(|row| !row.way.contains(OURS) && row.way != LIMIT && row.p50.is_finite());
     let better = |a: &&Row, b: &&Row| a.p50.total_cmp(&b.p50);
     match unit.more_is_better() {
         true => peers.max_by(better),
