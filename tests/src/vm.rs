@@ -13,8 +13,7 @@
 //! nothing of it is shared, so tests with VMs run side by side.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -120,33 +119,6 @@ impl Vm {
         kill_process(Pid::from_child(&self.qemu), signal).expect("QEMU runs");
     }
 
-    /// Stops the guest's processors, as QEMU's monitor does.
-    ///
-    /// # Panics
-    /// When QEMU does not.
-    pub fn stop(&self) {
-        self.monitor("stop");
-    }
-
-    /// Lets the guest's processors go on.
-    ///
-    /// # Panics
-    /// When QEMU does not.
-    pub fn cont(&self) {
-        self.monitor("cont");
-    }
-
-    fn monitor(&self, command: &str) {
-        let mut monitor = UnixStream::connect(self.dir.path().join("qmp")).expect("QEMU runs");
-        let reader = monitor.try_clone().expect("a socket");
-        let mut lines = BufReader::new(reader).lines().map_while(Result::ok);
-        for command in ["qmp_capabilities", command] {
-            writeln!(monitor, "{{\"execute\":\"{command}\"}}").expect("QEMU runs");
-            let answered = lines.any(|line| line.starts_with("{\"return\""));
-            assert!(answered, "QEMU ended");
-        }
-    }
-
     /// Kills QEMU, as when a machine loses its power.
     pub fn kill(&mut self) {
         let _ = self.qemu.kill();
@@ -201,8 +173,6 @@ fn qemu(cache: &Path, dir: &Path, agent_args: &str) -> Command {
         .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-serial", "file:console"])
-        .args(["-chardev", "socket,id=qmp,path=qmp,server=on,wait=off"])
-        .args(["-mon", "chardev=qmp,mode=control"])
         .args(["-chardev", "socket,id=vs,path=vhost.sock"])
         .args(["-device", "vhost-user-vsock-pci,chardev=vs"])
         .arg("-kernel")
