@@ -14,19 +14,19 @@ use crate::kernel::sockstat::{Fingerprint, Sockstat};
 /// How often to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Time between two looks at the counters. A look costs about 3 us, with the wake-up 80 us.
+    /// Time between two looks at the counters. A look costs about 3 us, its wake-up more.
     pub counters: Duration,
     /// There is a full dump at least this often.
     pub full_dump: Duration,
 }
 
-/// Where nothing else tells of a `listen()`: 2.3 % of a core for a delay of 2 ms on average.
+/// Where nothing else tells of a `listen()`: 1 to 2 % of a core for a delay of 2 ms on average.
 pub const FAST: Rate = Rate {
     counters: Duration::from_millis(4),
     full_dump: Duration::from_millis(100),
 };
 /// Beside seccomp notifications, for the few that they do not tell of (io_uring, a program of
-/// another ABI) and for shutdown(2) of a listener: found after 250 ms on average, for two
+/// another ABI) and for shutdown(2) of a listener: found after 250 ms on average, for three
 /// hundredths of a percent of a core. Slower gains nothing, since the host's poll of once a
 /// second finds them after 1 to 2 s; ten times a second would cost as much as all the rest.
 pub const SAFETY: Rate = Rate {
