@@ -5,10 +5,10 @@
 //! client or a server sees came in a frame of rum's.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 
 use rum_shared::{CHANNEL_PORT, RPC_PORT};
-use rum_tests::client::{connect, exchange, host};
+use rum_tests::client::{connect, exchange, host, server_ends_first, until_refused};
 use rum_tests::device::{Defects, Flow};
 use rum_tests::machine::Machine;
 use rum_tests::netns::in_netns;
@@ -46,12 +46,7 @@ fn ports_follow_the_guest_through_the_device() {
             assert_eq!(exchange(5000, "through").expect("echo"), "through");
             machine.guest.tell("close 127.0.0.1:5000");
             rum.stdout.wait_nth("Stopped forwarding 5000", round);
-            until("the host port to be closed", || {
-                match TcpStream::connect(host(5000)) {
-                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => Some(()),
-                    _ => None,
-                }
-            });
+            until_refused(5000);
         }
     });
 }
@@ -71,16 +66,7 @@ fn half_close_needs_nothing_from_the_device() {
         // The server ends first and still hears the client.
         machine.guest.tell("listen 127.0.0.1:5001 greet-then-read");
         rum.stdout.wait("Auto-forwarding 127.0.0.1:5001");
-        let mut stream = connect(5001);
-        let mut greeting = String::new();
-        stream.read_to_string(&mut greeting).expect("its end");
-        assert_eq!(greeting, "greetings");
-        stream
-            .write_all(text.as_bytes())
-            .expect("the way in is open");
-        stream.shutdown(Shutdown::Write).expect("a socket");
-        let heard = machine.guest.line();
-        assert!(heard == format!("heard {text}"), "{} bytes", heard.len());
+        server_ends_first(&mut machine.guest, 5001, &text);
     });
 }
 

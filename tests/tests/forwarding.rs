@@ -3,26 +3,15 @@
 //! the same ports serve all of them at once.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener};
 use std::time::Duration;
 
 use rum_tests::Fnv;
-use rum_tests::client::{connect, exchange, host};
+use rum_tests::client::{connect, exchange, host, until_refused};
 use rum_tests::netns::in_netns;
 use rum_tests::rum::Setup;
-use rum_tests::wait::until;
 
 const RANGE: [&str; 2] = ["--range", "5000-6000"];
-
-/// Waits until connects are refused, which is what a closed port does.
-fn until_refused(port: u16) {
-    until("the host port to be closed", || {
-        match TcpStream::connect(host(port)) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Some(()),
-            _ => None,
-        }
-    });
-}
 
 #[test]
 fn a_listener_is_reachable_and_gone_with_it() {

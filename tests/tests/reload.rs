@@ -2,13 +2,13 @@
 //! says nothing else about.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use rum_host::control::model::State;
-use rum_tests::client::{connect, exchange, host};
+use rum_tests::client::{connect, exchange, until_refused};
 use rum_tests::guest::Guest;
 use rum_tests::netns::in_netns;
 use rum_tests::ports::{follow, until_port};
@@ -27,15 +27,6 @@ fn up() -> (Setup, Rum, Guest) {
     write(&setup, CONFIG);
     let (rum, guest) = setup.start_guest(&[]);
     (setup, rum, guest)
-}
-
-fn until_refused(port: u16) {
-    until("the host port to be closed", || {
-        match TcpStream::connect(host(port)) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Some(()),
-            _ => None,
-        }
-    });
 }
 
 /// A connection that echoes, now and later.

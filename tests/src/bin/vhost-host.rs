@@ -10,12 +10,13 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use rum_tests::client::{connect, dial, exchange, host, server_ends_first, talk, until_refused};
 use rum_tests::guest::Guest;
 use rum_tests::rum::{Lines, Rum, Setup};
 use rum_tests::wait::{be_patient, patience, until};
@@ -121,7 +122,7 @@ fn main() {
         }
         two.guest.tell("close 127.0.0.1:5100");
         two.rum.stdout.wait("Stopped forwarding 5100");
-        until_refused(host(5100));
+        until_refused(5100);
     });
     let mut by_cid = check("kind vsock finds a running VM by its CID", || {
         let by_cid = up_by_cid(&setup, "by-cid", &cid);
@@ -143,7 +144,7 @@ fn main() {
     });
     check("a reset stays a reset", || {
         one.listen(5003, "reset");
-        let mut stream = connect(host(5003)).expect("a forwarded port");
+        let mut stream = connect(5003);
         stream.write_all(b"!").expect("connected");
         let error = stream.read(&mut [0]).expect_err("not a clean end");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -158,7 +159,7 @@ fn main() {
     check("a killed agent is replaced by the next", || {
         let stderr = &one.rum.stderr;
         let [lost, connected] = ["Agent lost", "connected (events"].map(|t| times(stderr, t));
-        let mut stream = connect(host(5000)).expect("a forwarded port");
+        let mut stream = connect(5000);
         stream.write_all(b"!").expect("connected");
         stream.read_exact(&mut [0]).expect("echo");
         one.guest.tell("sh kill -9 $(pidof agent)");
@@ -192,14 +193,14 @@ fn main() {
         two.listen(5102, "echo");
         until_echoed(host(5102));
         two.rum.stdout.wait("Stopped forwarding 5101");
-        until_refused(host(5101));
+        until_refused(5101);
     });
     check("a VM that loses its power ends rum", || {
         let pid = Pid::from_raw(qemu("two").0).expect("not 0");
         kill_process(pid, Signal::KILL).expect("it runs");
         assert_eq!(two.rum.wait().code(), Some(1));
         two.rum.stderr.wait("The guest ended");
-        until_refused(host(5102));
+        until_refused(5102);
     });
     check("rum down ends the other, and who found it says so", || {
         let lost = times(&by_cid.stderr, "Agent lost");
@@ -289,26 +290,17 @@ fn half_close(one: &mut Machine) {
     let text = "0123456789abcdef".repeat(1 << 12);
     // The client ends first and still gets the whole answer.
     one.listen(5001, "late");
-    let answer = exchange(host(5001), &text).expect("the late answer");
+    let answer = exchange(5001, &text).expect("the late answer");
     assert!(answer == text, "{} bytes of {}", answer.len(), text.len());
     // The server ends first and still hears the client.
     one.listen(5002, "greet-then-read");
-    let mut stream = connect(host(5002)).expect("a forwarded port");
-    let mut greeting = String::new();
-    stream.read_to_string(&mut greeting).expect("its end");
-    assert_eq!(greeting, "greetings");
-    stream
-        .write_all(text.as_bytes())
-        .expect("the way in is open");
-    stream.shutdown(Shutdown::Write).expect("a socket");
-    let heard = one.guest.line();
-    assert!(heard == format!("heard {text}"), "{} bytes", heard.len());
+    server_ends_first(&mut one.guest, 5002, &text);
 }
 
 /// An echo of some megabytes: what vhost-device-vsock stalls of now and then.
 fn both_ways(port: u16) {
     let sent: Vec<u8> = (0..4_000_037u32).map(|i| (i ^ (i >> 9)) as u8).collect();
-    let mut stream = connect(host(port)).expect("a forwarded port");
+    let mut stream = connect(port);
     let mut heard = Vec::new();
     std::thread::scope(|scope| {
         let mut writer = stream.try_clone().expect("a socket");
@@ -322,38 +314,12 @@ fn both_ways(port: u16) {
     assert!(heard == sent, "{} bytes of {}", heard.len(), sent.len());
 }
 
-fn host(port: u16) -> SocketAddr {
-    rum_tests::client::host(port)
-}
-
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(patience()))?;
-    Ok(stream)
-}
-
-fn exchange(address: SocketAddr, text: &str) -> io::Result<String> {
-    let mut stream = connect(address)?;
-    stream.write_all(text.as_bytes())?;
-    stream.shutdown(Shutdown::Write)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
 /// Waits until the echo behind `address` answers.
 fn until_echoed(address: SocketAddr) {
     until("an echo", || {
-        let answer = exchange(address, "hello").ok()?;
+        let answer = talk(dial(address).ok()?, "hello").ok()?;
         assert_eq!(answer, "hello");
         Some(())
-    });
-}
-
-fn until_refused(address: SocketAddr) {
-    until("the host port to be closed", || {
-        let error = TcpStream::connect(address).err()?;
-        (error.kind() == ErrorKind::ConnectionRefused).then_some(())
     });
 }
 

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 
 use rum_tests::Fnv;
-use rum_tests::client::{connect, exchange};
+use rum_tests::client::{connect, exchange, server_ends_first};
 
 use crate::on_machine;
 
@@ -22,16 +22,7 @@ fn half_close_works_in_both_directions() {
         assert!(answer == text, "{} bytes of {}", answer.len(), text.len());
         // The server ends first and still hears the client.
         machine.listen(5001, "greet-then-read");
-        let mut stream = connect(5001);
-        let mut greeting = String::new();
-        stream.read_to_string(&mut greeting).expect("its end");
-        assert_eq!(greeting, "greetings");
-        stream
-            .write_all(text.as_bytes())
-            .expect("the way in is open");
-        stream.shutdown(Shutdown::Write).expect("a socket");
-        let heard = machine.guest.line();
-        assert!(heard == format!("heard {text}"), "{} bytes", heard.len());
+        server_ends_first(&mut machine.guest, 5001, &text);
     });
 }
 

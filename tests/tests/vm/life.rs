@@ -3,9 +3,9 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
-use rum_tests::client::{connect, exchange};
+use rum_tests::client::{connect, exchange, until_refused};
 
-use crate::{on_machine, until_refused};
+use crate::on_machine;
 
 /// One byte there and back.
 fn echo(stream: &mut TcpStream) {

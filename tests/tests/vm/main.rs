@@ -8,15 +8,10 @@ mod life;
 mod ports;
 mod vsock;
 
-use std::io::ErrorKind;
-use std::net::TcpStream;
-
-use rum_tests::client::host;
 use rum_tests::guest::Guest;
 use rum_tests::netns::in_netns;
 use rum_tests::rum::{Rum, Setup};
 use rum_tests::vm::Vm;
-use rum_tests::wait::until;
 
 /// A booted VM, its guest program, and a `rum up` that forwards 5000 to 6000.
 struct Machine {
@@ -68,14 +63,4 @@ impl Machine {
 /// Runs `test` on a machine of its own.
 fn on_machine(test: impl FnOnce(Machine) + Send) {
     in_netns(|| test(Machine::boot()));
-}
-
-/// Waits until connects to a host port are refused, which is what a closed port does.
-fn until_refused(port: u16) {
-    until("the host port to be closed", || {
-        match TcpStream::connect(host(port)) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Some(()),
-            _ => None,
-        }
-    });
 }

@@ -1,8 +1,8 @@
 //! What listens in the guest is what is forwarded.
 
-use rum_tests::client::exchange;
+use rum_tests::client::{exchange, until_refused};
 
-use crate::{on_machine, until_refused};
+use crate::on_machine;
 
 #[test]
 fn ports_follow_the_guest() {
