@@ -8,7 +8,9 @@
 //!    asks before each `listen()` ([`crate::kernel::notified`]), and a slow poll for what it is not asked about;
 //! 3. instead of both, a [`poll`] of the cheap socket counters in `/proc/self/net/sockstat`, with
 //!    a full dump now and then;
-//! 4. beside any, the netlink destroy groups, which need no privilege: a closed listener.
+//! 4. beside 2 and 3, the netlink destroy groups, which need no privilege: a closed listener. The
+//!    tracepoint tells that earlier, and as long as somebody listens to the groups the kernel has
+//!    work with every connection that ends.
 //!
 //! Invariant: a [`Wake`] carries no fact. It says where to look first; the dump that follows
 //! decides.
@@ -147,9 +149,11 @@ impl Hints {
             (None, Some(_)) => Some(Poll::open(SAFETY)),
             (None, None) => Some(Poll::open(FAST)),
         };
-        match DestroyEvents::open() {
-            Ok(destroy) => hints.destroy = Some(destroy),
-            Err(error) => info!("no destroy events, closed listeners are found later: {error}"),
+        if hints.tracepoint.is_none() {
+            match DestroyEvents::open() {
+                Ok(destroy) => hints.destroy = Some(destroy),
+                Err(error) => info!("no destroy events, closed listeners are found later: {error}"),
+            }
         }
         Ok(hints)
     }

@@ -349,7 +349,7 @@ impl Names {
         let inodes: Vec<u64> = std::mem::take(&mut self.wanted).into_iter().collect();
         let first = self.first.take();
         self.running
-            .spawn_blocking(move || process::find(&inodes, first));
+            .spawn_blocking(move || process::find(&inodes, first, process::MAX_DESCRIPTORS));
     }
 
     /// What a look-up has found; `None` while none is running.

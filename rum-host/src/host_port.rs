@@ -6,6 +6,10 @@ use rum_shared::listener::Process;
 
 use crate::plan::HostAddr;
 
+/// How many descriptors of this machine are looked at for one name: a second's work, in a thread of its
+/// own. A machine with busy servers has more than the agent's bound allows for.
+const MAX_DESCRIPTORS: usize = 500_000;
+
 /// The process that keeps `addr` from being bound, where it can be seen: a listener on that
 /// port at the same or an unspecified address. Reads /proc: call it off the hot path.
 pub fn holder(addr: HostAddr) -> Option<Process> {
@@ -18,7 +22,7 @@ pub fn holder(addr: HostAddr) -> Option<Process> {
         .filter(|s| s.port == addr.0.port() && overlaps(s.ip))
         .map(|s| s.inode)
         .collect();
-    let mut found = process::find(&inodes, None);
+    let mut found = process::find(&inodes, None, MAX_DESCRIPTORS);
     let holder = inodes.iter().find_map(|inode| found.remove(inode))?;
     Some(Process {
         pid: holder.pid,

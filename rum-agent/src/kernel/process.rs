@@ -4,7 +4,7 @@
 //! index from inode to process, so the descriptors are walked until every inode is found: first
 //! those of the process that the hint named, which nearly always is the one.
 //!
-//! Invariants: the walk is bounded by [`MAX_DESCRIPTORS`]; a process that may not be read or
+//! Invariants: the walk is bounded by a number of descriptors that the caller gives; a process that may not be read or
 //! that ends meanwhile is passed over. The answer is for people to read, nothing depends on it.
 
 use std::collections::{HashMap, HashSet};
@@ -16,26 +16,31 @@ use rum_shared::listener::{MAX_NAME, Process};
 use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 
-/// At most this many descriptors are looked at in one call, at one or two microseconds each: a
-/// bound on the time that the agent is busy with what is only a name.
+/// How many descriptors the agent looks at in one call, at one or two microseconds each: a bound on
+/// the time that it is busy with what is only a name.
 pub const MAX_DESCRIPTORS: usize = 20_000;
 /// At most this many processes are looked at in one call, for the same reason.
 pub const MAX_PROCESSES: usize = 10_000;
 
-/// The processes that hold the sockets with these inodes; `first_pid` is looked at first. Of
-/// several holders of one socket the first found is named. An inode without a readable holder
+/// The processes that hold the sockets with these inodes; `first_pid` is looked at first, and at most
+/// `descriptors` descriptors in all. Of several holders of one socket the first found is named. An inode without a readable holder
 /// is missing from the answer.
 ///
 /// Takes some milliseconds on a busy machine: not for the path between a hint and its report.
-pub fn find(inodes: &[u64], first_pid: Option<u32>) -> HashMap<u64, Process> {
-    find_in(Path::new("/proc"), inodes, first_pid)
+pub fn find(inodes: &[u64], first_pid: Option<u32>, descriptors: usize) -> HashMap<u64, Process> {
+    find_in(Path::new("/proc"), inodes, first_pid, descriptors)
 }
 
-fn find_in(proc: &Path, inodes: &[u64], first_pid: Option<u32>) -> HashMap<u64, Process> {
+fn find_in(
+    proc: &Path,
+    inodes: &[u64],
+    first_pid: Option<u32>,
+    descriptors: usize,
+) -> HashMap<u64, Process> {
     let mut search = Search {
         wanted: inodes.iter().copied().filter(|i| *i != 0).collect(),
         found: HashMap::new(),
-        descriptors: MAX_DESCRIPTORS,
+        descriptors,
         link: Vec::new(),
     };
     if let Some(pid) = first_pid.filter(|pid| *pid != 0) {
@@ -164,7 +169,7 @@ mod tests {
         let own = std::process::id();
         let name = fs::read_to_string("/proc/self/comm").unwrap();
         for first in [None, Some(own), Some(1), Some(0), Some(u32::MAX)] {
-            let found = find(&[inode, 0, u64::MAX], first);
+            let found = find(&[inode, 0, u64::MAX], first, usize::MAX);
             assert_eq!(found.len(), 1);
             assert_eq!(found[&inode].pid, own);
             assert_eq!(found[&inode].name, name.trim_end());
@@ -191,11 +196,13 @@ mod tests {
         make("self", b"no pid", &["socket:[9]"]);
         fs::create_dir(proc.path().join("9")).unwrap();
 
-        let found = find_in(proc.path(), &[5, 6, 9], Some(9));
+        let found = find_in(proc.path(), &[5, 6, 9], Some(9), MAX_DESCRIPTORS);
         assert_eq!(found.len(), 2);
         assert_eq!(found[&6].name, "né");
         assert_eq!(found[&6].pid, 8);
         assert!(found[&5].name.len() <= MAX_NAME);
         assert!(found[&5].name.starts_with('\u{fffd}'));
+        assert!(find_in(proc.path(), &[5], Some(7), 2).is_empty());
+        assert_eq!(find_in(proc.path(), &[5], Some(7), 3).len(), 1);
     }
 }
