@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(found[&6].pid, 8);
         assert!(found[&5].name.len() <= MAX_NAME);
         assert!(found[&5].name.starts_with('\u{fffd}'));
-        assert!(find_in(proc.path(), &[5], Some(7), 2).is_empty());
+        assert!(find_in(proc.path(), &[5], Some(7), 0).is_empty());
         assert_eq!(find_in(proc.path(), &[5], Some(7), 3).len(), 1);
     }
 }
