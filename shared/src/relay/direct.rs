@@ -6,13 +6,14 @@
 //! written any more is still read to its end, so that what was under way is delivered first.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, tcp};
 use tokio_util::sync::CancellationToken;
 
-use super::{Counters, Outcome, read_some, reset_on_close};
+use super::buffer::read_some;
+use super::{Counters, Outcome, reset_on_close};
 
 /// How one direction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +40,22 @@ pub async fn relay_direct(
         let _ = socket.set_nodelay(true);
     }
     let outcome = {
+        // Set by the direction that ends first.
+        let half = AtomicBool::new(false);
         let (mut client_in, mut client_out) = client.split();
         let (mut guest_in, mut guest_out) = guest.split();
-        let mut up = pin!(pump(&mut client_in, &mut guest_out, &counters.from_tcp));
-        let mut down = pin!(pump(&mut guest_in, &mut client_out, &counters.to_tcp));
+        let mut up = pin!(pump(
+            &mut client_in,
+            &mut guest_out,
+            &counters.from_tcp,
+            &half
+        ));
+        let mut down = pin!(pump(
+            &mut guest_in,
+            &mut client_out,
+            &counters.to_tcp,
+            &half
+        ));
         let first = tokio::select! {
             biased;
             () = cut.cancelled() => return Outcome::Cut,
@@ -105,7 +118,12 @@ fn outcome(first: End, side: Side, last: End) -> Outcome {
 
 /// One direction. It watches the socket that it writes to for a reset, since the direction that
 /// would read it may be over.
-async fn pump(from: &mut tcp::ReadHalf<'_>, to: &mut tcp::WriteHalf<'_>, moved: &AtomicU64) -> End {
+async fn pump(
+    from: &mut tcp::ReadHalf<'_>,
+    to: &mut tcp::WriteHalf<'_>,
+    moved: &AtomicU64,
+    half: &AtomicBool,
+) -> End {
     loop {
         let read = tokio::select! {
             biased;
@@ -119,6 +137,10 @@ async fn pump(from: &mut tcp::ReadHalf<'_>, to: &mut tcp::WriteHalf<'_>, moved: 
             return End::Reset;
         };
         if bytes.is_empty() {
+            if half.swap(true, Ordering::Relaxed) {
+                // Both are read to their ends: closing them says the rest.
+                return End::Clean;
+            }
             return match to.shutdown().await {
                 Ok(()) => End::Clean,
                 Err(_) => End::Broken,

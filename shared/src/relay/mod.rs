@@ -18,9 +18,10 @@
 //! - who cannot write any more still reads to the end, so data that was under way before a
 //!   failure is delivered. What the kernel could not deliver yet when a reset follows is
 //!   lost, as with every TCP reset;
-//! - at most one buffer of 64 KiB a direction, and none while that direction waits for bytes:
+//! - at most one buffer of 256 KiB a direction, and none while that direction waits for bytes:
 //!   thousands of idle connections cost little, and a slow reader stops its writer.
 
+mod buffer;
 mod direct;
 #[cfg(test)]
 mod tests;
@@ -34,16 +35,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, tcp};
 use tokio_util::sync::CancellationToken;
 
+use self::buffer::read_some;
 use crate::channel::{Decoder, END, Event, LENGTH, RESET, length};
 use crate::transport::Stream;
-
-/// Size of a direction's buffer while bytes move. Larger ones gained nothing clear, and this
-/// one comes from the heap where 128 KiB may be mapped and unmapped each time (mallopt(3)).
-const BUFFER: usize = 64 * 1024;
 
 /// Bytes moved so far; read by others while the relay runs.
 #[derive(Debug, Default)]
@@ -269,17 +267,4 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         })
         .await;
     }
-}
-
-/// Reads what there is, after `gap` zero bytes; only the gap at the end of the stream. The
-/// buffer is made when it is polled and dropped when there was nothing: while this waits, it
-/// holds no memory.
-async fn read_some(reader: &mut (impl AsyncRead + Unpin), gap: usize) -> io::Result<Vec<u8>> {
-    std::future::poll_fn(|cx| {
-        let mut buffer = Vec::with_capacity(BUFFER);
-        buffer.resize(gap, 0);
-        let read = pin!(reader.read_buf(&mut buffer)).poll(cx);
-        read.map_ok(|_| buffer)
-    })
-    .await
 }
