@@ -80,6 +80,11 @@ impl Pool {
         Some(channel)
     }
 
+    /// Drops what is ready, until it is filled again at the agent's next sign of life.
+    pub fn clear(&self) {
+        *self.state() = State::default();
+    }
+
     /// Keeps it filled from `endpoint`, for ever. Cancel-safe.
     pub async fn keep(&self, endpoint: &Endpoint, mut link: watch::Receiver<LinkState>) {
         loop {
