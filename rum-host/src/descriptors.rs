@@ -81,11 +81,6 @@ impl Reserve {
         })
     }
 
-    /// Keeps none for the next.
-    pub fn clear(&self) {
-        self.swap(None);
-    }
-
     fn swap(&self, places: Option<Places>) -> Option<Places> {
         // Nothing can panic under the lock.
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);

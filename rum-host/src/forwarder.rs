@@ -151,12 +151,6 @@ impl Dialer {
             }
         }
     }
-
-    /// Gives up what is there for clients to come: it must not keep out those that are here.
-    fn make_room(&self) {
-        self.pool.clear();
-        self.reserve.clear();
-    }
 }
 
 /// What a forward has done so far. Read at any time.
@@ -344,7 +338,8 @@ impl ForwardTask {
                 // The listener was shut down by `stop`.
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return,
                 Err(error) if is_exhaustion(&error) => {
-                    self.dialer.make_room();
+                    // What is ready for clients to come must not keep this one out.
+                    self.dialer.pool.clear();
                     if somebody_waits(&self.listener) && !self.stats.exhausted.swap(true, Relaxed) {
                         tracing::warn!(
                             guest_port = self.guest.0,

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::process::{Output, Stdio};
 
 use rum_host::control::model::State;
-use rum_tests::client::connect;
+use rum_tests::client::{connect, exchange};
 use rum_tests::netns::in_netns;
 use rum_tests::ports::until_port;
 use rum_tests::rum::{Rum, Setup};
@@ -63,30 +63,40 @@ fn echoed(client: &mut TcpStream, number: usize) -> bool {
     }
 }
 
+/// More clients than can be accepted, each with something to be echoed.
+fn crowd(port: u16) -> Vec<(usize, TcpStream)> {
+    let clients = (0..CLIENTS).map(|number| {
+        let mut client = connect(port);
+        let sent = client.write_all(&number.to_be_bytes());
+        sent.expect("a new connection takes a few bytes");
+        client.set_nonblocking(true).expect("a socket");
+        (number, client)
+    });
+    clients.collect()
+}
+
+fn until_exhausted(setup: &Setup, port: u16) {
+    let said = until_port(
+        setup,
+        &format!("guest:{port}"),
+        |port| matches!(&port.reason, Some(reason) if reason.code == "exhausted"),
+    );
+    assert_eq!(said.state, State::Forwarded);
+}
+
 fn waits_and_is_served(setup: &Setup, rum: &Rum, port: u16) {
     for left in 6..12 {
         leave(rum, left);
-        let clients = (0..CLIENTS).map(|number| {
-            let mut client = connect(port);
-            let sent = client.write_all(&number.to_be_bytes());
-            sent.expect("a new connection takes a few bytes");
-            client.set_nonblocking(true).expect("a socket");
-            (number, client)
-        });
-        let mut waiting: Vec<_> = clients.collect();
-        let id = format!("guest:{port}");
-        let said = until_port(
-            setup,
-            &id,
-            |port| matches!(&port.reason, Some(reason) if reason.code == "exhausted"),
-        );
-        assert_eq!(said.state, State::Forwarded);
+        let mut waiting = crowd(port);
+        until_exhausted(setup, port);
         // Each that ends makes room for another.
         until("the last of them to be served", || {
             waiting.retain_mut(|(number, client)| !echoed(client, *number));
             waiting.is_empty().then_some(())
         });
-        until_port(setup, &id, |port| port.reason.is_none());
+        until_port(setup, &format!("guest:{port}"), |port| {
+            port.reason.is_none()
+        });
         // For the descriptors to be counted anew.
         limit(rum, None);
     }
@@ -111,15 +121,21 @@ fn clients_wait_for_a_descriptor_and_none_is_reset() {
 fn somebody_can_ask_even_then() {
     in_netns(|| {
         let setup = Setup::new();
-        let (mut rum, mut guest) = setup.start_guest(&["--range", "5000"]);
+        let (mut rum, mut guest) = setup.start_guest(&["-vv", "--range", "5000"]);
         guest.tell("listen 127.0.0.1:5000 echo");
         rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
+        // From the poll's session on nothing wants another descriptor.
+        rum.stderr.wait_nth("hello protocol", 2);
         leave(&rum, 0);
         for _ in 0..3 {
             let ports = run(&setup, &["ports"]);
             assert!(ports.status.success(), "{}", text(&ports.stderr));
             assert!(text(&ports.stdout).starts_with("5000\tforwarded\t"));
         }
+        // What is ready for clients to come makes room for one that is here.
+        assert_eq!(exchange(5000, "here").expect("echo"), "here");
+        rum.stderr.wait("connections wait until there is room");
+        leave(&rum, 0);
         // Whoever has no place gets an answer, too, if not the one that was wanted.
         let mut watching = vec![];
         let refused = until("the last place to be taken", || {

@@ -22,7 +22,8 @@ use crate::descriptors::{is_exhaustion, stand_in};
 
 /// Clients at a time: each has two descriptors and some buffers.
 const MAX_CLIENTS: usize = 64;
-/// Pause after an accept that failed (EMFILE and its kin pass).
+/// Pause after an accept that failed, or before the spare descriptor is asked for again (EMFILE and its
+/// kin pass).
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// What a client asked `rum up` to do. Only ever raised.
@@ -94,6 +95,7 @@ impl Server {
                     }
                 },
                 Some(_) = clients.join_next() => {}
+                () = tokio::time::sleep(ACCEPT_PAUSE), if spare.is_none() => {}
             }
         }
     }
