@@ -338,14 +338,16 @@ impl ForwardTask {
                 // The listener was shut down by `stop`.
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return,
                 Err(error) if is_exhaustion(&error) => {
-                    // What is ready for clients to come must not keep this one out.
-                    self.dialer.pool.clear();
-                    if somebody_waits(&self.listener) && !self.stats.exhausted.swap(true, Relaxed) {
-                        tracing::warn!(
-                            guest_port = self.guest.0,
-                            %error,
-                            "cannot accept; connections wait until there is room"
-                        );
+                    if somebody_waits(&self.listener) {
+                        // What is ready for clients to come must not keep this one out.
+                        self.dialer.pool.clear();
+                        if !self.stats.exhausted.swap(true, Relaxed) {
+                            tracing::warn!(
+                                guest_port = self.guest.0,
+                                %error,
+                                "cannot accept; connections wait until there is room"
+                            );
+                        }
                     }
                     tokio::select! {
                         () = self.stop.cancelled() => return,
