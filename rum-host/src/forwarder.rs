@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rum_shared::channel::{self, Connected, DialStatus};
 use rum_shared::relay::{self, Counters, Outcome};
@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::client::LinkState;
+use crate::clock;
 use crate::descriptors::{Reserve, Room, is_exhaustion};
 use crate::plan::{GuestPort, HostAddr};
 use crate::pool::Pool;
@@ -129,7 +130,7 @@ impl Dialer {
         if let Some(direct) = self.pool.connect(guest) {
             return Ok(Ok(Connected::Direct(direct)));
         }
-        let up = self.link.wait_for(|state| state.may_dial(Instant::now()));
+        let up = self.link.wait_for(|state| state.may_dial(clock::now()));
         let up = up.await;
         up.map_err(|_| io::Error::other("rum is stopping"))?;
         // One that was ready and fails without an answer was made by an agent that is gone.
