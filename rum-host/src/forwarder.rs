@@ -421,3 +421,6 @@ async fn connection(
     };
     tracing::trace!(guest_port = guest.0, ?outcome, "connection ended");
 }
+
+#[cfg(test)]
+mod tests;

@@ -211,6 +211,17 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_offers_nothing_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let [rpc, channel] = ["rpc", "channel"].map(|name| dir.path().join(name));
+        let _deaf = tokio::net::UnixListener::bind(&channel).unwrap();
+        let start = tokio::time::Instant::now();
+        let error = request(&Endpoint::Unix { rpc, channel }).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(start.elapsed(), REQUEST_DEADLINE);
+    }
+
     #[tokio::test]
     async fn one_at_a_time() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
