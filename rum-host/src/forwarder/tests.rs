@@ -1,43 +1,15 @@
 //! When a client is given up, and when it is cut.
-//!
-//! The clock stands still ([`stop_clock`]): everything happens in one thread and over sockets of
-//! this machine, so it has happened after some turns of the runtime, and then the clock moves on.
 
 #![allow(clippy::unwrap_used)]
-
-use std::sync::mpsc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
-
-/// Turns of the runtime after which all has happened that can without the clock.
-const TURNS: usize = 300;
-
-/// Stops the clock for as long as what this returns is kept: while a blocking task runs it does not
-/// move by itself.
-fn stop_clock() -> mpsc::Sender<()> {
-    tokio::time::pause();
-    let (held, wait) = mpsc::channel::<()>();
-    tokio::task::spawn_blocking(move || wait.recv());
-    held
-}
-
-async fn settle() {
-    for _ in 0..TURNS {
-        tokio::task::yield_now().await;
-    }
-}
-
-async fn advance(time: Duration) {
-    settle().await;
-    tokio::time::advance(time).await;
-    settle().await;
-}
+use crate::clock::stopped::Clock;
 
 struct Fixture {
-    _clock: mpsc::Sender<()>,
+    clock: Clock,
     _dir: tempfile::TempDir,
     agent: UnixListener,
     link: watch::Sender<LinkState>,
@@ -64,7 +36,7 @@ impl Fixture {
         let (forwarder, task) =
             Forwarder::bind(host, GuestPort(5000), &dialer, cut.clone()).unwrap();
         Self {
-            _clock: stop_clock(),
+            clock: Clock::stop(),
             _dir: dir,
             agent,
             link,
@@ -77,7 +49,7 @@ impl Fixture {
 
     async fn client(&self) -> TcpStream {
         let client = TcpStream::connect(self.forwarder.addr().0).await.unwrap();
-        settle().await;
+        self.clock.settle().await;
         client
     }
 
@@ -87,7 +59,7 @@ impl Fixture {
         let (mut channel, _) = self.agent.accept().await.unwrap();
         assert_eq!(channel.read_u16().await.unwrap(), 5000);
         channel.write_u8(DialStatus::Connected as u8).await.unwrap();
-        settle().await;
+        self.clock.settle().await;
         (client, channel)
     }
 
@@ -112,9 +84,9 @@ const MOMENT: Duration = Duration::from_millis(2);
 async fn an_agent_that_does_not_answer_is_given_up() {
     let fixture = Fixture::new();
     let client = fixture.client().await;
-    advance(OPEN_DEADLINE - MOMENT).await;
+    fixture.clock.advance(OPEN_DEADLINE - MOMENT).await;
     assert_eq!((end(&client), fixture.refused()), (None, 0));
-    advance(MOMENT * 2).await;
+    fixture.clock.advance(MOMENT * 2).await;
     assert_eq!((end(&client), fixture.refused()), (RESET, 1));
 }
 
@@ -123,9 +95,9 @@ async fn an_agent_that_is_away_is_waited_for_as_long() {
     let fixture = Fixture::new();
     fixture.link.send_replace(LinkState::Down);
     let first = fixture.client().await;
-    advance(OPEN_DEADLINE / 2).await;
+    fixture.clock.advance(OPEN_DEADLINE / 2).await;
     let second = fixture.client().await;
-    advance(OPEN_DEADLINE / 2 + MOMENT).await;
+    fixture.clock.advance(OPEN_DEADLINE / 2 + MOMENT).await;
     assert_eq!(end(&first), RESET);
     assert_eq!(end(&second), None);
     // It is back, and was not dialled before.
@@ -133,7 +105,7 @@ async fn an_agent_that_is_away_is_waited_for_as_long() {
     let (mut channel, _) = fixture.agent.accept().await.unwrap();
     assert_eq!(channel.read_u16().await.unwrap(), 5000);
     channel.write_u8(DialStatus::Connected as u8).await.unwrap();
-    advance(OPEN_DEADLINE * 2).await;
+    fixture.clock.advance(OPEN_DEADLINE * 2).await;
     assert_eq!(end(&second), None);
 }
 
@@ -143,12 +115,12 @@ async fn connections_have_the_drain_time_and_are_cut_after_it() {
     let fixture = Fixture::new();
     let (client, _channel) = fixture.connected().await;
     let (ends, ended) = fixture.connected().await;
-    advance(drain * 2).await;
+    fixture.clock.advance(drain * 2).await;
     fixture.forwarder.stop(drain);
-    advance(drain - MOMENT).await;
+    fixture.clock.advance(drain - MOMENT).await;
     assert_eq!((end(&client), end(&ends)), (None, None));
     drop((ends, ended));
-    advance(MOMENT * 2).await;
+    fixture.clock.advance(MOMENT * 2).await;
     assert_eq!(end(&client), RESET);
     assert_eq!(fixture.task.await.unwrap(), 1);
 }
@@ -158,10 +130,10 @@ async fn a_drain_is_over_with_the_last_connection() {
     let fixture = Fixture::new();
     let (client, channel) = fixture.connected().await;
     fixture.forwarder.stop(Duration::from_secs(7));
-    settle().await;
+    fixture.clock.settle().await;
     assert!(!fixture.task.is_finished());
     drop((client, channel));
-    settle().await;
+    fixture.clock.settle().await;
     assert!(fixture.task.is_finished());
     assert_eq!(fixture.task.await.unwrap(), 0);
 }
@@ -171,6 +143,6 @@ async fn a_client_that_waits_can_be_cut() {
     let fixture = Fixture::new();
     let client = fixture.client().await;
     fixture.cut.cancel();
-    settle().await;
+    fixture.clock.settle().await;
     assert_eq!(end(&client), RESET);
 }
