@@ -61,6 +61,30 @@ mod tests {
         assert_eq!(pause(255), Duration::from_millis(1200));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn knocks_come_about_each_second() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("knock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (_count, sessions) = watch::channel(0);
+        let knocking = run(KnockTarget::Unix(path), sessions, CancellationToken::new());
+        let test = async {
+            listener.accept().await.unwrap();
+            for _ in 0..5 {
+                let last = tokio::time::Instant::now();
+                listener.accept().await.unwrap();
+                let pause = last.elapsed();
+                // Timers are rounded up to milliseconds.
+                let longest = INTERVAL + JITTER + Duration::from_millis(1);
+                assert!(INTERVAL - JITTER <= pause && pause <= longest, "{pause:?}");
+            }
+        };
+        tokio::select! {
+            () = knocking => unreachable!("nobody stops it"),
+            () = test => {}
+        }
+    }
+
     #[tokio::test]
     async fn knocks_only_without_a_session() {
         let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,8 @@
 //!
 //! Invariants: the guest's program is dialled only because a client connected; a client whose
 //! connection cannot be made is reset, never closed as if all were well; running out of
-//! descriptors delays accepting and ends nothing.
+//! descriptors delays accepting and ends nothing: no client is accepted before there is room for
+//! what leads on from there, see [`Reserve`].
 
 use std::future::poll_fn;
 use std::io;
@@ -17,11 +18,12 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rum_shared::channel::{self, Connected};
+use rum_shared::channel::{self, Connected, DialStatus};
 use rum_shared::relay::{self, Counters, Outcome};
 use rum_shared::transport::Endpoint;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -29,6 +31,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::client::LinkState;
+use crate::clock;
+use crate::descriptors::{Reserve, Room, is_exhaustion};
 use crate::plan::{GuestPort, HostAddr};
 use crate::pool::Pool;
 
@@ -37,8 +41,8 @@ const BACKLOG: u32 = 1024;
 /// Time for the channel and the agent's dial together. The agent's own deadline is shorter,
 /// so that its reason usually arrives first.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
-/// Pause after an accept that failed for want of descriptors or memory: long enough not to
-/// spin, short enough not to be noticed.
+/// Pause after an accept or a dial that failed for want of descriptors or memory: long enough not
+/// to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a host port could not be bound.
@@ -74,6 +78,7 @@ impl From<io::Error> for BindError {
 pub struct Dialer {
     endpoint: Endpoint,
     pool: Pool,
+    reserve: Reserve,
     link: watch::Receiver<LinkState>,
     successions: watch::Receiver<u64>,
 }
@@ -89,6 +94,7 @@ impl Dialer {
         Self {
             endpoint,
             pool: Pool::default(),
+            reserve: Reserve::default(),
             link,
             successions,
         }
@@ -99,28 +105,51 @@ impl Dialer {
         self.pool.keep(&self.endpoint, self.link.clone()).await;
     }
 
-    /// A channel that leads to `guest`. While the agent is lost, or silent, this waits: it may
-    /// be back soon, and some transports must not be dialled while the guest boots.
-    async fn open(&mut self, guest: GuestPort) -> Result<Connected, String> {
-        if let Some(direct) = self.pool.connect(guest) {
-            return Ok(Connected::Direct(direct));
+    /// A connection to `guest`, in `room`. When somebody else is quicker to use that, this waits for
+    /// other room, as the client would have if it had not been accepted yet.
+    async fn open(&mut self, guest: GuestPort, mut room: Room) -> Result<Connected, String> {
+        loop {
+            let tried = tokio::time::timeout(OPEN_DEADLINE, self.try_open(guest, room)).await;
+            match tried {
+                Ok(Ok(Ok(connected))) => return Ok(connected),
+                Ok(Ok(Err(status))) => return Err(format!("the agent answered {status:?}")),
+                Ok(Err(error)) if is_exhaustion(&error) => room = self.room().await,
+                Ok(Err(error)) => return Err(format!("cannot reach the agent: {error}")),
+                Err(_) => return Err(format!("no answer from the agent within {OPEN_DEADLINE:?}")),
+            }
         }
-        let up = self.link.wait_for(|state| state.may_dial(Instant::now()));
+    }
+
+    /// While the agent is lost, or silent, this waits: it may be back soon, and some transports must
+    /// not be dialled while the guest boots.
+    async fn try_open(
+        &mut self,
+        guest: GuestPort,
+        room: Room,
+    ) -> io::Result<Result<Connected, DialStatus>> {
+        if let Some(direct) = self.pool.connect(guest) {
+            return Ok(Ok(Connected::Direct(direct)));
+        }
+        let up = self.link.wait_for(|state| state.may_dial(clock::now()));
         let up = up.await;
-        up.map_err(|_| "rum is stopping")?;
+        up.map_err(|_| io::Error::other("rum is stopping"))?;
         // One that was ready and fails without an answer was made by an agent that is gone.
-        let ready = match self.pool.channel() {
-            Some(ready) => channel::open(ready, guest.0).await.ok(),
-            None => None,
-        };
-        let opened = match ready {
-            Some(answer) => Ok(answer),
-            None => channel::dial(&self.endpoint, guest.0).await,
-        };
-        match opened {
-            Ok(Ok(connected)) => Ok(connected),
-            Ok(Err(status)) => Err(format!("the agent answered {status:?}")),
-            Err(error) => Err(format!("cannot reach the agent: {error}")),
+        if let Some(ready) = self.pool.channel()
+            && let Ok(answer) = channel::open(ready, guest.0).await
+        {
+            return Ok(answer);
+        }
+        room.vacate();
+        channel::dial(&self.endpoint, guest.0).await
+    }
+
+    /// Room, once there is some.
+    async fn room(&self) -> Room {
+        loop {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            if let Ok(room) = self.reserve.take() {
+                return room;
+            }
         }
     }
 }
@@ -277,12 +306,14 @@ impl ForwardTask {
     }
 
     async fn accept(&self, connections: &mut JoinSet<()>) {
-        // None is waiting any more, or one was accepted: there is room, as far as is known.
-        let room = |polled: &Poll<io::Result<_>>| !matches!(polled, Poll::Ready(Err(e)) if is_exhaustion(e));
         loop {
             let accepted = poll_fn(|cx| {
-                let polled = self.listener.poll_accept(cx);
-                if room(&polled) {
+                let polled = match self.dialer.reserve.take() {
+                    Ok(place) => self.listener.poll_accept(cx).map_ok(|(it, _)| (it, place)),
+                    Err(error) => Poll::Ready(Err(error)),
+                };
+                if polled.is_pending() {
+                    // None is waiting any more.
                     self.stats.exhausted.store(false, Relaxed);
                 }
                 polled
@@ -294,10 +325,11 @@ impl ForwardTask {
                 accepted = accepted => accepted,
             };
             match accepted {
-                Ok((client, _)) => {
+                Ok((client, room)) => {
                     self.stats.accepted.fetch_add(1, Relaxed);
                     connections.spawn(connection(
                         client,
+                        room,
                         self.guest,
                         self.dialer.clone(),
                         self.stats.clone(),
@@ -307,15 +339,21 @@ impl ForwardTask {
                 // The listener was shut down by `stop`.
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return,
                 Err(error) if is_exhaustion(&error) => {
-                    if !self.stats.exhausted.swap(true, Relaxed) {
-                        tracing::warn!(
-                            guest_port = self.guest.0,
-                            %error,
-                            "cannot accept; connections wait until there is room"
-                        );
+                    if somebody_waits(&self.listener) {
+                        // What is ready for clients to come must not keep this one out.
+                        self.dialer.pool.clear();
+                        if !self.stats.exhausted.swap(true, Relaxed) {
+                            tracing::warn!(
+                                guest_port = self.guest.0,
+                                %error,
+                                "cannot accept; connections wait until there is room"
+                            );
+                        }
                     }
                     tokio::select! {
                         () = self.stop.cancelled() => return,
+                        // One that has ended leaves room.
+                        Some(_) = connections.join_next() => {}
                         () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                     }
                 }
@@ -326,9 +364,10 @@ impl ForwardTask {
     }
 }
 
-fn is_exhaustion(error: &io::Error) -> bool {
-    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno))
+/// Whether a client is to be accepted.
+fn somebody_waits(listener: &TcpListener) -> bool {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
 }
 
 /// Counts a connection for as long as it lives.
@@ -349,6 +388,7 @@ impl Drop for Active {
 
 async fn connection(
     client: TcpStream,
+    room: Room,
     guest: GuestPort,
     mut dialer: Dialer,
     stats: Arc<Stats>,
@@ -359,10 +399,7 @@ async fn connection(
     relay::reset_on_close(&client);
     let opened = tokio::select! {
         () = cut.cancelled() => Err("cut".to_owned()),
-        opened = tokio::time::timeout(OPEN_DEADLINE, dialer.open(guest)) => match opened {
-            Ok(opened) => opened,
-            Err(_) => Err(format!("no answer from the agent within {OPEN_DEADLINE:?}")),
-        },
+        opened = dialer.open(guest, room) => opened,
     };
     let outcome = match opened {
         Ok(Connected::Framed(channel)) => {
@@ -384,3 +421,6 @@ async fn connection(
     };
     tracing::trace!(guest_port = guest.0, ?outcome, "connection ended");
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use crate::error::RumError;
 pub mod agent;
 pub mod backoff;
 pub mod cli;
+mod clock;
 pub mod config;
 mod console;
 pub mod control;

@@ -16,7 +16,6 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use rum_shared::handover;
 use rum_shared::transport::{Endpoint, Service, Stream};
@@ -26,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 
 use crate::agent::client::LinkState;
+use crate::clock;
 use crate::plan::GuestPort;
 
 /// Fewer than this many sockets left: time for more.
@@ -80,11 +80,16 @@ impl Pool {
         Some(channel)
     }
 
+    /// Drops what is ready, until it is filled again at the agent's next sign of life.
+    pub fn clear(&self) {
+        *self.state() = State::default();
+    }
+
     /// Keeps it filled from `endpoint`, for ever. Cancel-safe.
     pub async fn keep(&self, endpoint: &Endpoint, mut link: watch::Receiver<LinkState>) {
         loop {
             // The sender is gone: rum is stopping, and whoever owns this future will drop it.
-            let Ok(_) = link.wait_for(|state| state.may_dial(Instant::now())).await else {
+            let Ok(_) = link.wait_for(|state| state.may_dial(clock::now())).await else {
                 return std::future::pending().await;
             };
             self.fill_until_lost(endpoint, &mut link).await;
@@ -98,7 +103,7 @@ impl Pool {
             // At each sign of life as well, when it is known that the agent may be dialled.
             link.mark_unchanged();
             self.state().channels.retain(is_quiet);
-            if link.borrow().may_dial(Instant::now())
+            if link.borrow().may_dial(clock::now())
                 && let Err(error) = self.fill(endpoint).await
             {
                 tracing::debug!(%error, "nothing can be made ready for clients to come");
@@ -178,7 +183,7 @@ mod tests {
         }
 
         fn up(&self) {
-            self.link.send_replace(LinkState::Streaming(Instant::now()));
+            self.link.send_replace(LinkState::Streaming(clock::now()));
         }
 
         /// Answers one dial.
@@ -268,7 +273,7 @@ mod tests {
     #[tokio::test]
     async fn a_silent_agent_is_not_dialled() {
         let device = Device::new();
-        let long_ago = Instant::now().checked_sub(std::time::Duration::from_secs(60));
+        let long_ago = clock::now().checked_sub(std::time::Duration::from_secs(60));
         let silent = LinkState::Streaming(long_ago.unwrap());
         device.link.send_replace(silent);
         let dialled = async {

@@ -248,6 +248,41 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn a_file_is_read_once_it_is_left_alone() {
+        let fixture = Fixture::new();
+        let touched = Notify::new();
+        let start = tokio::time::Instant::now();
+        let part = SETTLE / 2;
+        let write = async {
+            for _ in 0..6 {
+                tokio::time::sleep(part).await;
+                touched.notify_one();
+            }
+        };
+        let (asked, ()) = tokio::join!(fixture.reload.settled(&touched), write);
+        assert!(!asked);
+        assert_eq!(start.elapsed(), part * 6 + SETTLE);
+        // One that is never left alone is read all the same.
+        let start = tokio::time::Instant::now();
+        let write = async {
+            loop {
+                tokio::time::sleep(part).await;
+                touched.notify_one();
+            }
+        };
+        tokio::select! {
+            asked = fixture.reload.settled(&touched) => assert!(!asked),
+            () = write => {}
+        }
+        assert_eq!(start.elapsed(), part * MAX_SETTLES);
+        // And at once when somebody asks.
+        let start = tokio::time::Instant::now();
+        fixture.reload.asked().notify_one();
+        assert!(fixture.reload.settled(&touched).await);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
     const GOOD: &str = "[auto_ports]\nrange = \"5000-6000\"\n";
 
     struct Fixture {

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::guest::Guest;
 use self::publish::{Drain, Notes};
 use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
+use crate::clock;
 use crate::control::board::Board;
 use crate::forwarder::{Dialer, Forwarder};
 use crate::notice::{BlockReason, Notice};
@@ -224,7 +225,7 @@ impl Supervisor {
                 notify: &mut notify,
             };
             let wake = self.settle(&mut shell);
-            self.publish(Instant::now());
+            self.publish(clock::now());
             let wake = wake.into_iter().chain(self.notes.tick_at()).min();
             tokio::select! {
                 how = at_least(&mut stop, Stop::Drain(Duration::ZERO)) => {
@@ -265,7 +266,7 @@ impl Supervisor {
         let guest = &self.guest;
         let listening = guest.set().iter().map(|l| GuestPort(l.port));
         let heard = |port| guest.heard(port);
-        let now = Instant::now();
+        let now = clock::now();
         let forwards = self.planner.replace(policy, listening, heard, now);
         // A block that the user was told of may have another reason now.
         self.notes.everything();
@@ -273,7 +274,7 @@ impl Supervisor {
     }
 
     fn timers(&mut self, poll_now: &watch::Sender<()>, shell: &mut Shell<'_>) {
-        let now = Instant::now();
+        let now = clock::now();
         if self.confirm_at.take_if(|at| *at <= now).is_some() {
             poll_now.send_replace(());
         }

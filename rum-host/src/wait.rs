@@ -344,6 +344,24 @@ mod tests {
         ));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_time_is_over_when_it_is() {
+        for seconds in [1, 3600] {
+            let timeout = Duration::from_secs(seconds);
+            let args = WaitArgs {
+                port: 5000,
+                gone: false,
+                timeout,
+                name: None,
+            };
+            let start = Instant::now();
+            let error = wait(&args, Some("nobody-has-this-name")).await;
+            let error = error.expect_err("nothing runs");
+            assert_eq!(error.exit_code(), exit::TIMEOUT);
+            assert_eq!(start.elapsed(), timeout);
+        }
+    }
+
     #[test]
     fn a_heartbeat_changes_nothing() {
         let mut known = is(State::Forwarded);

@@ -9,17 +9,19 @@
 //! belongs to the network namespace in which it was made, so the host can connect it by itself.
 //!
 //! Invariants: at most one descriptor is taken, close-on-exec; the sender closes its own copy;
-//! O_NONBLOCK, which all holders share, is set by both.
+//! O_NONBLOCK, which all holders share, is set by both. A host that has no descriptor left for
+//! what is attached sees that, and not a message without a socket.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, ipproto, recvmsg, sendmsg,
-    socket_with, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, ipproto,
+    recvmsg, sendmsg, socket_with, sockopt,
 };
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
@@ -36,8 +38,8 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// Host side: asks the agent for unconnected IPv4 TCP sockets of the guest, at most [`OFFER`].
 ///
 /// # Errors
-/// The dial's and the stream's; [`io::ErrorKind::InvalidData`] for anything else than such a
-/// socket; [`io::ErrorKind::TimedOut`] after 5 s.
+/// The dial's and those of [`receive`], but for the socket's being connected;
+/// [`io::ErrorKind::TimedOut`] after 5 s. All or nothing: what came before an error is closed.
 pub async fn request(endpoint: &Endpoint) -> io::Result<Vec<OwnedFd>> {
     let requested = async {
         let header = REQUEST.to_be_bytes();
@@ -96,7 +98,7 @@ pub async fn send(stream: &UnixStream, byte: u8, socket: BorrowedFd<'_>) -> io::
 ///
 /// # Errors
 /// The stream's; [`io::ErrorKind::UnexpectedEof`] at its end; [`io::ErrorKind::InvalidData`]
-/// when what is attached is something else.
+/// when what is attached is something else; EMFILE when there is no descriptor left for it.
 pub async fn receive(stream: &UnixStream) -> io::Result<(u8, Option<TcpStream>)> {
     let (byte, attached) = receive_any(stream).await?;
     Ok((byte, attached.map(connected).transpose()?))
@@ -114,11 +116,24 @@ async fn receive_any(stream: &UnixStream) -> io::Result<(u8, Option<OwnedFd>)> {
             if received.bytes == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let attached = ancillary.drain().find_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+            let attached = ancillary.drain().filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
                 _ => None,
             });
-            Ok((byte[0], attached))
+            // What is not taken is closed when this is dropped.
+            let mut attached = attached.flatten();
+            let (socket, more) = (attached.next(), attached.next());
+            // Not all that was attached has arrived (recvmsg(2)). The kernel says no more than this
+            // of a full table of descriptors (scm_detach_fds, net/core/scm.c).
+            let cut = received.flags.contains(ReturnFlags::CTRUNC);
+            match socket {
+                None if cut => Err(Errno::MFILE.into()),
+                Some(_) if cut || more.is_some() => Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the agent handed over more than one descriptor",
+                )),
+                socket => Ok((byte[0], socket)),
+            }
         })
         .await
 }
@@ -194,5 +209,37 @@ mod tests {
             send(&agent, 0, wrong).await.unwrap();
             receive(&host).await.unwrap_err();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_offers_nothing_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let [rpc, channel] = ["rpc", "channel"].map(|name| dir.path().join(name));
+        let _deaf = tokio::net::UnixListener::bind(&channel).unwrap();
+        let start = tokio::time::Instant::now();
+        let error = request(&Endpoint::Unix { rpc, channel }).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(start.elapsed(), REQUEST_DEADLINE);
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let client = client.await.unwrap();
+        let (agent, host) = UnixStream::pair().unwrap();
+        // With and without more than there is space for (SCM_MAX_FD, include/net/scm.h).
+        for count in [2, 253] {
+            let sockets = vec![client.as_fd(); count];
+            let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets)));
+            let data = [IoSlice::new(&[0])];
+            sendmsg(&agent, &data, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+            let error = receive(&host).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+        send(&agent, 0, client.as_fd()).await.unwrap();
+        assert!(receive(&host).await.unwrap().1.is_some());
     }
 }

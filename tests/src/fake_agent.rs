@@ -26,6 +26,8 @@ pub struct FakeAgent {
     pub poll_gate: Arc<Semaphore>,
     /// Polls that were asked.
     pub polls: watch::Sender<usize>,
+    /// Whether it keeps its heartbeats to itself.
+    pub silent: watch::Sender<bool>,
     /// Whether it says that it can stream.
     pub can_watch: bool,
     /// The version that it says it has.
@@ -40,6 +42,7 @@ impl FakeAgent {
             polled: Arc::default(),
             poll_gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             polls: watch::Sender::new(0),
+            silent: watch::Sender::new(false),
             can_watch: true,
             version: env!("CARGO_PKG_VERSION"),
         }
@@ -144,8 +147,11 @@ impl RumAgent for FakeAgent {
                     told = next;
                     change.into()
                 }
-                () = tokio::time::sleep(HEARTBEAT) => WatchEvent::Heartbeat {
-                    generation: told.generation,
+                () = tokio::time::sleep(HEARTBEAT) => match *self.silent.borrow() {
+                    true => continue,
+                    false => WatchEvent::Heartbeat {
+                        generation: told.generation,
+                    },
                 },
             };
             events.send(event).await.map_err(|e| e.to_string())?;

@@ -200,3 +200,25 @@ async fn a_host_that_says_nothing_is_left_some_time_later_for_a_few_channels() {
     assert_eq!(hasty, [HEADER_DEADLINE.as_secs(); 2]);
     assert_eq!(patient, [READY_DEADLINE.as_secs(); MAX_READY]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_does_not_accept_is_given_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let address = listener.local_addr().unwrap();
+    // The backlog of 0 has room for one; what comes then waits for its first answer.
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+            let socket = socket.unwrap();
+            let _ = rustix::net::connect(&socket, &address);
+            socket
+        })
+        .collect();
+    let start = Instant::now();
+    let dialled = forwarder(vec![]).dial(address.port()).await;
+    assert_eq!(dialled.unwrap_err(), DialStatus::TimedOut);
+    assert_eq!(start.elapsed(), DIAL_DEADLINE);
+    drop(waiting);
+}

@@ -214,3 +214,44 @@ fn only_the_host_is_served_over_vsock() {
     let _ = std::fs::remove_file(dir.path().join("s"));
     assert!(!gate(&[]).admits(None, 2, &mut LogGate::default()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_notice_the_end_is_aborted_after_a_grace_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gate");
+    let gate = Gate {
+        acceptor: ListenAddr::Unix(path.clone()).bind().unwrap(),
+        what: "session",
+        places: 1,
+        full: Full::Wait,
+        allow_cid: vec![],
+    };
+    let stop = CancellationToken::new();
+    let (begun, mut begins) = watch::channel(0);
+    let run = gate.run(stop.clone(), move |stream| {
+        begun.send_modify(|n| *n += 1);
+        async move {
+            let _stream = stream;
+            std::future::pending().await
+        }
+    });
+    let test = async {
+        let _peer = tokio::net::UnixStream::connect(&path).await.unwrap();
+        begins.wait_for(|n| *n == 1).await.unwrap();
+        stop.cancel();
+        Instant::now()
+    };
+    let ((), stopped) = tokio::join!(run, test);
+    assert_eq!(stopped.elapsed(), STOP_GRACE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_all_the_time_is_logged_now_and_then() {
+    let mut log = LogGate::default();
+    assert!(log.open());
+    tokio::time::advance(LOG_EVERY - Duration::from_millis(1)).await;
+    assert!(!log.open());
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert!(log.open());
+    assert!(!log.open());
+}

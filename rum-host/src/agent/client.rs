@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use super::allowance::Allowance;
 use super::validate::{StreamValidator, clean_error, clean_info, clean_ports, items};
 use crate::backoff::{Backoff, LAST, LAST_OF_VSOCK};
+use crate::clock;
 
 /// Distance of two reconciliation polls.
 pub const POLL_PERIOD: Duration = Duration::from_secs(1);
@@ -214,7 +215,7 @@ impl AgentClient {
             Endpoint::Unix { .. } | Endpoint::Connect { .. } => LAST,
         });
         let mut met = Met::default();
-        let mut allowance = Allowance::new(Instant::now());
+        let mut allowance = Allowance::new(clock::now());
         let mut excused = false;
         let mut retry_now = self.retry_now.clone();
         let mut knocks = self.endpoint.knock_listener().unwrap_or_else(|error| {
@@ -231,7 +232,7 @@ impl AgentClient {
                 .stream_once(events, link, &mut allowance, &mut heard, &mut met)
                 .await;
             match heard {
-                Some(since) if since.elapsed() >= STEADY => {
+                Some(since) if clock::now() - since >= STEADY => {
                     excused = false;
                     backoff.reset();
                 }
@@ -285,7 +286,7 @@ impl AgentClient {
             return Ok(());
         }
         link.send_replace(match streaming {
-            true => LinkState::Streaming(Instant::now()),
+            true => LinkState::Streaming(clock::now()),
             false => LinkState::Polling,
         });
         loop {
@@ -331,7 +332,7 @@ impl AgentClient {
                 Ok(_) = wanted.wait_for(|wanted| *wanted != range) => return Ok(Over::Range),
                 item = tokio::time::timeout(HEARTBEAT_DEADLINE, rx.recv()) => item,
             };
-            let at = Instant::now();
+            let at = clock::now();
             let item = item
                 .map_err(|_| Loss {
                     reason: format!("no heartbeat for {} s", HEARTBEAT_DEADLINE.as_secs()),
@@ -350,7 +351,7 @@ impl AgentClient {
             if events.send(event).await.is_err() {
                 return Ok(Over::Gone);
             }
-            let pause = allowance.spend(items, Instant::now());
+            let pause = allowance.spend(items, clock::now());
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
@@ -369,7 +370,7 @@ impl AgentClient {
     ) -> Ended {
         for _ in 0..CALLS_PER_SESSION {
             let polled = self.poll(session, true).await.map_err(clean_error)?;
-            heard.get_or_insert_with(Instant::now);
+            heard.get_or_insert_with(clock::now);
             if events.send(polled).await.is_err() {
                 return Ok(Over::Gone);
             }
@@ -385,7 +386,7 @@ impl AgentClient {
     }
 
     async fn poll(&self, session: &Agent, authoritative: bool) -> Result<AgentEvent, SessionError> {
-        let sent = Instant::now();
+        let sent = clock::now();
         let range = *self.range.borrow();
         let client = session.client().clone();
         let call = client.listening_ports(range.min(), range.max());

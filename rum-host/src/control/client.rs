@@ -44,7 +44,10 @@ impl ControlError {
     /// What the user can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Gone { .. } => "look whether it is just starting or ending, or stopped (Ctrl+Z)",
+            Self::Gone { .. } => {
+                "look whether it is just starting or ending, stopped (Ctrl+Z), \
+                 or out of file descriptors"
+            }
             Self::Version { .. } => "stop it and start it again with this version",
         }
     }

@@ -44,6 +44,8 @@ fn pick(name: Option<&str>, mut running: Vec<RunningGuest>) -> Result<RunningGue
 }
 
 #[cfg(test)]
+mod timers_tests;
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;

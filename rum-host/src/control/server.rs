@@ -1,9 +1,11 @@
 //! The control socket of `rum up`.
 //!
 //! The socket is in the runtime directory (0700) and has mode 0600: who can connect is the same
-//! user or root. Still a client is bounded: in number, and in what it may send.
+//! user or root. Still a client is bounded: in number, and in what it may send. One is accepted
+//! even at the limit of descriptors, so that it can be seen what is the matter.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,10 +18,12 @@ use tokio::task::JoinSet;
 use super::board::Board;
 use super::model::{ControlInfo, Update, WatchRequest};
 use super::service::{HEARTBEAT, RumControl, RumControlDispatcher};
+use crate::descriptors::{is_exhaustion, stand_in};
 
 /// Clients at a time: each has two descriptors and some buffers.
 const MAX_CLIENTS: usize = 64;
-/// Pause after an accept that failed (EMFILE and its kin pass).
+/// Pause after an accept that failed, or before the spare descriptor is asked for again (EMFILE and its
+/// kin pass).
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// What a client asked `rum up` to do. Only ever raised.
@@ -73,20 +77,36 @@ impl Server {
     /// Serves until dropped.
     pub async fn run(mut self) {
         let mut clients = JoinSet::new();
+        let mut spare = None;
+        let mut told = false;
         loop {
+            spare = spare.or_else(|| stand_in().ok());
             tokio::select! {
-                accepted = self.acceptor.accept(), if clients.len() < MAX_CLIENTS => match accepted {
-                    Ok((stream, _)) => {
+                accepted = self.accept(&mut spare), if clients.len() < MAX_CLIENTS => match accepted {
+                    Ok(stream) => {
+                        told = false;
                         clients.spawn(client(stream, self.service.clone()));
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept on the control socket");
+                        if !std::mem::replace(&mut told, true) {
+                            tracing::warn!(%error, "cannot accept on the control socket");
+                        }
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
                 Some(_) = clients.join_next() => {}
+                () = tokio::time::sleep(ACCEPT_PAUSE), if spare.is_none() => {}
             }
         }
+    }
+
+    /// The next client, in the place of `spare` where there is no other. Cancel-safe.
+    async fn accept(&mut self, spare: &mut Option<OwnedFd>) -> io::Result<Stream> {
+        let mut accepted = self.acceptor.accept().await;
+        if matches!(&accepted, Err(error) if is_exhaustion(error)) && spare.take().is_some() {
+            accepted = self.acceptor.accept().await;
+        }
+        accepted.map(|(stream, _)| stream)
     }
 }
 

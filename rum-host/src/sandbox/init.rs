@@ -58,6 +58,24 @@ enum Agent {
     StartAt(Instant),
 }
 
+/// The pauses between an agent's end and the next.
+#[derive(Debug, Default)]
+struct Restarts {
+    /// The last.
+    pause: Duration,
+}
+
+impl Restarts {
+    /// The pause after an agent that lived this long.
+    fn next(&mut self, lived: Duration) -> Duration {
+        self.pause = match lived >= WELL {
+            true => MIN_PAUSE,
+            false => (self.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE),
+        };
+        self.pause
+    }
+}
+
 struct Init {
     args: Vec<OsString>,
     signals: SignalFd,
@@ -65,7 +83,7 @@ struct Init {
     /// Its name stays taken also where nobody listens.
     _door: Door,
     agent: Agent,
-    pause: Duration,
+    restarts: Restarts,
     ending: bool,
 }
 
@@ -84,7 +102,7 @@ impl Init {
             holder,
             _door: door,
             agent,
-            pause: MIN_PAUSE,
+            restarts: Restarts::default(),
             ending: false,
         })
     }
@@ -138,11 +156,8 @@ impl Init {
             if pid != agent || !(status.exited() || status.signaled()) {
                 continue;
             }
-            if since.elapsed() >= WELL {
-                self.pause = MIN_PAUSE;
-            }
-            self.agent = Agent::StartAt(Instant::now() + self.pause);
-            self.pause = (self.pause * 2).min(MAX_PAUSE);
+            let now = Instant::now();
+            self.agent = Agent::StartAt(now + self.restarts.next(now - since));
             if !self.ending {
                 eprintln!("rum: the agent {}, starting it again", describe(status));
             }
@@ -259,4 +274,20 @@ fn start_agent(args: &[OsString], holder: Option<&Holder>) -> Result<Agent, Fail
         pid: Pid::from_child(&child),
         since: Instant::now(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_dies_again_and_again_is_started_less_often() {
+        let mut restarts = Restarts::default();
+        let short = WELL - Duration::from_millis(1);
+        for millis in [50, 100, 200, 400, 800, 1600, 2000, 2000] {
+            assert_eq!(restarts.next(short), Duration::from_millis(millis));
+        }
+        assert_eq!(restarts.next(WELL), MIN_PAUSE);
+        assert_eq!(restarts.next(short), MIN_PAUSE * 2);
+    }
 }

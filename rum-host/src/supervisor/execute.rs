@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::publish::Drain;
 use super::{AgentState, Done, GRACE, Shell, Supervisor, Told};
+use crate::clock;
 use crate::forwarder::{BindError, Forwarder};
 use crate::host_port;
 use crate::notice::{BlockReason, Notice};
@@ -15,7 +16,7 @@ impl Supervisor {
     pub(super) fn settle(&mut self, shell: &mut Shell<'_>) -> Option<Instant> {
         loop {
             let guest = &self.guest;
-            let plan = self.planner.plan(|port| guest.heard(port), Instant::now());
+            let plan = self.planner.plan(|port| guest.heard(port), clock::now());
             for key in plan.decided {
                 if let Key::Auto(port) = key {
                     self.notes.port(port);
@@ -53,7 +54,7 @@ impl Supervisor {
                 self.guest.own.insert(forwarder.inode());
                 self.forwarders.insert(key, (serial, forwarder));
                 if let (Key::Auto(_), Some((_, since))) = (key, self.guest.heard(guest)) {
-                    self.took.insert(key, since.elapsed());
+                    self.took.insert(key, clock::now() - since);
                 }
                 self.notes.port(guest);
                 self.planner.bound(key, want, at);
@@ -77,7 +78,7 @@ impl Supervisor {
         error: BindError,
         shell: &mut Shell<'_>,
     ) {
-        self.planner.blocked(key, want, at, Instant::now());
+        self.planner.blocked(key, want, at, clock::now());
         let reason = match error {
             // Another port may do: nothing to tell yet.
             _ if at == want.host && want.on_conflict == OnConflict::Next => return,

@@ -9,6 +9,7 @@ use rum_shared::rpc::WatchEvent;
 
 use super::{AgentState, GRACE, Shell, Supervisor};
 use crate::agent::client::AgentEvent;
+use crate::clock;
 use crate::host_port;
 use crate::notice::Notice;
 use crate::plan::GuestPort;
@@ -43,7 +44,7 @@ impl Supervisor {
 
     /// Takes note of what the connections to the agent report.
     pub(super) fn agent_event(&mut self, event: AgentEvent, shell: &mut Shell<'_>) {
-        let now = Instant::now();
+        let now = clock::now();
         match event {
             AgentEvent::Connected { info, streaming } => {
                 let same = host_port::boot_id().is_some_and(|id| id == info.boot_id);

@@ -2,6 +2,7 @@
 use super::*;
 use roam::Link as _;
 use tokio::io::{DuplexStream, duplex};
+use tokio::time::Instant;
 
 /// More than any test here sends.
 const BYTES: u64 = 1 << 30;
@@ -149,6 +150,27 @@ async fn a_peer_that_never_reads_ends_the_writer() {
         }
         assert!(sender.reserve().await.is_err());
     };
+    let start = Instant::now();
     let (written, ()) = tokio::join!(writer.run(), stuck);
     assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(start.elapsed(), WRITE_STALL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_reads_now_and_then_keeps_the_writer() {
+    let (near, mut far) = duplex(1);
+    let (link, writer) = pair(tokio::io::empty(), near, LIMIT, Arc::new(Usage::new(BYTES)));
+    let (sender, _) = link.split();
+    let mut slot = sender.reserve().await.unwrap().alloc(8).unwrap();
+    slot.as_mut_slice().fill(7);
+    slot.commit();
+    drop(sender);
+    let slow = async {
+        for _ in 0..LENGTH + 8 {
+            tokio::time::sleep(WRITE_STALL - Duration::from_millis(1)).await;
+            far.read_u8().await.unwrap();
+        }
+    };
+    let (written, ()) = tokio::join!(writer.run(), slow);
+    written.unwrap();
 }

@@ -81,8 +81,37 @@ fn vsock_errors_say_what_they_mean() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dial_has_a_deadline() {
+    let start = tokio::time::Instant::now();
     let error = connect_to(b"OK", false).await.0.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    assert_eq!(start.elapsed(), DIAL_DEADLINE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_backlog_is_waited_for() {
+    let dir = TempDir::new().unwrap();
+    let [rpc, channel] = ["rpc", "channel"].map(|name| dir.path().join(name));
+    let mut acceptor = ListenAddr::Unix(channel.clone()).bind().unwrap();
+    let Acceptor::Unix(listener) = &acceptor else {
+        unreachable!("that is what was bound");
+    };
+    rustix::net::listen(listener, 0).unwrap();
+    let endpoint = Endpoint::Unix { rpc, channel };
+    let _first = endpoint.dial(Service::Channel).await.unwrap();
+    let start = tokio::time::Instant::now();
+    // Nobody accepts: until the deadline.
+    let error = endpoint.dial(Service::Channel).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    assert_eq!(start.elapsed(), DIAL_DEADLINE);
+    // Somebody does, and it is tried again soon.
+    let accept = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        acceptor.accept().await.unwrap()
+    };
+    let (second, _accepted) = tokio::join!(endpoint.dial(Service::Channel), accept);
+    second.unwrap();
+    let late = start.elapsed() - DIAL_DEADLINE - Duration::from_secs(1);
+    assert!(late <= Duration::from_millis(2), "{late:?}");
 }
 
 #[tokio::test]
@@ -313,6 +342,26 @@ async fn a_dial_that_is_given_up_is_closed_only_when_it_was_answered() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test]
+async fn a_heartbeat_opens_the_gate_for_a_heartbeat_and_a_half() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("v.sock");
+    let device = UnixListener::bind(&socket).unwrap();
+    let endpoint = Endpoint::connect(&socket);
+    let gate = endpoint.gate().unwrap();
+    let (mut host, _device) = gated(&endpoint, &device, Service::Rpc).await;
+    tokio::time::pause();
+    gate.heard();
+    assert_eq!(SILENCE, Duration::from_millis(1500));
+    tokio::time::advance(SILENCE).await;
+    let mut write = Box::pin(host.write_all(b"x"));
+    assert!(futures_poll(write.as_mut()).await.is_ready());
+    drop(write);
+    tokio::time::advance(Duration::from_millis(1)).await;
+    let mut write = Box::pin(host.write_all(b"x"));
+    assert!(futures_poll(write.as_mut()).await.is_pending());
 }
 
 #[tokio::test]

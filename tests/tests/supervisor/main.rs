@@ -1,5 +1,9 @@
 //! The host's loop against an agent that a test controls: what it believes, and when.
 
+mod client;
+mod clock;
+mod timers;
+
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 

@@ -1,0 +1,141 @@
+//! When a watch over the control socket says that it lives, and when it counts as dead.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use roam::{Rx, Tx};
+use rum_shared::session::{Limits, Session, serve};
+use rum_shared::transport::{Endpoint, ListenAddr, Service};
+
+use super::client::{ControlError, Feed};
+use super::model::{CONTROL_PROTOCOL, ControlInfo, Update, WatchRequest};
+use super::server::Server;
+use super::service::{
+    HEARTBEAT, HEARTBEAT_DEADLINE, LIMITS, RumControl, RumControlClient, RumControlDispatcher,
+};
+use crate::clock::stopped::Clock;
+use crate::runtime_dir::RunningGuest;
+
+/// Timers are rounded up to milliseconds.
+const MOMENT: Duration = Duration::from_millis(2);
+/// Shorter than a watch may be silent.
+const PAUSE: Duration = Duration::from_millis(3500);
+
+fn info() -> ControlInfo {
+    ControlInfo {
+        protocol: CONTROL_PROTOCOL,
+        version: String::new(),
+        name: String::new(),
+        kind: String::new(),
+        pid: 0,
+        boot: String::new(),
+        started: String::new(),
+    }
+}
+
+/// A `rum up` that says twice that it lives, and then nothing.
+#[derive(Clone)]
+struct Dying;
+
+impl RumControl for Dying {
+    async fn hello(&self, _protocol: u32) -> ControlInfo {
+        info()
+    }
+
+    async fn watch(
+        &self,
+        _request: WatchRequest,
+        updates: Tx<Update>,
+        mut stop: Rx<()>,
+    ) -> Result<(), String> {
+        for _ in 0..2 {
+            let beat = updates.send(Update::Events(vec![])).await;
+            beat.map_err(|error| error.to_string())?;
+            tokio::time::sleep(PAUSE).await;
+        }
+        let _ = stop.recv().await;
+        Ok(())
+    }
+
+    async fn retry(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn stop(&self, _force: bool) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+fn guest(dir: &Path) -> RunningGuest {
+    RunningGuest {
+        name: "dying".to_owned(),
+        path: dir.to_owned(),
+        rum: None,
+        kind: None,
+        init: None,
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_falls_silent_is_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = guest(dir.path());
+    let mut acceptor = ListenAddr::Unix(guest.control_socket()).bind().unwrap();
+    let clock = Clock::stop();
+    tokio::spawn(async move {
+        let (stream, _) = acceptor.accept().await.unwrap();
+        serve(stream, Limits::AGENT, RumControlDispatcher::new(Dying)).await
+    });
+    let mut feed = Feed::open(&guest, false, None).await.unwrap();
+    let next = tokio::spawn(async move { feed.next().await });
+    clock.advance(PAUSE + MOMENT).await;
+    clock.advance(HEARTBEAT_DEADLINE - MOMENT).await;
+    assert!(!next.is_finished());
+    clock.advance(MOMENT * 2).await;
+    assert!(next.is_finished());
+    let error = next.await.unwrap().unwrap_err();
+    assert!(matches!(&error, ControlError::Gone { .. }), "{error}");
+    assert!(
+        error.to_string().contains("nothing heard for 4 s"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_quiet_watch_has_a_heart() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = guest(dir.path()).control_socket();
+    let server = Server::bind(&socket, info(), Default::default()).unwrap();
+    let clock = Clock::stop();
+    tokio::spawn(server.run());
+    let endpoint = Endpoint::Unix {
+        rpc: socket.clone(),
+        channel: socket,
+    };
+    let stream = endpoint.dial(Service::Rpc).await.unwrap();
+    let session = Session::<RumControlClient>::connect(stream, LIMITS).await;
+    let client = session.as_ref().unwrap().client().clone();
+    let (tx, mut updates) = roam::channel();
+    let (_stop, stop) = roam::channel();
+    let request = WatchRequest {
+        all: false,
+        since: None,
+    };
+    tokio::spawn(async move { client.watch(request, tx, stop).await });
+    clock.settle().await;
+    // Nobody puts anything on its board.
+    for _ in 0..3 {
+        let next = tokio::spawn(async move {
+            let update = updates.recv().await;
+            assert!(matches!(&*update.unwrap().unwrap(), Update::Events(e) if e.is_empty()));
+            updates
+        });
+        clock.advance(HEARTBEAT - MOMENT).await;
+        assert!(!next.is_finished());
+        clock.advance(MOMENT * 2).await;
+        assert!(next.is_finished());
+        updates = next.await.unwrap();
+    }
+}
