@@ -30,13 +30,15 @@ use super::keeper::read_lifeline;
 use super::status::Status;
 use super::{AGENT, Failure, SELF, TERMINATE, seccomp, signals};
 
-/// Pause before a dead agent is started again; doubled each time up to [`MAX_PAUSE`]. Its sockets
-/// stay open meanwhile, so that who dials waits in the backlog.
+/// Pause before an agent is started again that died twice within [`WELL`]; doubled with each
+/// further time up to [`MAX_PAUSE`]. Its sockets stay open meanwhile, so that who dials waits in
+/// the backlog.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause: an agent that cannot start costs little, one that can again is soon back.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// An agent that lived this long was well: the next pause is [`MIN_PAUSE`] again.
-const WELL: Duration = Duration::from_secs(10);
+/// An agent that lived this long was well, and is started again at once: to do that once a second
+/// costs little, too.
+const WELL: Duration = Duration::from_secs(1);
 /// While the guest is being ended: how often to look whether anybody is left, since the end of
 /// the processes that were started from outside is not announced to init.
 const LOOK: Duration = Duration::from_millis(10);
@@ -58,6 +60,24 @@ enum Agent {
     StartAt(Instant),
 }
 
+/// The pauses before an agent is started again.
+#[derive(Debug, Default)]
+struct Pauses {
+    next: Duration,
+}
+
+impl Pauses {
+    /// The agent died that has lived so long. The pause before the next.
+    fn after(&mut self, lived: Duration) -> Duration {
+        if lived >= WELL {
+            self.next = Duration::ZERO;
+        }
+        let pause = self.next;
+        self.next = (pause * 2).clamp(MIN_PAUSE, MAX_PAUSE);
+        pause
+    }
+}
+
 struct Init {
     args: Vec<OsString>,
     signals: SignalFd,
@@ -65,7 +85,7 @@ struct Init {
     /// Its name stays taken also where nobody listens.
     _door: Door,
     agent: Agent,
-    pause: Duration,
+    pauses: Pauses,
     ending: bool,
 }
 
@@ -84,7 +104,7 @@ impl Init {
             holder,
             _door: door,
             agent,
-            pause: MIN_PAUSE,
+            pauses: Pauses::default(),
             ending: false,
         })
     }
@@ -138,11 +158,8 @@ impl Init {
             if pid != agent || !(status.exited() || status.signaled()) {
                 continue;
             }
-            if since.elapsed() >= WELL {
-                self.pause = MIN_PAUSE;
-            }
-            self.agent = Agent::StartAt(Instant::now() + self.pause);
-            self.pause = (self.pause * 2).min(MAX_PAUSE);
+            let pause = self.pauses.after(since.elapsed());
+            self.agent = Agent::StartAt(Instant::now() + pause);
             if !self.ending {
                 eprintln!("rum: the agent {}, starting it again", describe(status));
             }
@@ -259,4 +276,24 @@ fn start_agent(args: &[OsString], holder: Option<&Holder>) -> Result<Agent, Fail
         pid: Pid::from_child(&child),
         since: Instant::now(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_agent_that_dies_again_and_again_is_waited_for() {
+        let mut pauses = Pauses::default();
+        assert_eq!(pauses.after(Duration::ZERO), Duration::ZERO);
+        assert_eq!(pauses.after(Duration::ZERO), MIN_PAUSE);
+        assert_eq!(pauses.after(WELL / 2), MIN_PAUSE * 2);
+        for _ in 0..10 {
+            pauses.after(Duration::ZERO);
+        }
+        assert_eq!(pauses.after(WELL / 2), MAX_PAUSE);
+        assert_eq!(pauses.after(WELL), Duration::ZERO);
+        assert_eq!(pauses.after(WELL), Duration::ZERO);
+        assert_eq!(pauses.after(Duration::ZERO), MIN_PAUSE);
+    }
 }
