@@ -97,6 +97,7 @@ fn long(kind: Kind, until: Instant) -> Result<(), String> {
     let steps = Steps::new(seed).without_kill();
     match run(kind, steps, DEADLINE, Some(until)) {
         Ok(report) => {
+            print!("{}", report.late());
             println!("{}, one host side, seed {seed}: {report}", kind.word());
             Ok(())
         }
@@ -133,6 +134,7 @@ fn short(until: Instant) -> Result<(), String> {
             runs += 1;
         }
     }
+    print!("{}", total.late());
     println!(
         "{runs} short runs of both kinds, {} failed: {total}",
         failed.len()

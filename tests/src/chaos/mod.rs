@@ -7,6 +7,7 @@
 //! | `model` | what the guest listens on, what is configured: so which host ports lead where |
 //! | `world` | makes steps happen |
 //! | `probe` | looks from outside: host ports, `rum ports`, descriptors, sockets, memory |
+//! | `trace` | why a quiet moment came late |
 //! | `report` | what a run came to |
 //!
 //! A step that makes no sense where things stand does nothing. So any part of a list of steps is a
@@ -21,6 +22,7 @@ pub mod model;
 pub mod probe;
 pub mod report;
 pub mod step;
+pub mod trace;
 pub mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

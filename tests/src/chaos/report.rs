@@ -15,13 +15,28 @@ pub struct Memory {
     pub resident: u64,
 }
 
+/// A quiet moment.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// Until the world was as the model says.
+    pub took: Duration,
+    /// How long the threads that had to do it waited for a processor meanwhile, all together.
+    pub delayed: Duration,
+    /// The worst fault before it.
+    pub fault: String,
+    /// All that happened since the last one.
+    pub steps: String,
+    /// What was wrong and what was said meanwhile, if it came late.
+    pub trace: Option<String>,
+}
+
 /// Figures of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Steps by their first word.
     pub steps: BTreeMap<String, usize>,
     /// From each quiet moment to the state of the model, with the worst fault before it.
-    pub settled: Vec<(Duration, String)>,
+    pub settled: Vec<Settled>,
     /// Connections that were to live and did; those that were to be reset and were.
     pub lived: usize,
     /// Resets that had to be, and were.
@@ -37,6 +52,19 @@ pub struct Report {
 }
 
 impl Report {
+    /// Why what came late did.
+    pub fn late(&self) -> String {
+        let late = self.settled.iter().filter_map(|settled| {
+            let (took, delayed) = (settled.took, settled.delayed);
+            let (fault, steps) = (&settled.fault, &settled.steps);
+            let trace = settled.trace.as_ref()?;
+            Some(format!(
+                "late after {fault}: {took:.1?} (of which {delayed:.1?} without a processor)\n  {steps}\n{trace}"
+            ))
+        });
+        late.collect()
+    }
+
     /// Adds another run's figures, but for its memory.
     pub fn add(&mut self, other: Self) {
         for (word, count) in other.steps {
@@ -99,10 +127,10 @@ impl fmt::Display for Report {
             self.lived,
             self.reset,
         )?;
-        line(f, "all", self.settled.iter().map(|s| s.0).collect())?;
+        line(f, "all", self.settled.iter().map(|s| s.took).collect())?;
         let mut by_fault: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
-        for (time, fault) in &self.settled {
-            by_fault.entry(fault).or_default().push(*time);
+        for settled in &self.settled {
+            by_fault.entry(&settled.fault).or_default().push(settled.took);
         }
         for (fault, times) in by_fault {
             line(f, fault, times)?;

@@ -14,6 +14,7 @@ use super::model::{Expected, Model};
 use super::probe::{self, Counts};
 use super::report::Report;
 use super::step::{Hint, Place, Step};
+use super::trace::Voice;
 use crate::client::host;
 use crate::device::{Defects, Flow};
 use crate::guest::Guest;
@@ -46,6 +47,8 @@ const CHANNELS: usize = 4;
 const SESSIONS: usize = 2;
 /// A long run says how it goes whenever it was at home so often.
 const NEWS: usize = 25;
+/// A quiet moment that takes longer leaves a trace.
+const LATE: Duration = Duration::from_secs(2);
 /// A boot takes longer than the host side believes in a guest that it does not hear.
 const BOOT: Duration = Duration::from_secs(2);
 
@@ -80,6 +83,10 @@ pub struct World {
     /// The limit of descriptors that is to be restored.
     limit: Option<Rlimit>,
     worst: usize,
+    /// What happened since the last quiet moment, and who may have said something about it.
+    since: Vec<Step>,
+    voices: Vec<Voice>,
+    quiet_since: Instant,
     base: BTreeMap<String, Counts>,
     random: fastrand::Rng,
     report: Report,
@@ -117,6 +124,9 @@ impl World {
             host_stopped: false,
             limit: None,
             worst: 0,
+            since: vec![],
+            voices: vec![],
+            quiet_since: Instant::now(),
             base: BTreeMap::new(),
             random: fastrand::Rng::with_seed(0),
             report: Report::default(),
@@ -135,6 +145,7 @@ impl World {
         let text = step.to_string();
         let word = text.split(':').next().unwrap_or_default();
         *self.report.steps.entry(word.to_owned()).or_default() += 1;
+        self.since.push(*step);
         match *step {
             Step::Open(port, place) => self.open(port, place, false),
             Step::Fork(port, place) => self.open(port, place, true),
@@ -230,19 +241,29 @@ impl World {
 
     fn start_agent(&mut self) {
         if let Some(machine) = &self.machine {
-            self.agent = Some(machine.start_agent(&["-q", "--hint", self.hint.word()]));
+            let agent = machine.start_agent(&["-v", "--hint", self.hint.word()]);
+            self.voices.push(Voice {
+                name: "agent",
+                lines: agent.stderr.clone(),
+            });
+            self.agent = Some(agent);
         }
     }
 
     fn start_host(&mut self) {
-        self.rum = Some(match &self.machine {
-            Some(machine) => machine.start_rum(),
+        let rum = match &self.machine {
+            Some(_) => self.setup.start(["up", "-vv"]),
             None => {
-                let (rum, guest) = self.setup.start_guest(&[]);
+                let (rum, guest) = self.setup.start_guest(&["-vv"]);
                 self.guest = Some(guest);
                 rum
             }
+        };
+        self.voices.push(Voice {
+            name: "host",
+            lines: rum.stderr.clone(),
         });
+        self.rum = Some(rum);
     }
 
     fn host_pid(&self) -> u32 {
