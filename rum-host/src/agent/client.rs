@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::allowance::Allowance;
 use super::validate::{StreamValidator, clean_error, clean_info, clean_ports, items};
-use crate::backoff::{Backoff, LAST, LAST_OF_VSOCK};
+use crate::backoff::Backoff;
 
 /// Distance of two reconciliation polls.
 pub const POLL_PERIOD: Duration = Duration::from_secs(1);
@@ -209,10 +209,7 @@ impl AgentClient {
         events: &mpsc::Sender<AgentEvent>,
         link: &watch::Sender<LinkState>,
     ) -> Gone {
-        let mut backoff = Backoff::up_to(match self.endpoint {
-            Endpoint::Vsock { .. } => LAST_OF_VSOCK,
-            Endpoint::Unix { .. } | Endpoint::Connect { .. } => LAST,
-        });
+        let mut backoff = Backoff::default();
         let mut met = Met::default();
         let mut allowance = Allowance::new(Instant::now());
         let mut excused = false;

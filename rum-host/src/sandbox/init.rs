@@ -35,10 +35,9 @@ use super::{AGENT, Failure, SELF, TERMINATE, seccomp, signals};
 /// the backlog.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause: an agent that cannot start costs little, one that can again is soon back.
-const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// An agent that lived this long was well, and is started again at once: to do that once a second
-/// costs little, too.
-const WELL: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// An agent that lived this long was well, and is started again at once: that is no more often.
+const WELL: Duration = MAX_PAUSE;
 /// While the guest is being ended: how often to look whether anybody is left, since the end of
 /// the processes that were started from outside is not announced to init.
 const LOOK: Duration = Duration::from_millis(10);
