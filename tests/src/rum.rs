@@ -26,9 +26,12 @@ pub fn binary(name: &str) -> PathBuf {
     dir.join(name)
 }
 
-/// Lines that a process wrote, as they come, and when.
+/// When a line came, and the line.
+pub type Line = (Instant, String);
+
+/// Lines that a process wrote, as they come.
 #[derive(Clone, Default)]
-pub struct Lines(Arc<(Mutex<Vec<(Instant, String)>>, Condvar)>);
+pub struct Lines(Arc<(Mutex<Vec<Line>>, Condvar)>);
 
 impl Lines {
     fn read(&self, from: impl Read + Send + 'static) {
@@ -57,9 +60,13 @@ impl Lines {
     ///
     /// # Panics
     /// Never: no thread panics while it holds the lock.
-    pub fn since(&self, moment: Instant) -> Vec<(Instant, String)> {
+    pub fn since(&self, moment: Instant) -> Vec<Line> {
         let lines = self.0.0.lock().expect("no reader panics");
-        lines.iter().filter(|(at, _)| *at >= moment).cloned().collect()
+        lines
+            .iter()
+            .filter(|(at, _)| *at >= moment)
+            .cloned()
+            .collect()
     }
 
     /// Waits for the `n`th line (from 1) that contains `text`.

@@ -4,15 +4,21 @@
 //! `CHAOS_SEED`, `CHAOS_STEPS`, `CHAOS_KIND` and `CHAOS_REPLAY` make the program, not these tests,
 //! do what a failure printed.
 
+use rum_tests::chaos::report::Report;
 use rum_tests::chaos::{Kind, run_list, run_seed};
 use rum_tests::wait::DEADLINE;
 
 fn survives(kind: Kind, seeds: impl IntoIterator<Item = u64>) {
+    let mut total = Report::default();
     for seed in seeds {
         match run_seed(kind, seed, 160, DEADLINE) {
-            Ok(report) => eprintln!("seed {seed}: {report}"),
+            Ok(report) => total.add(report),
             Err(text) => panic!("{text}"),
         }
+    }
+    eprintln!("{total}");
+    if let Err(text) = total.verdict() {
+        panic!("{text}");
     }
 }
 

@@ -97,9 +97,12 @@ fn long(kind: Kind, until: Instant) -> Result<(), String> {
     let steps = Steps::new(seed).without_kill();
     match run(kind, steps, DEADLINE, Some(until)) {
         Ok(report) => {
-            print!("{}", report.late());
-            println!("{}, one host side, seed {seed}: {report}", kind.word());
-            Ok(())
+            println!(
+                "{}{}, one host side, seed {seed}: {report}",
+                report.late(),
+                kind.word()
+            );
+            report.verdict()
         }
         Err(failure) => {
             let steps: Vec<Step> = Steps::new(seed)
@@ -134,13 +137,13 @@ fn short(until: Instant) -> Result<(), String> {
             runs += 1;
         }
     }
-    print!("{}", total.late());
     println!(
-        "{runs} short runs of both kinds, {} failed: {total}",
+        "{}{runs} short runs of both kinds, {} failed: {total}",
+        total.late(),
         failed.len()
     );
     match failed.is_empty() {
-        true => Ok(()),
+        true => total.verdict(),
         false => Err(failed.join("\n")),
     }
 }

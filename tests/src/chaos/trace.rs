@@ -84,7 +84,9 @@ impl Trace {
 /// A log line without its time, which is that of another clock.
 fn without_time(line: &str) -> &str {
     match line.split_once(' ') {
-        Some((time, rest)) if time.len() == "2026-11-24T04:14:16.572026Z".len() => rest.trim_start(),
+        Some((time, rest)) if time.len() == "2026-11-24T04:14:16.572026Z".len() => {
+            rest.trim_start()
+        }
         _ => line,
     }
 }

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, prlimit};
 
-use super::{LATE, CHANNELS, FAULTS, HELD, Held, NEWS, POOL, SESSIONS, World};
+use super::{CHANNELS, FAULTS, HELD, Held, LATE, NEWS, POOL, SESSIONS, World};
 use crate::chaos::Kind;
 use crate::chaos::model::{Expected, FIRST};
 use crate::chaos::probe;
-use crate::chaos::report::{Memory, Settled};
+use crate::chaos::report::{Memory, Settled, WORST};
+use crate::chaos::step::{Hint, Place};
 use crate::chaos::trace::{Trace, delayed};
 use crate::chaos::words;
-use crate::chaos::step::{Hint, Place};
 use crate::client::host;
 use crate::device::Flow;
 
@@ -49,12 +49,19 @@ impl World {
             .flatten()
             .collect();
         let before = delayed(&pids);
+        let late = || delayed(&pids).saturating_sub(before);
         let mut from = FIRST;
-        let came = self.until("the model did not come true", |world| {
-            let wrong = probe::mismatch(&world.model, &mut from)?;
+        let came = loop {
+            let Some(wrong) = probe::mismatch(&self.model, &mut from) else {
+                break Ok(());
+            };
             trace.wrong(&wrong);
-            Some(wrong)
-        });
+            let took = trace.began().elapsed();
+            if took > self.deadline.min(WORST) && took > self.deadline.min(WORST) + late() {
+                break Err(format!("the model did not come true: {wrong}"));
+            }
+            thread::sleep(LOOK);
+        };
         let took = trace.began().elapsed();
         let mut fault = FAULTS[std::mem::take(&mut self.worst)].to_owned();
         if self.hint == Hint::None {
@@ -65,7 +72,7 @@ impl World {
         came.map_err(|what| format!("{what}\n{}", trace.clone().unwrap_or_default()))?;
         self.report.settled.push(Settled {
             took,
-            delayed: delayed(&pids).saturating_sub(before),
+            delayed: late(),
             fault,
             steps,
             trace,
@@ -180,12 +187,12 @@ impl World {
                 return Some(format!("a socket of {net}: {socket}"));
             }
         }
-        let names = ["host".to_owned(), format!("agent, {}", self.hint.word())];
+        let names = ["host", "agent"].map(|name| format!("{name}, {}", self.hint.word()));
         for (name, pid) in names.into_iter().zip([self.host_pid(), agent]) {
             let now = probe::counts(pid);
             let base = *self.base.entry(name.clone()).or_insert(now);
             let spare = match self.kind {
-                Kind::Namespace if name == "host" => POOL,
+                Kind::Namespace if name.starts_with("host") => POOL,
                 Kind::Namespace => 0,
                 Kind::Connect => CHANNELS,
             };
