@@ -49,7 +49,7 @@ impl World {
             .flatten()
             .collect();
         let before = delayed(&pids);
-        let late = || delayed(&pids).saturating_sub(before);
+        let waited = || delayed(&pids).saturating_sub(before);
         let mut from = FIRST;
         let came = loop {
             let Some(wrong) = probe::mismatch(&self.model, &mut from) else {
@@ -57,7 +57,7 @@ impl World {
             };
             trace.wrong(&wrong);
             let took = trace.began().elapsed();
-            if took > self.deadline.min(WORST) && took > self.deadline.min(WORST) + late() {
+            if took > self.deadline.min(WORST) && took > self.deadline.min(WORST) + waited() {
                 break Err(format!("the model did not come true: {wrong}"));
             }
             thread::sleep(LOOK);
@@ -72,7 +72,7 @@ impl World {
         came.map_err(|what| format!("{what}\n{}", trace.clone().unwrap_or_default()))?;
         self.report.settled.push(Settled {
             took,
-            delayed: late(),
+            delayed: waited(),
             fault,
             steps,
             trace,
@@ -219,7 +219,7 @@ impl World {
             if start.elapsed() > self.deadline {
                 return Err(format!("{what}: {wrong}"));
             }
-            thread::sleep(LOOK);
+            thread::sleep(LOOK * 4);
         }
         Ok(())
     }
