@@ -42,9 +42,15 @@ pub struct Settled {
 }
 
 impl Settled {
+    /// What it took beside waiting for a processor. Several threads may have waited at a time, so
+    /// it may have been more.
+    pub fn without_delay(&self) -> Duration {
+        self.took.saturating_sub(self.delayed)
+    }
+
     /// Whether it came later than [`GOAL`].
     fn is_late(&self) -> bool {
-        self.took.saturating_sub(self.delayed) > GOAL
+        self.without_delay() > GOAL
     }
 }
 
