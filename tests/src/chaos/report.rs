@@ -31,7 +31,7 @@ pub struct Memory {
 pub struct Settled {
     /// Until the world was as the model says.
     pub took: Duration,
-    /// How long the threads that had to do it waited for a processor meanwhile, all together.
+    /// By how much it may have come later since threads waited for a processor.
     pub delayed: Duration,
     /// The worst fault before it.
     pub fault: String,
@@ -42,8 +42,7 @@ pub struct Settled {
 }
 
 impl Settled {
-    /// What it took beside waiting for a processor. Several threads may have waited at a time, so
-    /// it may have been more.
+    /// What it took beside waiting for a processor.
     pub fn without_delay(&self) -> Duration {
         self.took.saturating_sub(self.delayed)
     }

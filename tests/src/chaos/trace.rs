@@ -1,8 +1,11 @@
 //! Why a quiet moment came when it did: what was wrong until then, what the processes said, and how
 //! long they waited for a processor.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::probe;
@@ -91,24 +94,49 @@ fn without_time(line: &str) -> &str {
     }
 }
 
-/// How long the threads of `pids` and the caller's have waited for a processor so far
-/// (/proc/PID/schedstat, Documentation/scheduler/sched-stats.rst).
-pub fn delayed(pids: &[u32]) -> Duration {
-    let mut nanos = run_delay("/proc/thread-self/schedstat");
-    for pid in pids {
-        for pid in [*pid].into_iter().chain(probe::below(*pid)) {
-            let tasks = fs::read_dir(format!("/proc/{pid}/task"));
-            for task in tasks.into_iter().flatten().flatten() {
-                nanos += run_delay(&task.path().join("schedstat").to_string_lossy());
+/// How long threads have waited for a processor so far (/proc/PID/schedstat,
+/// Documentation/scheduler/sched-stats.rst), by process and thread.
+#[derive(Debug)]
+pub struct Delays(BTreeMap<u32, BTreeMap<OsString, u64>>);
+
+impl Delays {
+    /// Of `pids`, the processes below them, and the calling thread.
+    pub fn now(pids: &[u32]) -> Self {
+        let mut all = BTreeMap::new();
+        all.insert(
+            0,
+            [(OsString::new(), run_delay("/proc/thread-self".as_ref()))].into(),
+        );
+        for pid in pids {
+            for pid in [*pid].into_iter().chain(probe::below(*pid)) {
+                let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+                let tasks = tasks.into_iter().flatten().flatten();
+                let delays = tasks.map(|task| (task.file_name(), run_delay(&task.path())));
+                all.insert(pid, delays.collect());
             }
         }
+        Self(all)
     }
-    Duration::from_nanos(nanos)
+
+    /// By how much what happened from `before` to now may have come later: what one thread of each
+    /// process waited, the one that waited longest. Its other threads wait at the same time, or for
+    /// something else.
+    pub fn since(&self, before: &Self) -> Duration {
+        let longest = |(pid, threads): (&u32, &BTreeMap<OsString, u64>)| {
+            let before = before.0.get(pid);
+            let waited = threads.iter().map(|(thread, nanos)| {
+                let before = before.and_then(|threads| threads.get(thread));
+                nanos.saturating_sub(before.copied().unwrap_or(0))
+            });
+            waited.max().unwrap_or(0)
+        };
+        Duration::from_nanos(self.0.iter().map(longest).sum())
+    }
 }
 
 /// 0 for what is gone.
-fn run_delay(path: &str) -> u64 {
-    let text = fs::read_to_string(path).unwrap_or_default();
+fn run_delay(task: &Path) -> u64 {
+    let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
     let mut words = text.split_whitespace();
     words.nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
 }

@@ -14,7 +14,7 @@ use crate::chaos::model::{Expected, FIRST};
 use crate::chaos::probe;
 use crate::chaos::report::{Memory, Settled, WORST};
 use crate::chaos::step::{Hint, Place};
-use crate::chaos::trace::{Trace, delayed};
+use crate::chaos::trace::{Delays, Trace};
 use crate::chaos::words;
 use crate::client::host;
 use crate::device::Flow;
@@ -48,8 +48,8 @@ impl World {
             .into_iter()
             .flatten()
             .collect();
-        let before = delayed(&pids);
-        let waited = || delayed(&pids).saturating_sub(before);
+        let before = Delays::now(&pids);
+        let waited = || Delays::now(&pids).since(&before);
         let mut from = FIRST;
         let came = loop {
             let Some(wrong) = probe::mismatch(&self.model, &mut from) else {
