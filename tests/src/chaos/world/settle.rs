@@ -33,7 +33,14 @@ impl World {
             let pid = Pid::from_raw(self.host_pid() as i32);
             prlimit(pid, Resource::Nofile, limit).map_err(|error| error.to_string())?;
         }
+        let (from, trace) = (self.quiet_since, Trace::begin());
         self.settle()?;
+        let checked = self.check();
+        checked.map_err(|what| format!("{what}\n{}", trace.tell(from, &self.voices)))
+    }
+
+    /// What must be so when the model has come true.
+    fn check(&mut self) -> Result<(), String> {
         self.until("`rum ports` says otherwise", |world| {
             probe::told_otherwise(&world.setup, &world.model)
         })?;
