@@ -9,7 +9,9 @@
 //! - a failed dump keeps the set, and those who asked for a fresh one get an error;
 //! - a dump that was merely asked for is answered, not folded: the host's poll must be a second
 //!   opinion, so that what no hint told is repaired and counted there. What it found is folded
-//!   here [`SELF_REPAIR`] later;
+//!   here [`AFTER_ANSWER`] after a second request has found it, at the latest [`SELF_REPAIR`] after
+//!   the first. Another address of a known port, which the host's poll does not see, is folded at
+//!   once;
 //! - a port that was hinted to listen but is not shown yet is not closed before the looks for
 //!   it are used up: a quick rebind is no close;
 //! - names of processes are looked up on a blocking thread, after the ports are published.
@@ -46,9 +48,13 @@ const NAMES_AFTER: Duration = Duration::from_millis(3);
 /// When to look after a hint from outside our PID namespace. What listens there is nearly
 /// always in another network namespace as well: the host's own forwards, for one.
 const FOREIGN_AFTER: Duration = Duration::from_millis(10);
-/// When what only a request has found is folded: late enough for the host to have confirmed it
-/// by two polls.
+/// When what only a request has found is folded, if it is not asked for again.
 const SELF_REPAIR: Duration = Duration::from_millis(1500);
+/// A request that comes so long after the first to find something confirms it, as the host's second
+/// poll does (`CONFIRM_AFTER` there, which is longer).
+const CONFIRMS_AFTER: Duration = Duration::from_millis(50);
+/// When what two requests have found is folded: the host has the answer to the second by then.
+const AFTER_ANSWER: Duration = Duration::from_millis(200);
 /// Time between two log lines about dumps that keep failing.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -85,6 +91,8 @@ pub struct Watcher {
     failures: Failures,
     /// What the next dump is for.
     due: Due,
+    /// When a request first found what is not folded yet.
+    found: Option<Instant>,
     /// When to look although nothing is urgent: for what only a request has found, or for a
     /// hint that is hardly ours.
     look_at: Option<Instant>,
@@ -121,6 +129,7 @@ impl Watcher {
                 dump: true,
                 ..Due::default()
             },
+            found: None,
             look_at: None,
         };
         (watcher, Refresh(tx))
@@ -247,9 +256,18 @@ impl Watcher {
         let missing = self.truth.missing(&mut dump);
         dump.extend(self.source.confirm(missing).await?);
         let ports: BTreeSet<u16> = dump.iter().map(|s| s.port).collect();
-        // Addresses count as well: the host does not see those of its poll, but dials them.
         if self.truth.differs(dump) {
-            self.look_after(SELF_REPAIR);
+            let now = Instant::now();
+            let first = *self.found.get_or_insert(now);
+            let known = self.truth.set().iter().map(|listener| listener.port);
+            let same_ports = known.eq(ports.iter().copied());
+            let pause = match now - first >= CONFIRMS_AFTER {
+                // Only addresses, of which the host's poll says nothing, but which we dial.
+                _ if same_ports => Duration::ZERO,
+                true => AFTER_ANSWER,
+                false => SELF_REPAIR,
+            };
+            self.look_after(pause);
         }
         Ok((Some(ports), None))
     }
@@ -270,6 +288,7 @@ impl Watcher {
             self.truth.forget_unknown();
         }
         self.look_at = None;
+        self.found = None;
         Ok((None, change))
     }
 }

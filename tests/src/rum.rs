@@ -26,9 +26,12 @@ pub fn binary(name: &str) -> PathBuf {
     dir.join(name)
 }
 
+/// When a line came, and the line.
+pub type Line = (Instant, String);
+
 /// Lines that a process wrote, as they come.
 #[derive(Clone, Default)]
-pub struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+pub struct Lines(Arc<(Mutex<Vec<Line>>, Condvar)>);
 
 impl Lines {
     fn read(&self, from: impl Read + Send + 'static) {
@@ -37,6 +40,7 @@ impl Lines {
             for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
                 let (all, changed) = &*lines.0;
+                let line = (Instant::now(), line);
                 all.lock().expect("no reader panics").push(line);
                 changed.notify_all();
             }
@@ -48,7 +52,21 @@ impl Lines {
     /// # Panics
     /// Never: no thread panics while it holds the lock.
     pub fn all(&self) -> Vec<String> {
-        self.0.0.lock().expect("no reader panics").clone()
+        let lines = self.0.0.lock().expect("no reader panics");
+        lines.iter().map(|(_, line)| line.clone()).collect()
+    }
+
+    /// The lines that have come since `moment`, and when.
+    ///
+    /// # Panics
+    /// Never: no thread panics while it holds the lock.
+    pub fn since(&self, moment: Instant) -> Vec<Line> {
+        let lines = self.0.0.lock().expect("no reader panics");
+        lines
+            .iter()
+            .filter(|(at, _)| *at >= moment)
+            .cloned()
+            .collect()
     }
 
     /// Waits for the `n`th line (from 1) that contains `text`.
@@ -60,7 +78,8 @@ impl Lines {
         let (all, changed) = &*self.0;
         let mut lines = all.lock().expect("no reader panics");
         loop {
-            if let Some(line) = lines.iter().filter(|l| l.contains(text)).nth(n - 1) {
+            let mut found = lines.iter().filter(|(_, line)| line.contains(text));
+            if let Some((_, line)) = found.nth(n - 1) {
                 return line.clone();
             }
             let left = patience().saturating_sub(start.elapsed());

@@ -19,18 +19,20 @@ use rum_shared::rpc::{
     AgentInfo, CAP_WATCH, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
 };
 use rum_shared::session::{CALLS_PER_SESSION, Limits, Session, SessionError};
-use rum_shared::transport::{Endpoint, SILENCE, Service};
+use rum_shared::transport::{Endpoint, Knocks, SILENCE, Service};
 use tokio::sync::{mpsc, watch};
 
 use super::allowance::Allowance;
 use super::validate::{StreamValidator, clean_error, clean_info, clean_ports, items};
-use crate::backoff::{Backoff, LAST, LAST_OF_VSOCK};
+use crate::backoff::Backoff;
 use crate::clock;
 
 /// Distance of two reconciliation polls.
 pub const POLL_PERIOD: Duration = Duration::from_secs(1);
 /// Time for a call to be answered.
 const CALL_DEADLINE: Duration = Duration::from_secs(3);
+/// What was heard so lately is certainly not away.
+const FRESH: Duration = Duration::from_millis(100);
 /// Events that may wait for the supervisor; more hold the stream back.
 pub const EVENT_QUEUE: usize = 64;
 
@@ -104,6 +106,11 @@ impl LinkState {
         }
     }
 
+    /// Whether the stream was heard just before `now`.
+    fn is_fresh(self, now: Instant) -> bool {
+        matches!(self, Self::Streaming(heard) if now.saturating_duration_since(heard) <= FRESH)
+    }
+
     fn is_streaming(self) -> bool {
         matches!(self, Self::Streaming(_))
     }
@@ -137,12 +144,17 @@ struct Loss {
     reason: String,
     /// Nothing ended: it only was not heard any more.
     silent: bool,
+    /// The agent has knocked for the next one.
+    knocked: bool,
 }
 
 impl From<String> for Loss {
     fn from(reason: String) -> Self {
-        let silent = false;
-        Self { reason, silent }
+        Self {
+            reason,
+            silent: false,
+            knocked: false,
+        }
     }
 }
 
@@ -187,6 +199,22 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), S
     Ok((session, clean_info(info)))
 }
 
+/// Completes with a knock of an agent whose stream on `link` is silent: it counts no session of
+/// ours, so ours is one of before a reboot of which nothing told. A knock on a stream that is heard
+/// was on its way when that began.
+async fn superseded(knocks: &Option<Knocks>, link: &watch::Sender<LinkState>) {
+    let Some(knocks) = knocks else {
+        return std::future::pending().await;
+    };
+    loop {
+        knocks.knock().await;
+        let state = *link.borrow();
+        if state.is_streaming() && !state.may_dial(clock::now()) {
+            return;
+        }
+    }
+}
+
 impl AgentClient {
     /// Runs both connections until the receiver of `events` is dropped. `link` tells others
     /// how the first one stands; a value sent on `poll_now` makes the poll ask at once.
@@ -210,10 +238,7 @@ impl AgentClient {
         events: &mpsc::Sender<AgentEvent>,
         link: &watch::Sender<LinkState>,
     ) -> Gone {
-        let mut backoff = Backoff::up_to(match self.endpoint {
-            Endpoint::Vsock { .. } => LAST_OF_VSOCK,
-            Endpoint::Unix { .. } | Endpoint::Connect { .. } => LAST,
-        });
+        let mut backoff = Backoff::default();
         let mut met = Met::default();
         let mut allowance = Allowance::new(clock::now());
         let mut excused = false;
@@ -222,15 +247,24 @@ impl AgentClient {
             tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
             None
         });
+        let mut knocked = false;
         loop {
-            if let Some(knocks) = &mut knocks {
+            if let Some(knocks) = &mut knocks
+                && !std::mem::take(&mut knocked)
+            {
                 // A `CONNECT` while the guest boots breaks some devices for good.
                 knocks.next().await;
             }
             let mut heard = None;
-            let ended = self
-                .stream_once(events, link, &mut allowance, &mut heard, &mut met)
-                .await;
+            let ended = tokio::select! {
+                biased;
+                ended = self.stream_once(events, link, &mut allowance, &mut heard, &mut met) => ended,
+                () = superseded(&knocks, link) => Err(Loss {
+                    reason: "the agent is there anew".to_owned(),
+                    silent: true,
+                    knocked: true,
+                }),
+            };
             match heard {
                 Some(since) if clock::now() - since >= STEADY => {
                     excused = false;
@@ -246,10 +280,12 @@ impl AgentClient {
                 knocks.clear();
             }
             link.send_replace(LinkState::Down);
-            let Err(Loss { reason, silent }) = ended else {
+            let Err(loss) = ended else {
                 return Gone;
             };
-            met.silent |= silent;
+            let reason = loss.reason;
+            met.silent |= loss.silent;
+            knocked = loss.knocked;
             let retry = backoff.next_delay();
             let lost = AgentEvent::Lost { reason, retry };
             if events.send(lost).await.is_err() {
@@ -337,6 +373,7 @@ impl AgentClient {
                 .map_err(|_| Loss {
                     reason: format!("no heartbeat for {} s", HEARTBEAT_DEADLINE.as_secs()),
                     silent: true,
+                    knocked: false,
                 })?
                 .map_err(|error| clean_error(format!("unreadable stream: {error:?}")))?
                 .ok_or_else(|| "the agent ended the stream".to_owned())?;
@@ -443,7 +480,8 @@ impl AgentClient {
                     continue;
                 }
             }
-            if session.is_none() || calls >= CALLS_PER_SESSION {
+            let dials = session.is_none() || calls >= CALLS_PER_SESSION;
+            if dials && self.endpoint.gate().is_some() && !link.borrow().is_fresh(clock::now()) {
                 // There is no hurry: dial right after a sign of life, see `may_dial`.
                 link.mark_unchanged();
                 let _ = link.changed().await;
@@ -451,7 +489,7 @@ impl AgentClient {
             if !link.borrow().is_streaming() {
                 continue;
             }
-            if session.is_none() || calls >= CALLS_PER_SESSION {
+            if dials {
                 // The old session is dropped only once the new one stands.
                 match connect(&self.endpoint).await {
                     Ok((new, _)) => (session, calls) = (Some(new), 0),

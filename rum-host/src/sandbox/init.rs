@@ -30,13 +30,14 @@ use super::keeper::read_lifeline;
 use super::status::Status;
 use super::{AGENT, Failure, SELF, TERMINATE, seccomp, signals};
 
-/// Pause before a dead agent is started again; doubled each time up to [`MAX_PAUSE`]. Its sockets
-/// stay open meanwhile, so that who dials waits in the backlog.
+/// Pause before an agent is started again that died twice within [`WELL`]; doubled with each
+/// further time up to [`MAX_PAUSE`]. Its sockets stay open meanwhile, so that who dials waits in
+/// the backlog.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause: an agent that cannot start costs little, one that can again is soon back.
-const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// An agent that lived this long was well: the next pause is [`MIN_PAUSE`] again.
-const WELL: Duration = Duration::from_secs(10);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// An agent that lived this long was well, and is started again at once: that is no more often.
+const WELL: Duration = MAX_PAUSE;
 /// While the guest is being ended: how often to look whether anybody is left, since the end of
 /// the processes that were started from outside is not announced to init.
 const LOOK: Duration = Duration::from_millis(10);
@@ -58,21 +59,21 @@ enum Agent {
     StartAt(Instant),
 }
 
-/// The pauses between an agent's end and the next.
+/// The pauses before an agent is started again.
 #[derive(Debug, Default)]
-struct Restarts {
-    /// The last.
-    pause: Duration,
+struct Pauses {
+    next: Duration,
 }
 
-impl Restarts {
-    /// The pause after an agent that lived this long.
-    fn next(&mut self, lived: Duration) -> Duration {
-        self.pause = match lived >= WELL {
-            true => MIN_PAUSE,
-            false => (self.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE),
-        };
-        self.pause
+impl Pauses {
+    /// The agent died that has lived so long. The pause before the next.
+    fn after(&mut self, lived: Duration) -> Duration {
+        if lived >= WELL {
+            self.next = Duration::ZERO;
+        }
+        let pause = self.next;
+        self.next = (pause * 2).clamp(MIN_PAUSE, MAX_PAUSE);
+        pause
     }
 }
 
@@ -83,7 +84,7 @@ struct Init {
     /// Its name stays taken also where nobody listens.
     _door: Door,
     agent: Agent,
-    restarts: Restarts,
+    pauses: Pauses,
     ending: bool,
 }
 
@@ -102,7 +103,7 @@ impl Init {
             holder,
             _door: door,
             agent,
-            restarts: Restarts::default(),
+            pauses: Pauses::default(),
             ending: false,
         })
     }
@@ -156,8 +157,8 @@ impl Init {
             if pid != agent || !(status.exited() || status.signaled()) {
                 continue;
             }
-            let now = Instant::now();
-            self.agent = Agent::StartAt(now + self.restarts.next(now - since));
+            let pause = self.pauses.after(since.elapsed());
+            self.agent = Agent::StartAt(Instant::now() + pause);
             if !self.ending {
                 eprintln!("rum: the agent {}, starting it again", describe(status));
             }
@@ -281,13 +282,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_that_dies_again_and_again_is_started_less_often() {
-        let mut restarts = Restarts::default();
-        let short = WELL - Duration::from_millis(1);
-        for millis in [50, 100, 200, 400, 800, 1600, 2000, 2000] {
-            assert_eq!(restarts.next(short), Duration::from_millis(millis));
+    fn only_an_agent_that_dies_again_and_again_is_waited_for() {
+        let mut pauses = Pauses::default();
+        assert_eq!(pauses.after(Duration::ZERO), Duration::ZERO);
+        assert_eq!(pauses.after(Duration::ZERO), MIN_PAUSE);
+        assert_eq!(pauses.after(WELL / 2), MIN_PAUSE * 2);
+        for _ in 0..10 {
+            pauses.after(Duration::ZERO);
         }
-        assert_eq!(restarts.next(WELL), MIN_PAUSE);
-        assert_eq!(restarts.next(short), MIN_PAUSE * 2);
+        assert_eq!(pauses.after(WELL / 2), MAX_PAUSE);
+        assert_eq!(pauses.after(WELL), Duration::ZERO);
+        assert_eq!(pauses.after(WELL), Duration::ZERO);
+        assert_eq!(pauses.after(Duration::ZERO), MIN_PAUSE);
     }
 }

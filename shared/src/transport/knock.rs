@@ -83,17 +83,18 @@ impl Knocks {
     /// gate. Cancel-safe.
     pub async fn next(&mut self) {
         tokio::select! {
-            () = self.gate.sign_of_life() => {}
+            () = self.gate.sign_of_life() => self.gate.heard(),
             () = self.knock() => {}
         }
-        self.gate.heard();
     }
 
-    async fn knock(&self) {
+    /// Completes with the next knock, which opens the gate. Cancel-safe.
+    pub async fn knock(&self) {
         while let Err(error) = self.listener.accept().await {
             tracing::debug!(%error, "a knock could not be accepted");
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
+        self.gate.heard();
     }
 
     /// Forgets the knocks that have arrived: those of before or during a session that has ended

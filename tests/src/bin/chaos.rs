@@ -97,8 +97,12 @@ fn long(kind: Kind, until: Instant) -> Result<(), String> {
     let steps = Steps::new(seed).without_kill();
     match run(kind, steps, DEADLINE, Some(until)) {
         Ok(report) => {
-            println!("{}, one host side, seed {seed}: {report}", kind.word());
-            Ok(())
+            println!(
+                "{}{}, one host side, seed {seed}: {report}",
+                report.late(),
+                kind.word()
+            );
+            report.verdict()
         }
         Err(failure) => {
             let steps: Vec<Step> = Steps::new(seed)
@@ -134,11 +138,12 @@ fn short(until: Instant) -> Result<(), String> {
         }
     }
     println!(
-        "{runs} short runs of both kinds, {} failed: {total}",
+        "{}{runs} short runs of both kinds, {} failed: {total}",
+        total.late(),
         failed.len()
     );
     match failed.is_empty() {
-        true => Ok(()),
+        true => total.verdict(),
         false => Err(failed.join("\n")),
     }
 }

@@ -15,6 +15,9 @@ use crate::rum::Setup;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// TIME_WAIT (include/net/tcp_states.h): no socket of any process.
 const TIME_WAIT: &str = "06";
+/// FIN_WAIT2. Without a process (inode 0) it is kept as TIME_WAIT is, for a minute: a reset of the
+/// other side's can be lost while the kernel makes the one into the other (tcp_time_wait).
+const FIN_WAIT2: &str = "05";
 
 /// What is not as the model says, if anything; `from` is where to look first, and becomes that port.
 pub fn mismatch(model: &Model, from: &mut u16) -> Option<String> {
@@ -148,8 +151,9 @@ pub fn sockets(net: &str) -> Vec<String> {
         let text = fs::read_to_string(format!("{net}/{table}")).unwrap_or_default();
         for line in text.lines().skip(1) {
             let words: Vec<&str> = line.split_whitespace().collect();
-            if let [_, local, remote, state, ..] = words[..]
+            if let [_, local, remote, state, _, _, _, _, _, inode, ..] = words[..]
                 && state != TIME_WAIT
+                && (state, inode) != (FIN_WAIT2, "0")
             {
                 all.push(format!("{local}-{remote} in state {state}"));
             }

@@ -4,6 +4,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use rum_host::agent::client::POLL_PERIOD;
+
+/// In how much time the world is to be as the model says: a second, and a period of the poll for
+/// what no hint told. Without what the threads that have to do it wait for a processor.
+pub const GOAL: Duration = POLL_PERIOD.saturating_add(Duration::from_secs(1));
+/// How many of 100 quiet moments must reach [`GOAL`] ...
+const MOST: usize = 95;
+/// ... and what each must reach. The difference is for what a busy machine does that is not seen as
+/// waiting for a processor.
+pub const WORST: Duration = GOAL.saturating_mul(10);
+
 /// Memory of a process at a moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
@@ -15,13 +26,53 @@ pub struct Memory {
     pub resident: u64,
 }
 
+/// A quiet moment.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// Until the world was as the model says.
+    pub took: Duration,
+    /// By how much it may have come later since threads waited for a processor.
+    pub delayed: Duration,
+    /// The worst fault before it.
+    pub fault: String,
+    /// All that happened since the last one.
+    pub steps: String,
+    /// What was wrong and what was said meanwhile, if it came late.
+    pub trace: Option<String>,
+}
+
+impl Settled {
+    /// What it took beside waiting for a processor.
+    pub fn without_delay(&self) -> Duration {
+        self.took.saturating_sub(self.delayed)
+    }
+
+    /// Whether it came later than [`GOAL`].
+    fn is_late(&self) -> bool {
+        self.without_delay() > GOAL
+    }
+}
+
+impl fmt::Display for Settled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (took, delayed) = (self.took, self.delayed);
+        writeln!(
+            f,
+            "late after {}: {took:.1?}, of which {delayed:.1?} without a processor\n  {}\n{}",
+            self.fault,
+            self.steps,
+            self.trace.as_deref().unwrap_or_default(),
+        )
+    }
+}
+
 /// Figures of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// Steps by their first word.
+    /// Steps that happened, by their first word.
     pub steps: BTreeMap<String, usize>,
     /// From each quiet moment to the state of the model, with the worst fault before it.
-    pub settled: Vec<(Duration, String)>,
+    pub settled: Vec<Settled>,
     /// Connections that were to live and did; those that were to be reset and were.
     pub lived: usize,
     /// Resets that had to be, and were.
@@ -37,6 +88,28 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether quiet moments came in time.
+    ///
+    /// # Errors
+    /// Which did not, and why.
+    pub fn verdict(&self) -> Result<(), String> {
+        let late: Vec<&Settled> = self.settled.iter().filter(|s| s.is_late()).collect();
+        let (count, all) = (late.len(), self.settled.len());
+        if count * 100 <= all * (100 - MOST) {
+            return Ok(());
+        }
+        Err(format!(
+            "{count} of {all} quiet moments came later than {GOAL:?}\n{}",
+            self.late()
+        ))
+    }
+
+    /// Why what came late did.
+    pub fn late(&self) -> String {
+        let late = self.settled.iter().filter(|settled| settled.is_late());
+        late.map(Settled::to_string).collect()
+    }
+
     /// Adds another run's figures, but for its memory.
     pub fn add(&mut self, other: Self) {
         for (word, count) in other.steps {
@@ -99,10 +172,24 @@ impl fmt::Display for Report {
             self.lived,
             self.reset,
         )?;
-        line(f, "all", self.settled.iter().map(|s| s.0).collect())?;
+        let steps = self
+            .steps
+            .iter()
+            .map(|(word, count)| format!("{word} {count}"));
+        writeln!(f, "  {}", steps.collect::<Vec<_>>().join(", "))?;
+        let late = self.settled.iter().filter(|settled| settled.is_late());
+        writeln!(
+            f,
+            "  {} came later than {GOAL:?}, beside waiting for a processor",
+            late.count()
+        )?;
+        line(f, "all", self.settled.iter().map(|s| s.took).collect())?;
         let mut by_fault: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
-        for (time, fault) in &self.settled {
-            by_fault.entry(fault).or_default().push(*time);
+        for settled in &self.settled {
+            by_fault
+                .entry(&settled.fault)
+                .or_default()
+                .push(settled.took);
         }
         for (fault, times) in by_fault {
             line(f, fault, times)?;

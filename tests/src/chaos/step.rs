@@ -70,14 +70,14 @@ pub enum Step {
     Free(u16),
     /// Another configuration is saved.
     Config(u8),
-    /// The agent is killed; it begins anew with these hints where the test starts it.
+    /// The agent is killed; it begins anew, with these hints where the test starts it.
     KillAgent(Hint),
     /// The agent is stopped (SIGSTOP) until the next quiet moment.
     StopAgent,
     /// The host side is stopped until the next quiet moment.
     StopHost,
-    /// The host side is killed and begins anew.
-    KillHost,
+    /// The host side is killed and begins anew; where it brings the agent, with these hints.
+    KillHost(Hint),
     /// The device closes every connection.
     Cut,
     /// The device passes nothing on until the next quiet moment.
@@ -103,6 +103,8 @@ pub enum Step {
 pub enum Hint {
     /// Kernel events.
     Tracepoint,
+    /// Notifications of system calls: what an ordinary user has. Counters where there are none.
+    Seccomp,
     /// Counters.
     Poll,
     /// Nothing but the host's poll.
@@ -110,12 +112,13 @@ pub enum Hint {
 }
 
 impl Hint {
-    const ALL: [Self; 3] = [Self::Tracepoint, Self::Poll, Self::None];
+    const ALL: [Self; 4] = [Self::Tracepoint, Self::Seccomp, Self::Poll, Self::None];
 
     /// Its word.
     pub fn word(self) -> &'static str {
         match self {
             Self::Tracepoint => "tracepoint",
+            Self::Seccomp => "seccomp",
             Self::Poll => "poll",
             Self::None => "none",
         }
@@ -141,7 +144,7 @@ impl fmt::Display for Step {
             Self::KillAgent(hint) => write!(f, "kill-agent:{}", hint.word()),
             Self::StopAgent => f.write_str("stop-agent"),
             Self::StopHost => f.write_str("stop-host"),
-            Self::KillHost => f.write_str("kill-host"),
+            Self::KillHost(hint) => write!(f, "kill-host:{}", hint.word()),
             Self::Cut => f.write_str("cut"),
             Self::Stall => f.write_str("stall"),
             Self::Slow => f.write_str("slow"),
@@ -166,6 +169,10 @@ impl FromStr for Step {
             let found = Place::ALL.iter().find(|(_, name)| *name == word);
             found.map(|(place, _)| *place).ok_or_else(wrong)
         };
+        let hint = |word: &str| {
+            let found = Hint::ALL.into_iter().find(|hint| hint.word() == word);
+            found.ok_or_else(wrong)
+        };
         Ok(match words[..] {
             ["open", port, at] => Self::Open(number(port)?, place(at)?),
             ["fork", port, at] => Self::Fork(number(port)?, place(at)?),
@@ -176,13 +183,10 @@ impl FromStr for Step {
             ["take", port] => Self::Take(number(port)?),
             ["free", port] => Self::Free(number(port)?),
             ["config", which] => Self::Config(which.parse().map_err(|_| wrong())?),
-            ["kill-agent", hint] => {
-                let found = Hint::ALL.into_iter().find(|h| h.word() == hint);
-                Self::KillAgent(found.ok_or_else(wrong)?)
-            }
+            ["kill-agent", word] => Self::KillAgent(hint(word)?),
+            ["kill-host", word] => Self::KillHost(hint(word)?),
             ["stop-agent"] => Self::StopAgent,
             ["stop-host"] => Self::StopHost,
-            ["kill-host"] => Self::KillHost,
             ["cut"] => Self::Cut,
             ["stall"] => Self::Stall,
             ["slow"] => Self::Slow,
@@ -211,18 +215,20 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Those of `seed`.
+    /// Those of `seed`. The first of them decides what wakes the agent at first.
     pub fn new(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let hint = Hint::ALL[random.usize(..Hint::ALL.len())];
         Self {
-            random: fastrand::Rng::with_seed(seed),
-            next: vec![],
+            random,
+            next: vec![Step::KillHost(hint)],
             left: 3,
             quiet: 0,
             mortal: true,
         }
     }
 
-    /// Without [`Step::KillHost`]: for a run that shows how its memory grows.
+    /// Without [`Step::KillHost`] but for the first: for a run that shows how its memory grows.
     pub fn without_kill(self) -> Self {
         Self {
             mortal: false,
@@ -255,7 +261,7 @@ impl Steps {
             147..155 => Step::KillAgent(hint),
             155..160 => Step::StopAgent,
             160..165 => Step::StopHost,
-            165..167 if self.mortal => Step::KillHost,
+            165..167 if self.mortal => Step::KillHost(hint),
             165..170 => Step::Cut,
             170..175 => Step::Stall,
             175..178 => Step::Slow,
@@ -309,14 +315,16 @@ mod tests {
         for step in &steps {
             assert_eq!(step.to_string().parse(), Ok(*step));
         }
-        assert!(steps.contains(&Step::KillHost) && steps.contains(&Step::Home));
+        let kills = |steps: &[Step]| {
+            steps
+                .iter()
+                .filter(|s| matches!(s, Step::KillHost(_)))
+                .count()
+        };
+        assert!(kills(&steps) > 1 && steps.contains(&Step::Home));
         assert!(steps.iter().copied().eq(Steps::new(7).take(5000)));
         assert!(!steps.iter().copied().eq(Steps::new(8).take(5000)));
-        assert!(
-            !Steps::new(7)
-                .without_kill()
-                .take(5000)
-                .any(|s| s == Step::KillHost)
-        );
+        let mortal: Vec<Step> = Steps::new(7).without_kill().take(5000).collect();
+        assert_eq!(kills(&mortal), 1);
     }
 }

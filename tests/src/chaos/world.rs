@@ -7,19 +7,21 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+use rustix::process::{Rlimit, Signal};
 
 use super::Kind;
 use super::model::{Expected, Model};
 use super::probe::{self, Counts};
-use super::report::Report;
+use super::report::{GOAL, Report};
 use super::step::{Hint, Place, Step};
+use super::trace::Voice;
 use crate::client::host;
 use crate::device::{Defects, Flow};
 use crate::guest::Guest;
 use crate::machine::Machine;
 use crate::rum::{Rum, Setup, agent_below};
 
+mod faults;
 mod settle;
 
 /// Connections that are held at once.
@@ -46,6 +48,8 @@ const CHANNELS: usize = 4;
 const SESSIONS: usize = 2;
 /// A long run says how it goes whenever it was at home so often.
 const NEWS: usize = 25;
+/// A quiet moment that takes longer leaves a trace.
+const LATE: Duration = GOAL;
 /// A boot takes longer than the host side believes in a guest that it does not hear.
 const BOOT: Duration = Duration::from_secs(2);
 
@@ -80,6 +84,10 @@ pub struct World {
     /// The limit of descriptors that is to be restored.
     limit: Option<Rlimit>,
     worst: usize,
+    /// What happened since the last quiet moment, and who may have said something about it.
+    since: Vec<Step>,
+    voices: Vec<Voice>,
+    quiet_since: Instant,
     base: BTreeMap<String, Counts>,
     random: fastrand::Rng,
     report: Report,
@@ -117,6 +125,9 @@ impl World {
             host_stopped: false,
             limit: None,
             worst: 0,
+            since: vec![],
+            voices: vec![],
+            quiet_since: Instant::now(),
             base: BTreeMap::new(),
             random: fastrand::Rng::with_seed(0),
             report: Report::default(),
@@ -132,52 +143,62 @@ impl World {
     /// # Errors
     /// What is not as it must be.
     pub fn step(&mut self, step: &Step) -> Result<(), String> {
-        let text = step.to_string();
-        let word = text.split(':').next().unwrap_or_default();
-        *self.report.steps.entry(word.to_owned()).or_default() += 1;
-        match *step {
+        self.since.push(*step);
+        let happened = match *step {
             Step::Open(port, place) => self.open(port, place, false),
             Step::Fork(port, place) => self.open(port, place, true),
             Step::Close(port, place) => self.close(port, place),
-            Step::Hold(port) => self.wishes.push(port),
+            Step::Hold(port) => {
+                self.wishes.push(port);
+                true
+            }
             Step::Release => self.release()?,
             Step::Rush(port, count) => rush(port, count),
             Step::Take(port) => self.take(port),
             Step::Free(port) => {
-                self.taken.remove(&port);
                 self.model.taken.remove(&port);
+                self.taken.remove(&port).is_some()
             }
             Step::Config(number) => {
-                self.model.config = number;
+                let before = std::mem::replace(&mut self.model.config, number);
                 self.save_config();
                 self.fault("config");
+                before != number
             }
             Step::KillAgent(hint) => self.kill_agent(hint),
             Step::StopAgent => self.stop_agent(),
-            Step::StopHost => {
-                self.signal_host(Signal::STOP);
-                self.host_stopped = true;
-                self.fault("stop");
-            }
-            Step::KillHost => self.kill_host(),
-            Step::Cut => {
-                if let Some(machine) = &self.machine {
-                    machine.device.cut();
-                    self.end_held();
-                    self.fault("cut");
-                }
-            }
+            Step::StopHost => self.stop_host(),
+            Step::KillHost(hint) => self.kill_host(hint),
+            Step::Cut => self.cut(),
             Step::Stall => self.flow(Flow::Stalled),
             Step::Slow => self.flow(Flow::Slow),
             Step::Reboot => self.reboot(),
             Step::Storm(port, times) => {
                 self.tell(&format!("churn 127.0.0.1:{port} 64 {times}"));
                 self.fault("storm");
+                true
             }
             Step::Exhaust(left) => self.exhaust(left),
-            Step::Wait(ms) => thread::sleep(Duration::from_millis(ms.into())),
-            Step::Quiet => self.quiet()?,
-            Step::Home => self.home(false)?,
+            Step::Wait(ms) => {
+                thread::sleep(Duration::from_millis(ms.into()));
+                true
+            }
+            Step::Quiet => {
+                self.quiet()?;
+                true
+            }
+            Step::Home => {
+                self.home(false)?;
+                true
+            }
+        };
+        if happened {
+            let text = step.to_string();
+            let mut words = text.split(':');
+            let word = words.next().unwrap_or_default().to_owned();
+            let hint = words.next().filter(|_| matches!(step, Step::KillHost(_)));
+            let word = hint.map_or(word.clone(), |hint| format!("{word}:{hint}"));
+            *self.report.steps.entry(word).or_default() += 1;
         }
         Ok(())
     }
@@ -230,19 +251,57 @@ impl World {
 
     fn start_agent(&mut self) {
         if let Some(machine) = &self.machine {
-            self.agent = Some(machine.start_agent(&["-q", "--hint", self.hint.word()]));
+            let hint = match self.hint {
+                // Nobody asks about this guest's programs.
+                Hint::Seccomp => Hint::Poll,
+                hint => hint,
+            };
+            let agent = machine.start_agent(&["-v", "--hint", hint.word()]);
+            self.voices.push(Voice {
+                name: "agent",
+                lines: agent.stderr.clone(),
+            });
+            self.agent = Some(agent);
         }
     }
 
     fn start_host(&mut self) {
-        self.rum = Some(match &self.machine {
-            Some(machine) => machine.start_rum(),
+        let rum = match &self.machine {
+            Some(_) => self.setup.start(["up", "-vv"]),
             None => {
-                let (rum, guest) = self.setup.start_guest(&[]);
+                let (rum, guest) = self.start_guest();
                 self.guest = Some(guest);
                 rum
             }
+        };
+        self.voices.push(Voice {
+            name: "host",
+            lines: rum.stderr.clone(),
         });
+        self.rum = Some(rum);
+    }
+
+    /// A guest of rum's own that is woken by the hint of now: an ordinary user's, whose programs
+    /// are asked about, or root's.
+    fn start_guest(&mut self) -> (Rum, Guest) {
+        let ordinary = self.hint == Hint::Seccomp;
+        if ordinary != self.setup.uid.is_some() {
+            self.setup = match ordinary {
+                true => Setup::ordinary_user(),
+                false => Setup::new(),
+            };
+            self.save_config();
+        }
+        let hint = self.hint.word();
+        let forced = format!("--agent-arg=--hint={hint}");
+        let args = match self.hint {
+            // What is had without a word.
+            Hint::Seccomp | Hint::Tracepoint => vec!["-vv"],
+            Hint::Poll | Hint::None => vec!["-vv", &forced],
+        };
+        let (rum, guest) = self.setup.start_guest(&args);
+        rum.stderr.wait(&format!("connected (events: {hint}"));
+        (rum, guest)
     }
 
     fn host_pid(&self) -> u32 {
@@ -268,124 +327,48 @@ impl World {
         rum.signal(signal);
     }
 
-    fn open(&mut self, port: u16, place: Place, fork: bool) {
+    fn open(&mut self, port: u16, place: Place, fork: bool) -> bool {
         let addr = place.with(port);
         let held = self.model.listeners.entry(addr).or_default();
-        if held.len() < TWINS {
-            held.push(fork);
-            let how = if fork { "fork" } else { "twin" };
-            self.tell(&format!("{how} {addr} ident"));
+        if held.len() == TWINS {
+            return false;
         }
+        held.push(fork);
+        let how = if fork { "fork" } else { "twin" };
+        self.tell(&format!("{how} {addr} ident"));
+        true
     }
 
     /// Closes the newest listener there, else one at the next address that has one.
-    fn close(&mut self, port: u16, place: Place) {
+    fn close(&mut self, port: u16, place: Place) -> bool {
         let exact = place.with(port);
         let held = |(addr, held): (&SocketAddr, &Vec<bool>)| (!held.is_empty()).then_some(*addr);
         let mut behind = self.model.listeners.range(exact..).filter_map(held);
         let mut all = self.model.listeners.iter().filter_map(held);
-        if let Some(addr) = behind.next().or(all.next()) {
-            self.model.listeners.entry(addr).or_default().pop();
-            self.tell(&format!("close {addr}"));
-        }
+        let Some(addr) = behind.next().or(all.next()) else {
+            return false;
+        };
+        self.model.listeners.entry(addr).or_default().pop();
+        self.tell(&format!("close {addr}"));
+        true
     }
 
-    fn take(&mut self, port: u16) {
+    fn take(&mut self, port: u16) -> bool {
         if self.model.expected(port) != Expected::Closed {
-            return;
+            return false;
         }
         // rum may not have been told yet that the port is closed; then it stays as it is.
-        if let Ok(listener) = TcpListener::bind(host(port)) {
-            self.taken.insert(port, listener);
-            self.model.taken.insert(port);
-        }
-    }
-
-    fn kill_agent(&mut self, hint: Hint) {
-        let Some(pid) = self.agent_pid() else { return };
-        self.agent_stopped = None;
-        self.fault("kill-agent");
-        if self.machine.is_none() {
-            // Its sockets stay, and connections do not need it.
-            send(pid, Signal::KILL);
-            return;
-        }
-        self.agent = None;
-        self.end_held();
-        self.hint = hint;
-        self.start_agent();
-    }
-
-    fn stop_agent(&mut self) {
-        if let Some(pid) = self.agent_pid() {
-            send(pid, Signal::STOP);
-            self.agent_stopped = Some(pid);
-            self.fault("stop");
-        }
-    }
-
-    fn kill_host(&mut self) {
-        self.rum = None;
-        self.host_stopped = false;
-        self.limit = None;
-        self.end_held();
-        if self.machine.is_none() {
-            self.model.listeners.clear();
-            self.agent_stopped = None;
-        }
-        self.start_host();
-        self.fault("reboot or kill-host");
-    }
-
-    fn flow(&mut self, flow: Flow) {
-        if let Some(machine) = &self.machine {
-            machine.device.flow(flow);
-            self.fault("stall");
-        }
-    }
-
-    fn reboot(&mut self) {
-        let Some(machine) = &mut self.machine else {
-            return;
+        let Ok(listener) = TcpListener::bind(host(port)) else {
+            return false;
         };
-        machine.device.reboot();
-        self.agent = None;
-        machine.reboot();
-        self.agent_stopped = None;
-        self.model.listeners.clear();
-        self.end_held();
-        thread::sleep(BOOT);
-        self.start_agent();
-        self.fault("reboot or kill-host");
+        self.taken.insert(port, listener);
+        self.model.taken.insert(port);
+        true
     }
 
-    fn exhaust(&mut self, left: u16) {
-        let pid = self.host_pid();
-        let current = probe::descriptors(pid) + u64::from(left);
-        let before = prlimit(
-            Pid::from_raw(pid as i32),
-            Resource::Nofile,
-            Rlimit {
-                current: Some(current),
-                maximum: getrlimit(Resource::Nofile).maximum,
-            },
-        );
-        if let Ok(before) = before {
-            self.limit.get_or_insert(before);
-            self.fault("exhaust");
-        }
-    }
-
-    /// No connection of now can live.
-    fn end_held(&mut self) {
-        for held in &mut self.held {
-            held.dead = true;
-        }
-    }
-
-    fn release(&mut self) -> Result<(), String> {
+    fn release(&mut self) -> Result<bool, String> {
         if self.held.is_empty() || self.held[0].dead {
-            return Ok(());
+            return Ok(false);
         }
         let mut held = self.held.remove(0);
         let mut rest = vec![];
@@ -397,21 +380,12 @@ impl World {
         self.resume();
         let read = ended.and_then(|()| held.stream.read_to_end(&mut rest));
         match read {
-            Ok(_) if rest == held.sent => Ok(()),
+            Ok(_) if rest == held.sent => Ok(true),
             Ok(n) => Err(format!(
                 "{n} bytes instead of {} before the end",
                 held.sent.len()
             )),
             Err(error) => Err(format!("a connection did not end cleanly: {error}")),
-        }
-    }
-
-    fn resume(&mut self) {
-        if std::mem::take(&mut self.host_stopped) {
-            self.signal_host(Signal::CONT);
-        }
-        if let Some(pid) = self.agent_stopped.take() {
-            send(pid, Signal::CONT);
         }
     }
 }
@@ -427,15 +401,8 @@ impl Drop for World {
     }
 }
 
-fn send(pid: u32, signal: Signal) {
-    if let Some(pid) = Pid::from_raw(pid as i32) {
-        // Gone already is as good.
-        let _ = kill_process(pid, signal);
-    }
-}
-
 /// Connections that come, say something and go.
-fn rush(port: u16, count: u16) {
+fn rush(port: u16, count: u16) -> bool {
     let mut all = vec![];
     for _ in 0..count {
         let Ok(mut stream) = TcpStream::connect(host(port)) else {
@@ -445,4 +412,5 @@ fn rush(port: u16, count: u16) {
         let _ = stream.write_all(b"x");
         all.push(stream);
     }
+    !all.is_empty()
 }

@@ -1,5 +1,6 @@
 //! Waits for what the model says, and for everything that must be back where it was.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::thread;
@@ -7,14 +8,19 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, prlimit};
 
-use super::{CHANNELS, FAULTS, HELD, Held, NEWS, POOL, SESSIONS, World};
+use super::{CHANNELS, FAULTS, HELD, Held, LATE, NEWS, POOL, SESSIONS, World};
 use crate::chaos::Kind;
 use crate::chaos::model::{Expected, FIRST};
 use crate::chaos::probe;
-use crate::chaos::report::Memory;
+use crate::chaos::report::{Memory, Settled, WORST};
 use crate::chaos::step::{Hint, Place};
+use crate::chaos::trace::{Delays, Trace};
+use crate::chaos::words;
 use crate::client::host;
 use crate::device::Flow;
+
+/// Pause between two looks, which cost the host side something.
+const LOOK: Duration = Duration::from_millis(4);
 
 impl World {
     /// Lifts all faults and waits for what the model says.
@@ -27,21 +33,63 @@ impl World {
             let pid = Pid::from_raw(self.host_pid() as i32);
             prlimit(pid, Resource::Nofile, limit).map_err(|error| error.to_string())?;
         }
-        let start = Instant::now();
-        let mut from = FIRST;
-        self.until("the model did not come true", |world| {
-            probe::mismatch(&world.model, &mut from)
-        })?;
-        let mut fault = FAULTS[std::mem::take(&mut self.worst)].to_owned();
-        if self.hint == Hint::None {
-            fault.push_str(", blind");
-        }
-        self.report.settled.push((start.elapsed(), fault));
+        let (from, trace) = (self.quiet_since, Trace::begin());
+        self.settle()?;
+        let checked = self.check();
+        checked.map_err(|what| format!("{what}\n{}", trace.tell(from, &self.voices)))
+    }
+
+    /// What must be so when the model has come true.
+    fn check(&mut self) -> Result<(), String> {
         self.until("`rum ports` says otherwise", |world| {
             probe::told_otherwise(&world.setup, &world.model)
         })?;
         self.check_held()?;
         self.hold()
+    }
+
+    /// Waits until the world is as the model says, and notes how long that took.
+    fn settle(&mut self) -> Result<(), String> {
+        let mut trace = Trace::begin();
+        let pids: Vec<u32> = [Some(self.host_pid()), self.agent_pid()]
+            .into_iter()
+            .flatten()
+            .collect();
+        let before = Delays::now(&pids);
+        let waited = || Delays::now(&pids).since(&before);
+        let mut from = FIRST;
+        let came = loop {
+            let Some(wrong) = probe::mismatch(&self.model, &mut from) else {
+                break Ok(());
+            };
+            trace.wrong(&wrong);
+            let took = trace.began().elapsed();
+            if took > self.deadline.min(WORST) && took > self.deadline.min(WORST) + waited() {
+                break Err(format!("the model did not come true: {wrong}"));
+            }
+            thread::sleep(LOOK);
+        };
+        let took = trace.began().elapsed();
+        let mut fault = FAULTS[std::mem::take(&mut self.worst)].to_owned();
+        if self.hint == Hint::None {
+            fault.push_str(", blind");
+        }
+        let steps = words(&std::mem::take(&mut self.since));
+        let trace = (took > LATE).then(|| trace.tell(self.quiet_since, &self.voices));
+        came.map_err(|what| format!("{what}\n{}", trace.clone().unwrap_or_default()))?;
+        self.report.settled.push(Settled {
+            took,
+            delayed: waited(),
+            fault,
+            steps,
+            trace,
+        });
+        // Those that have ended have said what they had to say.
+        let mut alive = BTreeMap::new();
+        alive.extend(self.voices.drain(..).map(|voice| (voice.name, voice)));
+        self.voices.extend(alive.into_values());
+        self.quiet_since = Instant::now();
+        Ok(())
     }
 
     fn check_held(&mut self) -> Result<(), String> {
@@ -146,12 +194,12 @@ impl World {
                 return Some(format!("a socket of {net}: {socket}"));
             }
         }
-        let names = ["host".to_owned(), format!("agent, {}", self.hint.word())];
+        let names = ["host", "agent"].map(|name| format!("{name}, {}", self.hint.word()));
         for (name, pid) in names.into_iter().zip([self.host_pid(), agent]) {
             let now = probe::counts(pid);
             let base = *self.base.entry(name.clone()).or_insert(now);
             let spare = match self.kind {
-                Kind::Namespace if name == "host" => POOL,
+                Kind::Namespace if name.starts_with("host") => POOL,
                 Kind::Namespace => 0,
                 Kind::Connect => CHANNELS,
             };
@@ -178,7 +226,7 @@ impl World {
             if start.elapsed() > self.deadline {
                 return Err(format!("{what}: {wrong}"));
             }
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(LOOK * 4);
         }
         Ok(())
     }
