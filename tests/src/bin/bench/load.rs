@@ -1,6 +1,6 @@
 //! The host's side of the load: see [`crate::server`]. The same threads drive every way.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -33,10 +33,24 @@ impl Direction {
     }
 }
 
+/// After this a forward has lost what it was given.
+const BOUND: Duration = Duration::from_secs(20);
+
+/// What went wrong, in a note. A read that meets its timeout fails with EAGAIN (socket(7)).
+pub fn said(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            format!("no answer for {} s, no sample", BOUND.as_secs())
+        }
+        _ => format!("{error}, no sample"),
+    }
+}
+
 fn connect(addr: SocketAddr, wish: Wish) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(addr)?;
+    let mut stream = TcpStream::connect_timeout(&addr, BOUND)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_read_timeout(Some(BOUND))?;
+    stream.set_write_timeout(Some(BOUND))?;
     stream.write_all(&wish.header())?;
     Ok(stream)
 }

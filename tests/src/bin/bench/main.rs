@@ -6,7 +6,8 @@
 //!
 //! - latency: from `listen()` returning in the guest to the first byte of a host connection
 //!   through the forward, and from `close()` to a refused connect; one clock
-//!   (CLOCK_MONOTONIC, one kernel), a prober in a process of its own, all samples kept.
+//!   (CLOCK_MONOTONIC, one kernel), a prober in a process of its own, all samples kept. Beside
+//!   it the floor, a program that does only the unavoidable, and pasta.
 //! - throughput: bytes, connections and requests through rum and its peers, in turns.
 //! - idle: processor time (`/proc/PID/schedstat`) and resident memory of host and agent while
 //!   nothing happens, the 1 s poll running.
@@ -16,11 +17,13 @@
 #![allow(clippy::print_stdout)] // The table is the output.
 
 mod dumps;
+mod floor;
 mod idle;
 mod latency;
 mod load;
 mod options;
 mod plot;
+mod prober;
 mod render;
 mod report;
 mod server;
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
     let result = match &args[..] {
         // The processes that a measurement is made of.
         ["prober"] => {
-            latency::prober();
+            prober::run();
             Ok(())
         }
         ["connector", addr] => {
@@ -53,6 +56,13 @@ fn main() -> ExitCode {
             Ok(port) => server::run(port).map_err(|error| error.to_string()),
             Err(_) => Err(format!("`{port}` is no port")),
         },
+        ["floor-guest", first, last, pid] => match (first.parse(), last.parse(), pid.parse()) {
+            (Ok(first), Ok(last), Ok(pid)) => {
+                floor::guest_side(first, last, pid).map_err(|error| error.to_string())
+            }
+            _ => Err("floor-guest FIRST LAST PID".into()),
+        },
+        ["floor-host"] => floor::host_side().map_err(|error| error.to_string()),
         ["netns", program, args @ ..] => Err(ways::netns(program, args).to_string()),
         _ => match Wanted::parse(&args) {
             Ok(Some(wanted)) => run(&wanted),
@@ -116,8 +126,11 @@ fn build() -> Result<(), String> {
 }
 
 fn measure(wanted: &Wanted, report: &mut Report) {
+    if wanted.measures("latency") || wanted.measures("throughput") {
+        ways::route();
+    }
     if wanted.measures("latency") {
-        latency::run(report, wanted.samples);
+        report.attempt("latency", |report| latency::run(report, wanted.samples));
     }
     if wanted.measures("throughput") {
         let plan = throughput::Plan {
@@ -126,7 +139,7 @@ fn measure(wanted: &Wanted, report: &mut Report) {
             requests: if wanted.quick { 20 } else { 2000 },
             other: wanted.other.clone(),
         };
-        throughput::run(report, &plan);
+        report.attempt("throughput", |report| throughput::run(report, &plan));
     }
     if wanted.measures("idle") {
         idle::run(wanted.seconds);

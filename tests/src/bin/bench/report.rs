@@ -7,6 +7,7 @@
 //! as ratios, is not in it.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::{fs, io};
@@ -189,6 +190,20 @@ impl Report {
     pub fn note(&mut self, text: &str) {
         eprintln!("note: {text}");
         self.notes.push(text.to_owned());
+    }
+
+    /// Does `work`, which adds to the report. If it panics, that is noted, and the rest goes on.
+    pub fn attempt(&mut self, what: &str, work: impl FnOnce(&mut Self)) {
+        // What a panic leaves half done is at worst a row that is not added.
+        let done = catch_unwind(AssertUnwindSafe(|| work(self)));
+        if let Err(panic) = done {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            self.note(&format!(
+                "{what} ended early: {}",
+                text.unwrap_or("for no reason that is known")
+            ));
+        }
     }
 
     /// Writes the JSON.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::load::{self, Direction};
 use crate::report::{Report, Unit};
-use crate::ways::{Kind, Way, route};
+use crate::ways::{Kind, Way};
 
 /// Parallel connections of the throughput.
 const STREAMS: [usize; 3] = [1, 8, 64];
@@ -34,11 +34,10 @@ pub struct Plan {
 
 /// Measures and adds the rows.
 pub fn run(report: &mut Report, plan: &Plan) {
-    route();
     let mut kinds = vec![Kind::Direct, Kind::Rum];
     kinds.extend(plan.other.clone().map(Kind::OtherRum));
     kinds.extend([Kind::Pasta, Kind::Haproxy, Kind::Socat]);
-    kinds.retain(Kind::usable);
+    kinds.retain(|kind| kind.usable(report));
     let start = |(kind, port)| Way::start(kind, port);
     let ways: Vec<Way> = kinds.into_iter().zip(FIRST_PORT..).map(start).collect();
 
@@ -83,7 +82,10 @@ fn turns(
             let i = (round + turn) % ways.len();
             match measure(&ways[i]) {
                 Ok(values) => samples[i].extend(values),
-                Err(error) => report.note(&format!("{what}, {}: {error}", ways[i].kind.name())),
+                Err(error) => {
+                    let said = load::said(&error);
+                    report.note(&format!("{what}, {}: {said}", ways[i].kind.name()));
+                }
             }
         }
     }

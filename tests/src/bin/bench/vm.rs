@@ -9,7 +9,8 @@ use rum_tests::monotonic_ns;
 use rum_tests::rum::Setup;
 use rum_tests::vm::Vm;
 
-use crate::latency::{Prober, Random};
+use crate::latency::Random;
+use crate::prober::{Prober, RETRY};
 use crate::stats::Samples;
 
 /// Measures `samples` opens and prints the table.
@@ -31,7 +32,7 @@ pub fn run(samples: usize) {
     let (mut open, mut without) = (vec![], vec![]);
     for i in 0..samples {
         let port = 5000 + (i % 1000) as u16;
-        random.pause();
+        random.pause(Random::SHORT);
         let sent = monotonic_ns();
         guest.tell("nothing");
         let trip = monotonic_ns() - sent;
@@ -39,11 +40,11 @@ pub fn run(samples: usize) {
         guest.tell("nothing");
         one.push(trip);
         three.push(monotonic_ns() - sent);
-        random.pause();
-        prober.send(&format!("open {port}"));
+        random.pause(Random::SHORT);
+        prober.send("open", port, RETRY);
         let sent = monotonic_ns();
         guest.tell(&format!("listen 127.0.0.1:{port} hello"));
-        let [_, byte] = prober.answer();
+        let [_, byte] = prober.answer().expect("the port opens");
         open.push(byte.saturating_sub(sent));
         without.push(byte.saturating_sub(sent + trip));
         guest.tell(&format!("close 127.0.0.1:{port}"));
