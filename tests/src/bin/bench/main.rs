@@ -9,16 +9,19 @@
 //!   (CLOCK_MONOTONIC, one kernel), a prober in a process of its own, all samples kept. Beside
 //!   it the floor, a program that does only the unavoidable, and pasta.
 //! - throughput: bytes, connections and requests through rum and its peers, in turns.
-//! - idle: processor time (`/proc/PID/schedstat`) and resident memory of host and agent while
-//!   nothing happens, the 1 s poll running.
-//! - dumps: cost of one dump of the listeners with 0 and with 10,000 established connections.
+//! - cost: processor time (`schedstat` of all threads), wake-ups and memory of rum's processes
+//!   while nothing happens, and while the guest does what rum has no part in.
+//! - dumps: cost of one dump of the listeners with 0 and with 10,000 connections.
 //! - vm: the first of these in a virtual machine; needs `tests/vm-assets`. Only when named.
 
 #![allow(clippy::print_stdout)] // The table is the output.
 
+mod busy;
+mod cost;
 mod dumps;
 mod floor;
-mod idle;
+mod goals;
+mod hold;
 mod latency;
 mod load;
 mod options;
@@ -29,6 +32,7 @@ mod report;
 mod server;
 mod stats;
 mod throughput;
+mod usage;
 mod vm;
 mod ways;
 
@@ -48,10 +52,12 @@ fn main() -> ExitCode {
             prober::run();
             Ok(())
         }
-        ["connector", addr] => {
-            dumps::connector(addr);
-            Ok(())
-        }
+        ["busy"] => busy::run().map_err(|error| error.to_string()),
+        [kind @ ("holder" | "connector"), addr, count] => match (count.parse(), *kind) {
+            (Ok(count), "holder") => hold::holder(addr, count).map_err(|error| error.to_string()),
+            (Ok(count), _) => hold::connector(addr, count).map_err(|error| error.to_string()),
+            (Err(_), _) => Err(format!("`{count}` is no number")),
+        },
         ["server", port] => match port.parse() {
             Ok(port) => server::run(port).map_err(|error| error.to_string()),
             Err(_) => Err(format!("`{port}` is no port")),
@@ -126,6 +132,8 @@ fn build() -> Result<(), String> {
 }
 
 fn measure(wanted: &Wanted, report: &mut Report) {
+    // A smoke run has a hundredth of the connections and listeners.
+    let scale = if wanted.quick { 100 } else { 1 };
     if wanted.measures("latency") || wanted.measures("throughput") {
         ways::route();
     }
@@ -141,11 +149,17 @@ fn measure(wanted: &Wanted, report: &mut Report) {
         };
         report.attempt("throughput", |report| throughput::run(report, &plan));
     }
-    if wanted.measures("idle") {
-        idle::run(wanted.seconds);
+    if wanted.measures("cost") {
+        let plan = cost::Plan {
+            time: wanted.time,
+            connections: vec![0, 10_000 / scale, 100_000 / scale],
+        };
+        report.attempt("cost", |report| cost::run(report, &plan));
     }
     if wanted.measures("dumps") {
-        dumps::run();
+        report.attempt("dumps", |report| {
+            dumps::run(report, 10_000 / scale, 1000 / scale)
+        });
     }
     if wanted.names("vm") {
         vm::run(wanted.samples.min(200));

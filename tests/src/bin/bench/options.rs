@@ -1,15 +1,16 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What `--help` prints.
 pub const HELP: &str = "Measures rum beside its peers, prints tables and writes JSON. Needs root.
 
-Usage: bench [OPTIONS] [latency] [throughput] [idle] [dumps] [vm]
+Usage: bench [OPTIONS] [latency] [throughput] [cost] [dumps] [vm]
 
   latency     from listen() to the first byte on the host, from close() to refused
   throughput  bytes, connections and requests, beside pasta, socat, haproxy and none
-  idle        processor time and memory while nothing happens
+  cost        processor time, wake-ups and memory, idle and beside unrelated activity
   dumps       one dump of the listeners, with 0 and with 10,000 connections
   vm          the first of latency in a virtual machine; needs tests/vm-assets
 Without a name all but vm are measured, which takes some minutes. Nothing is installed.
@@ -21,12 +22,12 @@ Options:
   --other RUM     another build of rum, which takes part in throughput
   --samples N     how often latency is measured [default: 500]
   --rounds N      turns that each way has in throughput [default: 7]
-  --seconds N     how long idle is measured [default: 60]
+  --seconds N     how long each cost is measured [default: 10]
   -h, --help      print this
 ";
 
 /// The names of the measurements.
-const MEASUREMENTS: [&str; 5] = ["latency", "throughput", "idle", "dumps", "vm"];
+const MEASUREMENTS: [&str; 5] = ["latency", "throughput", "cost", "dumps", "vm"];
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -36,8 +37,8 @@ pub struct Wanted {
     pub samples: usize,
     /// Turns.
     pub rounds: usize,
-    /// Seconds of idling.
-    pub seconds: u64,
+    /// How long each cost is measured.
+    pub time: Duration,
     /// A smoke run.
     pub quick: bool,
     /// Where the figures go.
@@ -59,7 +60,7 @@ impl Wanted {
             named: Vec::new(),
             samples: if quick { 5 } else { 500 },
             rounds: if quick { 1 } else { 7 },
-            seconds: if quick { 2 } else { 60 },
+            time: Duration::from_millis(if quick { 200 } else { 10_000 }),
             quick,
             json: PathBuf::from("target/bench.json"),
             render: None,
@@ -77,7 +78,7 @@ impl Wanted {
                 "--quick" => {}
                 "--samples" => this.samples = number(value()?)? as usize,
                 "--rounds" => this.rounds = number(value()?)? as usize,
-                "--seconds" => this.seconds = number(value()?)?.into(),
+                "--seconds" => this.time = Duration::from_secs(number(value()?)?.into()),
                 "--json" => this.json = value()?.into(),
                 "--render" => this.render = Some(value()?.into()),
                 "--other" => this.other = Some(value()?.into()),

@@ -81,10 +81,14 @@ pub enum Unit {
     Megabytes,
     /// Times a minute.
     PerMinute,
+    /// 10^3 bytes.
+    Kilobytes,
+    /// As it says.
+    Seconds,
 }
 
 impl Unit {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Gbit,
         Self::PerSecond,
         Self::Microseconds,
@@ -92,6 +96,8 @@ impl Unit {
         Self::Percent,
         Self::Megabytes,
         Self::PerMinute,
+        Self::Kilobytes,
+        Self::Seconds,
     ];
 
     /// As in tables and JSON.
@@ -104,6 +110,8 @@ impl Unit {
             Self::Percent => "% of a core",
             Self::Megabytes => "MB",
             Self::PerMinute => "1/min",
+            Self::Kilobytes => "kB",
+            Self::Seconds => "s",
         }
     }
 
@@ -252,4 +260,17 @@ fn machine() -> String {
         kb / f64::from(1 << 20),
         read("/proc/sys/kernel/osrelease").trim()
     )
+}
+
+/// A number as tables have it: `10,000`.
+pub fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
