@@ -139,7 +139,7 @@ impl<'a> Goals<'a> {
     }
 
     fn scale(&mut self) {
-        for what in ["one more", "one more, processor time"] {
+        for what in ["one more", "one more, host time", "one more, agent time"] {
             let rows = self.report.rows.iter();
             let mut rows = rows.filter(|r| r.section == "scale" && r.what == what);
             if let (Some(first), Some(last)) = (rows.next(), rows.next_back()) {

@@ -74,8 +74,9 @@ fn reset_on_close(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Takes as many descriptors as the machine allows; root may have more than the hard limit.
-pub fn raise_limit() {
+/// Takes as many descriptors as the machine allows, where root may often have more than the hard
+/// limit; returns how many.
+pub fn raise_limit() -> usize {
     /// More than anything here needs; the kernel's own bound (fs.nr_open) is a million.
     const ENOUGH: u64 = 300_000;
     let mut files = getrlimit(Resource::Nofile);
@@ -87,4 +88,5 @@ pub fn raise_limit() {
         files.current = hard;
         setrlimit(Resource::Nofile, files).expect("below the hard limit");
     }
+    files.current.map_or(usize::MAX, |limit| limit as usize)
 }

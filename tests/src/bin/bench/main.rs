@@ -11,6 +11,7 @@
 //! - throughput: bytes, connections and requests through rum and its peers, in turns.
 //! - cost: processor time (`schedstat` of all threads), wake-ups and memory of rum's processes
 //!   while nothing happens, and while the guest does what rum has no part in.
+//! - scale: many listeners and connections: time, memory, cost of one more change.
 //! - dumps: cost of one dump of the listeners with 0 and with 10,000 connections.
 //! - vm: the first of these in a virtual machine; needs `tests/vm-assets`. Only when named.
 
@@ -29,6 +30,7 @@ mod plot;
 mod prober;
 mod render;
 mod report;
+mod scale;
 mod server;
 mod stats;
 mod throughput;
@@ -155,6 +157,20 @@ fn measure(wanted: &Wanted, report: &mut Report) {
             connections: vec![0, 10_000 / scale, 100_000 / scale],
         };
         report.attempt("cost", |report| cost::run(report, &plan));
+    }
+    if wanted.measures("scale") {
+        let plan = scale::Plan {
+            listeners: [10, 100, 1000, 10_000]
+                .map(|n| n / scale)
+                .into_iter()
+                .filter(|n| *n > 0)
+                .collect(),
+            changes: 100 / scale.min(10),
+            kills: if wanted.quick { 1 } else { 3 },
+            time: wanted.time.min(Duration::from_secs(5)),
+            connections: vec![1000 / scale, 10_000 / scale],
+        };
+        report.attempt("scale", |report| scale::run(report, &plan));
     }
     if wanted.measures("dumps") {
         report.attempt("dumps", |report| {

@@ -6,11 +6,12 @@ use std::time::Duration;
 /// What `--help` prints.
 pub const HELP: &str = "Measures rum beside its peers, prints tables and writes JSON. Needs root.
 
-Usage: bench [OPTIONS] [latency] [throughput] [cost] [dumps] [vm]
+Usage: bench [OPTIONS] [latency] [throughput] [cost] [scale] [dumps] [vm]
 
   latency     from listen() to the first byte on the host, from close() to refused
   throughput  bytes, connections and requests, beside pasta, socat, haproxy and none
   cost        processor time, wake-ups and memory, idle and beside unrelated activity
+  scale       many listeners and connections: time, memory, cost of one more
   dumps       one dump of the listeners, with 0 and with 10,000 connections
   vm          the first of latency in a virtual machine; needs tests/vm-assets
 Without a name all but vm are measured, which takes some minutes. Nothing is installed.
@@ -27,7 +28,7 @@ Options:
 ";
 
 /// The names of the measurements.
-const MEASUREMENTS: [&str; 5] = ["latency", "throughput", "cost", "dumps", "vm"];
+const MEASUREMENTS: [&str; 6] = ["latency", "throughput", "cost", "scale", "dumps", "vm"];
 
 /// What the command line asks for.
 #[derive(Debug)]

@@ -70,12 +70,13 @@ const SECTIONS: [Section; 7] = [
         heading: "Scale",
         about: "So many listeners in one guest. `all forwarded`: from the command to open them \
                 all until the host listens on each. `one more`: the median of opening one more, to \
-                accepted; its processor time is that of host and agent for an open and a close, \
-                less what they use when idle. `agent killed`: from SIGKILL of the agent to the \
+                accepted; times of host and agent are processor time for an open and a close, less \
+                what they use when idle. `agent killed`: from SIGKILL of the agent to the \
                 first byte through a port that opens right after.",
         wide: Some(&[
             "one more",
-            "one more, processor time",
+            "one more, host time",
+            "one more, agent time",
             "host memory",
             "agent killed",
         ]),
