@@ -32,7 +32,6 @@ mod render;
 mod report;
 mod scale;
 mod server;
-mod stats;
 mod throughput;
 mod usage;
 mod vm;
@@ -60,10 +59,16 @@ fn main() -> ExitCode {
             (Ok(count), _) => hold::connector(addr, count).map_err(|error| error.to_string()),
             (Err(_), _) => Err(format!("`{count}` is no number")),
         },
-        ["server", port] => match port.parse() {
-            Ok(port) => server::run(port).map_err(|error| error.to_string()),
-            Err(_) => Err(format!("`{port}` is no port")),
-        },
+        ["server", ports @ ..] => {
+            let ports: Result<Vec<u16>, _> = ports.iter().map(|port| port.parse()).collect();
+            match ports.as_deref() {
+                Ok([port]) => server::run(*port, None).map_err(|error| error.to_string()),
+                Ok([port, vsock]) => {
+                    server::run(*port, Some((*vsock).into())).map_err(|error| error.to_string())
+                }
+                _ => Err("server PORT [VSOCK]".into()),
+            }
+        }
         ["floor-guest", first, last, pid] => match (first.parse(), last.parse(), pid.parse()) {
             (Ok(first), Ok(last), Ok(pid)) => {
                 floor::guest_side(first, last, pid).map_err(|error| error.to_string())
@@ -178,6 +183,11 @@ fn measure(wanted: &Wanted, report: &mut Report) {
         });
     }
     if wanted.names("vm") {
-        vm::run(wanted.samples.min(200));
+        let plan = vm::Plan {
+            samples: wanted.samples.min(200),
+            rounds: wanted.rounds,
+            turn: Duration::from_millis(if wanted.quick { 100 } else { 2000 }),
+        };
+        report.attempt("vm", |report| vm::run(report, &plan));
     }
 }

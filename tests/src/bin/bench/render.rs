@@ -13,7 +13,7 @@ use crate::plot::{Bar, bars};
 use crate::report::{Report, Row, Unit};
 
 /// The ways that others are compared with as the limit.
-const LIMITS: [&str; 2] = ["direct", "floor"];
+const LIMITS: [&str; 4] = ["direct", "floor", "raw channel", "three raw round trips"];
 /// What is rum, and so no peer of it.
 const OURS: &str = "rum";
 /// Where the plots are, beside BENCHMARKS.md's own folder.

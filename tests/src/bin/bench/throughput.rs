@@ -48,19 +48,19 @@ pub fn run(report: &mut Report, plan: &Plan) {
                 n => format!("{}, {n} streams", direction.name()),
             };
             turns(report, &ways, plan, &what, Unit::Gbit, |way| {
-                load::throughput(way.host, direction, streams, plan.turn)
+                load::throughput(way.target(), direction, streams, plan.turn)
                     .map(|bits| vec![bits / 1e9])
             });
         }
     }
     let what = format!("connections, {CLIENTS} clients");
     turns(report, &ways, plan, &what, Unit::PerSecond, |way| {
-        load::connections(way.host, CLIENTS, plan.turn).map(|rate| vec![rate])
+        load::connections(way.target(), CLIENTS, plan.turn).map(|rate| vec![rate])
     });
     for (size, name) in SIZES {
         let what = format!("request and answer, {name}");
         turns(report, &ways, plan, &what, Unit::Microseconds, |way| {
-            let ns = load::round_trips(way.host, size, plan.requests)?;
+            let ns = load::round_trips(way.target(), size, plan.requests)?;
             Ok(ns.into_iter().map(|ns| ns as f64 / 1e3).collect())
         });
     }

@@ -26,6 +26,7 @@ use rum_tests::rum::binary;
 use rum_tests::wait::until;
 use tempfile::TempDir;
 
+use crate::load::Target;
 use crate::report::Report;
 
 /// A kind of way.
@@ -98,8 +99,7 @@ impl Drop for Killed {
 pub struct Way {
     /// What it is.
     pub kind: Kind,
-    /// Where the benchmark reaches the program.
-    pub host: SocketAddr,
+    host: SocketAddr,
     stdin: Option<ChildStdin>,
     /// The program, or what runs it.
     program: Child,
@@ -144,9 +144,14 @@ impl Way {
             _ => {}
         }
         until("an answer through the forward", || {
-            crate::load::request(way.host, 1).ok()
+            crate::load::request(way.target(), 1).ok()
         });
         way
+    }
+
+    /// Where the benchmark reaches the program.
+    pub fn target(&self) -> Target<'static> {
+        Target::Tcp(self.host)
     }
 
     fn port(&self) -> u16 {
