@@ -20,6 +20,8 @@ use crate::ways::{Killed, Kind, pasta};
 const BLOCK: usize = 25;
 /// Most samples of what looks once a second.
 const FEW: usize = 30;
+/// A way that misses so many is left alone.
+const PATIENCE: usize = 3;
 /// As often as the prober asks the slow ones: a thousandth of their period. pasta accepts each
 /// client as long as its port is there, and goes under with 20,000 of them a second.
 const SLOW_RETRY: Duration = Duration::from_millis(1);
@@ -58,16 +60,17 @@ pub fn run(report: &mut Report, samples: usize) {
         subject.end(report);
     }
     let (poll, peer) = (first(), first());
+    let few = (samples / 10).clamp(1, FEW);
     report.attempt("rum, 1 s poll only", |report| {
         let mut subject = Subject::rum("rum, 1 s poll only", poll, &["--no-stream"], false);
         subject.slow = true;
-        subject.measure(&mut prober, samples.min(FEW));
+        subject.measure(&mut prober, few);
         subject.end(report);
     });
     if Kind::Pasta.usable(report) {
         report.attempt("pasta", |report| {
             let mut subject = Subject::pasta(peer);
-            subject.measure(&mut prober, samples.min(FEW));
+            subject.measure(&mut prober, few);
             subject.end(report);
         });
     }
@@ -157,6 +160,9 @@ impl Subject {
             false => (Random::SHORT, RETRY),
         };
         for _ in 0..count {
+            if self.missed.len() >= PATIENCE {
+                return;
+            }
             let port = self.first + (self.done % usize::from(PORTS)) as u16;
             let addr = format!("127.0.0.1:{port}");
             self.done += 1;

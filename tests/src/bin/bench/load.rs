@@ -38,7 +38,7 @@ impl Direction {
 }
 
 /// After this a forward has lost what it was given.
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = Duration::from_secs(10);
 
 /// What went wrong, in a note. A read that meets its timeout fails with EAGAIN (socket(7)).
 pub fn said(error: &io::Error) -> String {

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What `--help` prints.
@@ -13,13 +13,15 @@ Usage: bench [OPTIONS] [latency] [throughput] [cost] [scale] [dumps] [vm]
   cost        processor time, wake-ups and memory, idle and beside unrelated activity
   scale       many listeners and connections: time, memory, cost of one more
   dumps       one dump of the listeners, with 0 and with 10,000 connections
-  vm          the first of latency in a virtual machine; needs tests/vm-assets
-Without a name all but vm are measured, which takes some minutes. Nothing is installed.
+  vm          a guest in a virtual machine, beside the raw channel; needs tests/vm-assets
+Without a name all are measured, which takes 20 minutes, and BENCHMARKS.md is written. Nothing is
+installed; what is missing is said.
 
 Options:
   --quick         few samples, to see that everything works
   --json FILE     where the figures are written [default: target/bench.json]
   --render FILE   only makes BENCHMARKS.md and its plots of such a file
+  --into DIR      where BENCHMARKS.md is made [default: the repository]
   --other RUM     another build of rum, which takes part in throughput
   --samples N     how often latency is measured [default: 500]
   --rounds N      turns that each way has in throughput [default: 7]
@@ -46,6 +48,8 @@ pub struct Wanted {
     pub json: PathBuf,
     /// Only the document is wanted, of this file.
     pub render: Option<PathBuf>,
+    /// Where the document goes.
+    pub into: PathBuf,
     /// Another build of rum.
     pub other: Option<PathBuf>,
 }
@@ -65,6 +69,7 @@ impl Wanted {
             quick,
             json: PathBuf::from("target/bench.json"),
             render: None,
+            into: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
             other: None,
         };
         let mut args = args.iter();
@@ -82,6 +87,7 @@ impl Wanted {
                 "--seconds" => this.time = Duration::from_secs(number(value()?)?.into()),
                 "--json" => this.json = value()?.into(),
                 "--render" => this.render = Some(value()?.into()),
+                "--into" => this.into = value()?.into(),
                 "--other" => this.other = Some(value()?.into()),
                 name if MEASUREMENTS.contains(&name) => this.named.push(name.to_owned()),
                 _ => return Err(format!("there is no measurement or option `{arg}`")),
@@ -90,13 +96,13 @@ impl Wanted {
         Ok(Some(this))
     }
 
-    /// Whether a measurement that is one of the usual is wanted.
+    /// Whether a measurement is wanted.
     pub fn measures(&self, name: &str) -> bool {
-        self.named.is_empty() || self.names(name)
+        self.everything() || self.named.iter().any(|n| n == name)
     }
 
-    /// Whether a measurement is named.
-    pub fn names(&self, name: &str) -> bool {
-        self.named.iter().any(|n| n == name)
+    /// Whether all of them are.
+    pub fn everything(&self) -> bool {
+        self.named.is_empty()
     }
 }

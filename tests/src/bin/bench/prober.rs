@@ -11,7 +11,7 @@ use std::time::Duration;
 use rum_tests::monotonic_ns;
 
 /// After this a port is not going to open or close any more. What looks once a second needs 2 s.
-pub const BOUND: Duration = Duration::from_secs(10);
+pub const BOUND: Duration = Duration::from_secs(20);
 /// How soon the prober tries again, so that it measures the forward and not its own sleep.
 pub const RETRY: Duration = Duration::from_micros(50);
 

@@ -231,14 +231,12 @@ fn connections(report: &mut Report, plan: &Plan, way: &str, count: usize) {
     }
     std::thread::sleep(plan.time);
     for ((name, after), before) in Processes::NAMES.iter().zip(memory()).zip(before) {
+        // Less than nothing is noise.
+        let each = ((after - before) / 1e3 / count as f64).max(0.0);
         let mut add =
             |what: &str, unit, value| report.add("connections", what, way, unit, vec![value]);
         add(&format!("{name} memory"), Unit::Megabytes, after / 1e6);
-        add(
-            &format!("{name}, each"),
-            Unit::Kilobytes,
-            (after - before) / 1e3 / count as f64,
-        );
+        add(&format!("{name}, each"), Unit::Kilobytes, each);
     }
     drop(held);
     drop(guest);

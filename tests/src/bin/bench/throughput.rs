@@ -20,6 +20,9 @@ const CLIENTS: usize = 4;
 /// The first way's port; the others follow.
 const FIRST_PORT: u16 = 5000;
 
+/// Failed turns of one way after which it is left alone.
+pub const PATIENCE: usize = 2;
+
 /// How much is measured.
 pub struct Plan {
     /// Times that each way has its turn.
@@ -38,8 +41,10 @@ pub fn run(report: &mut Report, plan: &Plan) {
     kinds.extend(plan.other.clone().map(Kind::OtherRum));
     kinds.extend([Kind::Pasta, Kind::Haproxy, Kind::Socat]);
     kinds.retain(|kind| kind.usable(report));
-    let start = |(kind, port)| Way::start(kind, port);
-    let ways: Vec<Way> = kinds.into_iter().zip(FIRST_PORT..).map(start).collect();
+    let mut ways = Vec::new();
+    for (kind, port) in kinds.into_iter().zip(FIRST_PORT..) {
+        report.attempt(kind.name(), |_| ways.push(Way::start(kind.clone(), port)));
+    }
 
     for direction in Direction::ALL {
         for streams in STREAMS {
@@ -66,7 +71,8 @@ pub fn run(report: &mut Report, plan: &Plan) {
     }
 }
 
-/// Lets each way have its turn in each round. A turn that fails is said and has no sample.
+/// Lets each way have its turn in each round. A turn that fails is said and has no sample; a way
+/// that fails [`PATIENCE`] times has no more turns.
 fn turns(
     report: &mut Report,
     ways: &[Way],
@@ -77,12 +83,17 @@ fn turns(
 ) {
     eprintln!("  {what}");
     let mut samples = vec![Vec::new(); ways.len()];
+    let mut failed = vec![0; ways.len()];
     for round in 0..plan.rounds {
         for turn in 0..ways.len() {
             let i = (round + turn) % ways.len();
+            if failed[i] == PATIENCE {
+                continue;
+            }
             match measure(&ways[i]) {
                 Ok(values) => samples[i].extend(values),
                 Err(error) => {
+                    failed[i] += 1;
                     let said = load::said(&error);
                     report.note(&format!("{what}, {}: {said}", ways[i].kind.name()));
                 }

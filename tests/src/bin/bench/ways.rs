@@ -74,8 +74,7 @@ impl Kind {
         let Some((program, package)) = self.needs() else {
             return true;
         };
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let there = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+        let there = is_there(program);
         if !there {
             report.note(&format!(
                 "{program} is not there, so its rows are missing; `apt-get install {package}` gets it"
@@ -83,6 +82,12 @@ impl Kind {
         }
         there
     }
+}
+
+/// Whether PATH has it.
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 /// A process that is killed when dropped.
@@ -276,6 +281,9 @@ pub fn pasta(ports: &str, program: &Path) -> Command {
 /// Gives the calling thread's namespace a default route that leads nowhere. pasta refuses to
 /// start without one; nothing is ever sent there.
 pub fn route() {
+    if !is_there("pasta") {
+        return;
+    }
     let steps = [
         "link add rum0 type veth peer name rum1",
         "address add 192.0.2.1/24 dev rum0",
