@@ -157,7 +157,11 @@ impl<'a> Goals<'a> {
             if let Some(raw) = self.row("vm", &rum.what, "raw channel") {
                 let share = rum.p50 / raw.p50 * 100.0;
                 let name = format!("virtual machine, {}: 95 % of the raw channel", rum.what);
-                self.add(name, format!("{share:.0} %"), share >= 95.0);
+                let bare = self.row("vm", &rum.what, "bare relay");
+                let bare = bare.map_or(String::new(), |bare| {
+                    format!(" (a bare relay {:.0} %)", bare.p50 / raw.p50 * 100.0)
+                });
+                self.add(name, format!("{share:.0} %{bare}"), share >= 95.0);
             }
         }
     }

@@ -98,7 +98,8 @@ const SECTIONS: [Section; 7] = [
         heading: "In a virtual machine",
         about: "QEMU without KVM, through virtio-vsock by vhost-device-vsock, on the host's clock. \
                 `raw channel` is the same program, reached over a vsock connection of its own \
-                without rum. The guest is told to listen over such a connection, too: one trip of \
+                without rum; `bare relay` copies from such a connection to TCP in the guest, as \
+                any forward to a TCP listener must. The guest is told to listen over such a connection, too: one trip of \
                 it is taken off.",
         wide: None,
     },
