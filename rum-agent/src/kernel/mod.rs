@@ -33,6 +33,8 @@ pub mod tracepoint;
 
 /// The state LISTEN of a TCP socket (include/net/tcp_states.h).
 pub const TCP_LISTEN: u8 = 10;
+/// The state CLOSE of a TCP socket, in which a listener ends.
+pub const TCP_CLOSE: u8 = 7;
 
 /// At most this many listening sockets are read: four for every port that exists. A guest with
 /// more gets an error instead of an agent without bounds.

@@ -25,10 +25,10 @@ use std::task::{Context, Poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::TCP_LISTEN;
 use super::perf_ring::{PerfRing, Record, records};
 use super::privilege;
 use super::tracefs::{self, Event, FormatError};
+use super::{TCP_CLOSE, TCP_LISTEN};
 
 /// CPUs beyond this number are not watched; it bounds what a strange file makes us open.
 const MAX_CPUS: u32 = 4096;
@@ -213,14 +213,16 @@ pub fn hint(event: &Event, record: Record<'_>) -> Option<Hint> {
     let port = u16::from_ne_bytes(*port);
     if new == u32::from(TCP_LISTEN) {
         Some(Hint::Listen { port, pid, at_ns })
-    } else if old == u32::from(TCP_LISTEN) {
+    } else if old == u32::from(TCP_LISTEN) && new == u32::from(TCP_CLOSE) {
         Some(Hint::Unlisten { port })
     } else {
         None
     }
 }
 
-/// The filter for the kernel.
+/// The filter for the kernel. A listener leaves LISTEN for CLOSE. A connection that comes in begins as
+/// a copy of its listener and leaves LISTEN for SYN_RECV (net/ipv4/inet_connection_sock.c,
+/// `inet_csk_clone_lock`), with MPTCP for ESTABLISHED; a busy server must not wake us.
 pub fn filter(event: &Event, min: u16, max: u16) -> String {
     let mptcp = if event.protocol_size > 1 {
         "||protocol==262"
@@ -228,7 +230,8 @@ pub fn filter(event: &Event, min: u16, max: u16) -> String {
         ""
     };
     format!(
-        "(oldstate=={TCP_LISTEN}||newstate=={TCP_LISTEN})&&(protocol==6{mptcp})\
+        "(newstate=={TCP_LISTEN}||(oldstate=={TCP_LISTEN}&&newstate=={TCP_CLOSE}))\
+         &&(protocol==6{mptcp})\
          &&(sport==0||(sport>={min}&&sport<={max}))"
     )
 }

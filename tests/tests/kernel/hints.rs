@@ -4,7 +4,7 @@
 //! each test here looks for its own process and ports that no other test uses.
 
 use std::collections::HashSet;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
@@ -99,6 +99,45 @@ fn the_kernel_filters_the_range_and_the_range_can_change() {
                     Hint::Lost => panic!("hints were lost"),
                 }
             }
+        }
+    });
+}
+
+/// A connection is made as a copy of its listener, which the tracepoint tells as leaving LISTEN.
+#[test]
+fn connections_to_a_listener_are_no_hints() {
+    in_async_netns(|| async {
+        let mut tracepoint = Tracepoint::open().unwrap();
+        tracepoint.set_range(20020, 20021).unwrap();
+        for mptcp in [false, true] {
+            if mptcp && !std::fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
+                eprintln!("NOT TESTED: this kernel has no MPTCP");
+                continue;
+            }
+            let options = Options {
+                mptcp,
+                ..Options::default()
+            };
+            let listener = TcpListener::from(listener_with("127.0.0.1:20020", options));
+            wait_for(&mut tracepoint, listens(20020)).await;
+            let connect = || {
+                let client = bound("127.0.0.1:0", options);
+                let address: SocketAddr = "127.0.0.1:20020".parse().unwrap();
+                rustix::net::connect(&client, &address).unwrap();
+                (client, listener.accept().unwrap())
+            };
+            let _connections: Vec<_> = (0..10).map(|_| connect()).collect();
+            let _mark = super::listener("127.0.0.1:20021");
+            loop {
+                match tracepoint.next().await {
+                    Hint::Listen { port: 20021, .. } => break,
+                    // The mark of the last turn; an MPTCP listener's second socket.
+                    Hint::Unlisten { port: 20021 } | Hint::Listen { .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            drop(listener);
+            wait_for(&mut tracepoint, Hint::Unlisten { port: 20020 }).await;
         }
     });
 }

@@ -53,6 +53,8 @@ fn samples_become_hints() {
         Some(Hint::Unlisten { port: 65535 })
     );
     assert_eq!(hint(&raw(2, 1, 5000)), None);
+    assert_eq!(hint(&raw(10, 3, 5000)), None);
+    assert_eq!(hint(&raw(10, 1, 5000)), None);
     assert_eq!(hint(&raw(7, 10, 5000)[..25]), Some(Hint::Lost));
     assert_eq!(hint(&[]), Some(Hint::Lost));
     assert_eq!(super::hint(&EVENT, Record::Lost), Some(Hint::Lost));
@@ -62,7 +64,7 @@ fn samples_become_hints() {
 fn the_filter_names_the_range_and_what_the_field_can_hold() {
     assert_eq!(
         filter(&EVENT, 3000, 6000),
-        "(oldstate==10||newstate==10)&&(protocol==6||protocol==262)\
+        "(newstate==10||(oldstate==10&&newstate==7))&&(protocol==6||protocol==262)\
          &&(sport==0||(sport>=3000&&sport<=6000))"
     );
     let old = Event {
