@@ -37,65 +37,115 @@ mod usage;
 mod vm;
 mod ways;
 
+use std::io;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use options::{HELP, Wanted};
 use report::Report;
 
+/// A section: adds its rows to the report.
+type Section = fn(&mut Report, &Wanted);
+
+/// All sections, in the order in which they are measured. A further one is a line here, and how
+/// it is shown in [`render`].
+const SECTIONS: [(&str, Section); 6] = [
+    ("latency", |report, wanted| {
+        latency::run(report, wanted.samples)
+    }),
+    ("throughput", |report, wanted| {
+        let plan = throughput::Plan {
+            rounds: wanted.rounds,
+            turn: Duration::from_millis(if wanted.quick { 50 } else { 500 }),
+            requests: if wanted.quick { 20 } else { 2000 },
+            other: wanted.other.clone(),
+        };
+        throughput::run(report, &plan);
+    }),
+    ("cost", |report, wanted| {
+        let plan = cost::Plan {
+            time: wanted.time,
+            connections: vec![0, wanted.many(10_000), wanted.many(100_000)],
+        };
+        cost::run(report, &plan);
+    }),
+    ("scale", |report, wanted| {
+        let listeners = [10, 100, 1000, 10_000];
+        let plan = scale::Plan {
+            listeners: listeners[..if wanted.quick { 2 } else { 4 }].to_vec(),
+            changes: if wanted.quick { 10 } else { 100 },
+            kills: if wanted.quick { 1 } else { 3 },
+            time: wanted.time.min(Duration::from_secs(5)),
+            connections: vec![wanted.many(1000), wanted.many(10_000)],
+        };
+        scale::run(report, &plan);
+    }),
+    ("dumps", |report, wanted| {
+        dumps::run(report, wanted.many(10_000), wanted.many(1000));
+    }),
+    ("vm", |report, wanted| {
+        let plan = vm::Plan {
+            samples: wanted.samples.min(200),
+            rounds: wanted.rounds,
+            turn: Duration::from_millis(if wanted.quick { 100 } else { 2000 }),
+        };
+        vm::run(report, &plan);
+    }),
+];
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let result = match &args[..] {
-        // The processes that a measurement is made of.
-        ["prober"] => {
-            prober::run();
-            Ok(())
+    if let Some(done) = help(&args) {
+        return over(done.map_err(|error| error.to_string()));
+    }
+    match Wanted::parse(&args) {
+        Ok(Some(wanted)) => over(run(&wanted)),
+        Ok(None) => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
         }
-        ["busy"] => busy::run().map_err(|error| error.to_string()),
-        [kind @ ("holder" | "connector"), addr, count] => match (count.parse(), *kind) {
-            (Ok(count), "holder") => hold::holder(addr, count).map_err(|error| error.to_string()),
-            (Ok(count), _) => hold::connector(addr, count).map_err(|error| error.to_string()),
-            (Err(_), _) => Err(format!("`{count}` is no number")),
-        },
-        ["server", ports @ ..] => {
-            let ports: Result<Vec<u16>, _> = ports.iter().map(|port| port.parse()).collect();
-            match ports.as_deref() {
-                Ok([port]) => server::run(*port, None).map_err(|error| error.to_string()),
-                Ok([port, vsock]) => {
-                    server::run(*port, Some((*vsock).into())).map_err(|error| error.to_string())
-                }
-                _ => Err("server PORT [VSOCK]".into()),
-            }
+        Err(problem) => {
+            eprintln!("error: {problem}\nhint: `bench --help` says what there is");
+            ExitCode::from(2)
         }
-        ["floor-guest", first, last, pid] => match (first.parse(), last.parse(), pid.parse()) {
-            (Ok(first), Ok(last), Ok(pid)) => {
-                floor::guest_side(first, last, pid).map_err(|error| error.to_string())
-            }
-            _ => Err("floor-guest FIRST LAST PID".into()),
-        },
-        ["floor-host"] => floor::host_side().map_err(|error| error.to_string()),
-        ["netns", program, args @ ..] => Err(ways::netns(program, args).to_string()),
-        _ => match Wanted::parse(&args) {
-            Ok(Some(wanted)) => run(&wanted),
-            Ok(None) => {
-                print!("{HELP}");
-                Ok(())
-            }
-            Err(problem) => {
-                eprintln!("error: {problem}\nhint: `bench --help` says what there is");
-                return ExitCode::from(2);
-            }
-        },
-    };
-    match result {
+    }
+}
+
+fn over(done: Result<(), String>) -> ExitCode {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("error: {problem}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The processes that a measurement is made of, which this program starts of itself. None if
+/// the arguments are a user's.
+fn help(args: &[&str]) -> Option<io::Result<()>> {
+    fn number<T: FromStr>(text: &str) -> io::Result<T> {
+        text.parse()
+            .map_err(|_| io::Error::other(format!("`{text}` is no number")))
+    }
+    Some(match *args {
+        ["prober"] => prober::run(),
+        ["busy"] => busy::run(),
+        ["holder", addr, count] => number(count).and_then(|count| hold::holder(addr, count)),
+        ["connector", addr, count] => number(count).and_then(|count| hold::connector(addr, count)),
+        ["server", port] => number(port).and_then(|port| server::run(port, None)),
+        ["server", port, vsock] => {
+            number(port).and_then(|port| server::run(port, Some(number(vsock)?)))
+        }
+        ["floor-host"] => floor::host_side(),
+        ["floor-guest", first, last, program] => number(first)
+            .and_then(|first| floor::guest_side(first, number(last)?, number(program)?)),
+        ["netns", program, ref args @ ..] => Err(ways::netns(program, args)),
+        _ => return None,
+    })
 }
 
 fn run(wanted: &Wanted) -> Result<(), String> {
@@ -145,54 +195,16 @@ fn build() -> Result<(), String> {
 }
 
 fn measure(wanted: &Wanted, report: &mut Report) {
-    // A smoke run has a hundredth of the connections and listeners.
-    let scale = if wanted.quick { 100 } else { 1 };
-    if wanted.measures("latency") || wanted.measures("throughput") {
-        ways::route();
-    }
-    if wanted.measures("latency") {
-        report.attempt("latency", |report| latency::run(report, wanted.samples));
-    }
-    if wanted.measures("throughput") {
-        let plan = throughput::Plan {
-            rounds: wanted.rounds,
-            turn: Duration::from_millis(if wanted.quick { 50 } else { 500 }),
-            requests: if wanted.quick { 20 } else { 2000 },
-            other: wanted.other.clone(),
-        };
-        report.attempt("throughput", |report| throughput::run(report, &plan));
-    }
-    if wanted.measures("cost") {
-        let plan = cost::Plan {
-            time: wanted.time,
-            connections: vec![0, 10_000 / scale, 100_000 / scale],
-        };
-        report.attempt("cost", |report| cost::run(report, &plan));
-    }
-    if wanted.measures("scale") {
-        let plan = scale::Plan {
-            listeners: match wanted.quick {
-                true => vec![10, 100],
-                false => vec![10, 100, 1000, 10_000],
-            },
-            changes: 100 / scale.min(10),
-            kills: if wanted.quick { 1 } else { 3 },
-            time: wanted.time.min(Duration::from_secs(5)),
-            connections: vec![1000 / scale, 10_000 / scale],
-        };
-        report.attempt("scale", |report| scale::run(report, &plan));
-    }
-    if wanted.measures("dumps") {
-        report.attempt("dumps", |report| {
-            dumps::run(report, 10_000 / scale, 1000 / scale)
-        });
-    }
-    if wanted.measures("vm") {
-        let plan = vm::Plan {
-            samples: wanted.samples.min(200),
-            rounds: wanted.rounds,
-            turn: Duration::from_millis(if wanted.quick { 100 } else { 2000 }),
-        };
-        report.attempt("vm", |report| vm::run(report, &plan));
+    ways::route();
+    for (name, section) in SECTIONS {
+        if !wanted.measures(name) {
+            continue;
+        }
+        eprintln!("{name}");
+        let start = Instant::now();
+        report.attempt(name, |report| section(report, wanted));
+        eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
+        // What is there is not lost with what comes.
+        let _ = report.write(&wanted.json);
     }
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::SECTIONS;
+
 /// What `--help` prints.
 pub const HELP: &str = "Measures rum beside its peers, prints tables and writes JSON. Needs root.
 
@@ -28,9 +30,6 @@ Options:
   --seconds N     how long each cost is measured [default: 10]
   -h, --help      print this
 ";
-
-/// The names of the measurements.
-const MEASUREMENTS: [&str; 6] = ["latency", "throughput", "cost", "scale", "dumps", "vm"];
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -89,7 +88,9 @@ impl Wanted {
                 "--render" => this.render = Some(value()?.into()),
                 "--into" => this.into = value()?.into(),
                 "--other" => this.other = Some(value()?.into()),
-                name if MEASUREMENTS.contains(&name) => this.named.push(name.to_owned()),
+                name if SECTIONS.iter().any(|(n, _)| *n == name) => {
+                    this.named.push(name.to_owned())
+                }
                 _ => return Err(format!("there is no measurement or option `{arg}`")),
             }
         }
@@ -99,6 +100,11 @@ impl Wanted {
     /// Whether a measurement is wanted.
     pub fn measures(&self, name: &str) -> bool {
         self.everything() || self.named.iter().any(|n| n == name)
+    }
+
+    /// So many connections and the like, or a hundredth of it in a smoke run.
+    pub fn many(&self, n: usize) -> usize {
+        if self.quick { n / 100 } else { n }
     }
 
     /// Whether all of them are.

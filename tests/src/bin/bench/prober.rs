@@ -3,7 +3,7 @@
 //! It is a process of its own, so that a measurement is not delayed by the benchmark's work.
 //! Every wait in it is bounded by [`BOUND`]: what does not happen is a missing sample.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
@@ -80,11 +80,12 @@ impl Drop for Prober {
 /// What the process does. `open PORT RETRY`: until a connection yields a byte, `gone PORT RETRY`:
 /// until one is refused, trying every so many microseconds; `ping PORT RETRY`: nothing. Answers
 /// with its clock when that connection was made, and when it was over, or with `-`.
-pub fn run() {
+pub fn run() -> io::Result<()> {
     // Sleep for RETRY and not for the 50 us more that the kernel may add (prctl(2)).
     let slack = std::num::NonZeroU64::new(1);
-    rustix::thread::set_current_timer_slack(slack).expect("always allowed");
-    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+    rustix::thread::set_current_timer_slack(slack)?;
+    for line in io::stdin().lock().lines() {
+        let line = line?;
         let words: Vec<&str> = line.split(' ').collect();
         let [command, port, retry] = words[..] else {
             panic!("`{line}` is no command");
@@ -95,8 +96,9 @@ pub fn run() {
             Some(made) => println!("{made} {}", monotonic_ns()),
             None => println!("-"),
         }
-        std::io::stdout().flush().expect("the benchmark reads");
+        io::stdout().flush()?;
     }
+    Ok(())
 }
 
 fn search(command: &str, addr: SocketAddr, retry: Duration) -> Option<u64> {
