@@ -252,10 +252,10 @@ fn scale_has_every_number_of_listeners_and_of_connections() {
 }
 
 #[test]
-fn dumps_have_both_sources_with_and_without_connections() {
+fn dumps_have_both_sources_in_each_case() {
     let run = Run::of("dumps", true);
     for what in ["netlink", "/proc"] {
-        for way in ["0 connections", "100 connections"] {
+        for way in ["0 connections", "100 connections", "100 listeners"] {
             run.assert_above_zero("dumps", what, way);
         }
     }

@@ -12,7 +12,7 @@
 //! - cost: processor time (`schedstat` of all threads), wake-ups and memory of rum's processes
 //!   while nothing happens, and while the guest does what rum has no part in.
 //! - scale: many listeners and connections: time, memory, cost of one more change.
-//! - dumps: cost of one dump of the listeners with 0 and with 10,000 connections.
+//! - dumps: cost of one dump of the listeners with 10,000 connections or listeners.
 //! - vm: a guest in a virtual machine, beside the raw vsock channel; needs `tests/vm-assets`.
 
 #![allow(clippy::print_stdout)] // The table is the output.

@@ -14,7 +14,7 @@ Usage: bench [OPTIONS] [latency] [throughput] [cost] [scale] [dumps] [vm]
   throughput  bytes, connections and requests, beside pasta, socat, haproxy and none
   cost        processor time, wake-ups and memory, idle and beside unrelated activity
   scale       many listeners and connections: time, memory, cost of one more
-  dumps       one dump of the listeners, with 0 and with 10,000 connections
+  dumps       one dump of the listeners, with 10,000 connections or listeners
   vm          a guest in a virtual machine, beside the raw channel; needs tests/vm-assets
 Without a name all are measured, which takes 20 minutes, and BENCHMARKS.md is written. Nothing is
 installed; what is missing is said.

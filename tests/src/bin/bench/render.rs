@@ -90,7 +90,8 @@ const SECTIONS: [Section; 7] = [
     Section {
         name: "dumps",
         heading: "One dump of the listeners",
-        about: "With and without established connections in the same namespace.",
+        about: "With established connections or listeners in the same namespace. The kernel is asked \
+                for listeners alone; it describes each.",
         wide: None,
     },
     Section {
