@@ -293,10 +293,15 @@ impl Drop for Rum {
 
 /// The process id of the agent among the descendants of `pid`.
 pub fn agent_below(pid: u32) -> Option<u32> {
+    below(pid, "rum-agent")
+}
+
+/// The process id of a process among the descendants of `pid` whose command line contains `text`.
+pub fn below(pid: u32, text: &str) -> Option<u32> {
     let mut queue = vec![pid];
     while let Some(pid) = queue.pop() {
         let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if cmdline.contains("rum-agent") {
+        if cmdline.contains(text) {
             return Some(pid);
         }
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok();

@@ -1,7 +1,11 @@
 //! The host's side of the load: see [`crate::server`]. The same threads drive every way.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rum_tests::monotonic_ns;
@@ -33,10 +37,52 @@ impl Direction {
     }
 }
 
-fn connect(addr: SocketAddr, wish: Wish) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(addr)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+/// After this a forward has lost what it was given.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// What went wrong, in a note. A read that meets its timeout fails with EAGAIN (socket(7)).
+pub fn said(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            format!("no answer for {} s, no sample", BOUND.as_secs())
+        }
+        _ => format!("{error}, no sample"),
+    }
+}
+
+/// Where the server is reached.
+#[derive(Debug, Clone, Copy)]
+pub enum Target<'a> {
+    /// Through a forward, or directly.
+    Tcp(SocketAddr),
+    /// Straight through the vsock of a virtual machine: a Unix socket that speaks `CONNECT`,
+    /// and the port.
+    Connect(&'a Path, u32),
+}
+
+fn connect(target: Target<'_>, wish: Wish) -> io::Result<File> {
+    let stream: OwnedFd = match target {
+        Target::Tcp(addr) => {
+            let stream = TcpStream::connect_timeout(&addr, BOUND)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(BOUND))?;
+            stream.set_write_timeout(Some(BOUND))?;
+            stream.into()
+        }
+        Target::Connect(socket, port) => {
+            let mut stream = UnixStream::connect(socket)?;
+            stream.set_read_timeout(Some(BOUND))?;
+            stream.set_write_timeout(Some(BOUND))?;
+            writeln!(stream, "CONNECT {port}")?;
+            // `OK NUMBER`; what follows the line is the connection's.
+            let mut byte = [0];
+            while byte != *b"\n" {
+                stream.read_exact(&mut byte)?;
+            }
+            stream.into()
+        }
+    };
+    let mut stream = File::from(stream);
     stream.write_all(&wish.header())?;
     Ok(stream)
 }
@@ -44,7 +90,7 @@ fn connect(addr: SocketAddr, wish: Wish) -> io::Result<TcpStream> {
 /// Moves bytes for about `time` over so many streams; returns bits a second, counted by the
 /// receivers until the last byte was there. Both directions count where there are both.
 pub fn throughput(
-    addr: SocketAddr,
+    target: Target<'_>,
     direction: Direction,
     streams: usize,
     time: Duration,
@@ -55,7 +101,7 @@ pub fn throughput(
         Direction::ToHost => Wish::Source(ms),
         Direction::Both => Wish::Both(ms),
     };
-    let connected: io::Result<Vec<_>> = (0..streams).map(|_| connect(addr, wish)).collect();
+    let connected: io::Result<Vec<_>> = (0..streams).map(|_| connect(target, wish)).collect();
     let (connected, start) = (connected?, Instant::now());
     let bytes: io::Result<u64> = std::thread::scope(|scope| {
         let work = |stream| scope.spawn(move || one(stream, direction, time));
@@ -69,7 +115,7 @@ pub fn throughput(
 }
 
 /// Bytes that one stream has moved, whole.
-fn one(stream: &TcpStream, direction: Direction, time: Duration) -> io::Result<u64> {
+fn one(stream: &File, direction: Direction, time: Duration) -> io::Result<u64> {
     match direction {
         Direction::ToHost => drain(stream),
         Direction::ToGuest => {
@@ -86,7 +132,7 @@ fn one(stream: &TcpStream, direction: Direction, time: Duration) -> io::Result<u
 }
 
 /// What the server has counted, which must be what was sent.
-fn counted(mut stream: &TcpStream, sent: u64) -> io::Result<u64> {
+fn counted(mut stream: &File, sent: u64) -> io::Result<u64> {
     let mut count = [0; 8];
     stream.read_exact(&mut count)?;
     match u64::from_be_bytes(count) {
@@ -96,21 +142,21 @@ fn counted(mut stream: &TcpStream, sent: u64) -> io::Result<u64> {
 }
 
 /// One request and answer of `size` bytes on a connection of its own.
-pub fn request(addr: SocketAddr, size: u32) -> io::Result<()> {
-    let mut stream = connect(addr, Wish::Echo(size))?;
+pub fn request(target: Target<'_>, size: u32) -> io::Result<()> {
+    let mut stream = connect(target, Wish::Echo(size))?;
     let mut message = vec![7; size as usize];
     stream.write_all(&message)?;
     stream.read_exact(&mut message)
 }
 
 /// Connections a second, each with one byte and its answer, made by `clients` threads.
-pub fn connections(addr: SocketAddr, clients: usize, time: Duration) -> io::Result<f64> {
+pub fn connections(target: Target<'_>, clients: usize, time: Duration) -> io::Result<f64> {
     let start = Instant::now();
     let count: io::Result<u64> = std::thread::scope(|scope| {
         let client = move || {
             let mut count = 0;
             while start.elapsed() < time {
-                request(addr, 1)?;
+                request(target, 1)?;
                 count += 1;
             }
             Ok(count)
@@ -126,8 +172,8 @@ pub fn connections(addr: SocketAddr, clients: usize, time: Duration) -> io::Resu
 
 /// How long each of `count` requests of `size` bytes takes to be answered, in ns, one after the
 /// other on one connection.
-pub fn round_trips(addr: SocketAddr, size: u32, count: usize) -> io::Result<Vec<u64>> {
-    let mut stream = connect(addr, Wish::Echo(size))?;
+pub fn round_trips(target: Target<'_>, size: u32, count: usize) -> io::Result<Vec<u64>> {
+    let mut stream = connect(target, Wish::Echo(size))?;
     let mut message = vec![7; size as usize];
     (0..count)
         .map(|_| {

@@ -1,32 +1,35 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::SECTIONS;
 
 /// What `--help` prints.
 pub const HELP: &str = "Measures rum beside its peers, prints tables and writes JSON. Needs root.
 
-Usage: bench [OPTIONS] [latency] [throughput] [idle] [dumps] [vm]
+Usage: bench [OPTIONS] [latency] [throughput] [cost] [scale] [dumps] [vm]
 
   latency     from listen() to the first byte on the host, from close() to refused
   throughput  bytes, connections and requests, beside pasta, socat, haproxy and none
-  idle        processor time and memory while nothing happens
-  dumps       one dump of the listeners, with 0 and with 10,000 connections
-  vm          the first of latency in a virtual machine; needs tests/vm-assets
-Without a name all but vm are measured, which takes some minutes. Nothing is installed.
+  cost        processor time, wake-ups and memory, idle and beside unrelated activity
+  scale       many listeners and connections: time, memory, cost of one more
+  dumps       one dump of the listeners, with 10,000 connections or listeners
+  vm          a guest in a virtual machine, beside the raw channel; needs tests/vm-assets
+Without a name all are measured, which takes 20 minutes, and BENCHMARKS.md is written. Nothing is
+installed; what is missing is said.
 
 Options:
   --quick         few samples, to see that everything works
   --json FILE     where the figures are written [default: target/bench.json]
   --render FILE   only makes BENCHMARKS.md and its plots of such a file
+  --into DIR      where BENCHMARKS.md is made [default: the repository]
   --other RUM     another build of rum, which takes part in throughput
   --samples N     how often latency is measured [default: 500]
   --rounds N      turns that each way has in throughput [default: 7]
-  --seconds N     how long idle is measured [default: 60]
+  --seconds N     how long each cost is measured [default: 10]
   -h, --help      print this
 ";
-
-/// The names of the measurements.
-const MEASUREMENTS: [&str; 5] = ["latency", "throughput", "idle", "dumps", "vm"];
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -36,14 +39,16 @@ pub struct Wanted {
     pub samples: usize,
     /// Turns.
     pub rounds: usize,
-    /// Seconds of idling.
-    pub seconds: u64,
+    /// How long each cost is measured.
+    pub time: Duration,
     /// A smoke run.
     pub quick: bool,
     /// Where the figures go.
     pub json: PathBuf,
     /// Only the document is wanted, of this file.
     pub render: Option<PathBuf>,
+    /// Where the document goes.
+    pub into: PathBuf,
     /// Another build of rum.
     pub other: Option<PathBuf>,
 }
@@ -59,10 +64,11 @@ impl Wanted {
             named: Vec::new(),
             samples: if quick { 5 } else { 500 },
             rounds: if quick { 1 } else { 7 },
-            seconds: if quick { 2 } else { 60 },
+            time: Duration::from_millis(if quick { 200 } else { 10_000 }),
             quick,
             json: PathBuf::from("target/bench.json"),
             render: None,
+            into: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
             other: None,
         };
         let mut args = args.iter();
@@ -77,24 +83,32 @@ impl Wanted {
                 "--quick" => {}
                 "--samples" => this.samples = number(value()?)? as usize,
                 "--rounds" => this.rounds = number(value()?)? as usize,
-                "--seconds" => this.seconds = number(value()?)?.into(),
+                "--seconds" => this.time = Duration::from_secs(number(value()?)?.into()),
                 "--json" => this.json = value()?.into(),
                 "--render" => this.render = Some(value()?.into()),
+                "--into" => this.into = value()?.into(),
                 "--other" => this.other = Some(value()?.into()),
-                name if MEASUREMENTS.contains(&name) => this.named.push(name.to_owned()),
+                name if SECTIONS.iter().any(|(n, _)| *n == name) => {
+                    this.named.push(name.to_owned())
+                }
                 _ => return Err(format!("there is no measurement or option `{arg}`")),
             }
         }
         Ok(Some(this))
     }
 
-    /// Whether a measurement that is one of the usual is wanted.
+    /// Whether a measurement is wanted.
     pub fn measures(&self, name: &str) -> bool {
-        self.named.is_empty() || self.names(name)
+        self.everything() || self.named.iter().any(|n| n == name)
     }
 
-    /// Whether a measurement is named.
-    pub fn names(&self, name: &str) -> bool {
-        self.named.iter().any(|n| n == name)
+    /// So many connections and the like, or a hundredth of it in a smoke run.
+    pub fn many(&self, n: usize) -> usize {
+        if self.quick { n / 100 } else { n }
+    }
+
+    /// Whether all of them are.
+    pub fn everything(&self) -> bool {
+        self.named.is_empty()
     }
 }

@@ -18,8 +18,8 @@ pub struct Bar {
     pub text: String,
 }
 
-const WIDTH: f64 = 720.0;
-const LEFT: f64 = 190.0;
+const WIDTH: f64 = 860.0;
+const LEFT: f64 = 330.0;
 const RIGHT: f64 = 80.0;
 const TOP: f64 = 34.0;
 const STEP: f64 = 24.0;

@@ -7,6 +7,7 @@
 //! as ratios, is not in it.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::{fs, io};
@@ -80,10 +81,14 @@ pub enum Unit {
     Megabytes,
     /// Times a minute.
     PerMinute,
+    /// 10^3 bytes.
+    Kilobytes,
+    /// As it says.
+    Seconds,
 }
 
 impl Unit {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Gbit,
         Self::PerSecond,
         Self::Microseconds,
@@ -91,6 +96,8 @@ impl Unit {
         Self::Percent,
         Self::Megabytes,
         Self::PerMinute,
+        Self::Kilobytes,
+        Self::Seconds,
     ];
 
     /// As in tables and JSON.
@@ -103,6 +110,8 @@ impl Unit {
             Self::Percent => "% of a core",
             Self::Megabytes => "MB",
             Self::PerMinute => "1/min",
+            Self::Kilobytes => "kB",
+            Self::Seconds => "s",
         }
     }
 
@@ -191,6 +200,20 @@ impl Report {
         self.notes.push(text.to_owned());
     }
 
+    /// Does `work`, which adds to the report. If it panics, that is noted, and the rest goes on.
+    pub fn attempt(&mut self, what: &str, work: impl FnOnce(&mut Self)) {
+        // What a panic leaves half done is at worst a row that is not added.
+        let done = catch_unwind(AssertUnwindSafe(|| work(self)));
+        if let Err(panic) = done {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            self.note(&format!(
+                "{what} ended early: {}",
+                text.unwrap_or("for no reason that is known")
+            ));
+        }
+    }
+
     /// Writes the JSON.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let text = facet_json::to_string_pretty(self).map_err(io::Error::other)?;
@@ -237,4 +260,17 @@ fn machine() -> String {
         kb / f64::from(1 << 20),
         read("/proc/sys/kernel/osrelease").trim()
     )
+}
+
+/// A number as tables have it: `10,000`.
+pub fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }

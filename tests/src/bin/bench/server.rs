@@ -1,13 +1,18 @@
-//! The guest's side of the load: a server that sinks, sends or answers, as each connection asks.
+//! The guest's side of the load: a server that sinks, sends or answers, as each connection asks,
+//! over TCP or, in a virtual machine, straight over vsock or through a bare relay.
 //!
 //! A connection begins with five bytes: what is wanted, and a number (big-endian). Where bytes
 //! are counted they are counted by whoever receives them, so that nothing that is still in a
 //! buffer of the forward counts. They come in frames whose first byte says which is the last, so
 //! that nothing hangs on half-close, which not every peer forwards without loss.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+
+use vsock::{VMADDR_CID_ANY, VsockListener};
 
 /// Bytes of a frame, which is one write: more than any forward moves at once.
 const FRAME: usize = 256 << 10;
@@ -57,20 +62,69 @@ impl Wish {
     }
 }
 
-/// Serves `port` of the loopback until stdin ends: the process ends with whoever started it.
-pub fn run(port: u16) -> io::Result<()> {
-    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port)))?;
-    std::thread::spawn(move || {
-        while let Ok((stream, _)) = listener.accept() {
-            // A client that is gone is not the server's fault.
-            std::thread::spawn(move || drop(serve(&stream)));
-        }
-    });
+/// Serves `port` of the loopback, and `vsock` of the vsock if there is one, until stdin ends: the
+/// process ends with whoever started it. What comes to the vsock port after that is relayed to
+/// `port` without a frame, a check or another thought.
+pub fn run(port: u16, vsock: Option<u32>) -> io::Result<()> {
+    let tcp = SocketAddr::from(([127, 0, 0, 1], port));
+    let listener = TcpListener::bind(tcp)?;
+    accept(
+        move || {
+            let stream = listener.accept()?.0;
+            stream.set_nodelay(true)?;
+            Ok(stream.into())
+        },
+        serve,
+    );
+    if let Some(port) = vsock {
+        let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, port)?;
+        accept(move || Ok(listener.accept()?.0.into()), serve);
+        let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, port + 1)?;
+        accept(
+            move || Ok(listener.accept()?.0.into()),
+            move |stream| relay(stream, tcp),
+        );
+    }
     io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
 }
 
-fn serve(mut stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+/// Serves each connection in a thread of its own, as a file, so that it does not matter what kind
+/// of socket it is.
+fn accept(
+    mut next: impl FnMut() -> io::Result<OwnedFd> + Send + 'static,
+    serve: impl Fn(&File) -> io::Result<()> + Copy + Send + 'static,
+) {
+    std::thread::spawn(move || {
+        while let Ok(stream) = next() {
+            // A client that is gone is not the server's fault.
+            std::thread::spawn(move || drop(serve(&File::from(stream))));
+        }
+    });
+}
+
+/// Copies both ways until one end is over.
+fn relay(stream: &File, to: SocketAddr) -> io::Result<()> {
+    let other = TcpStream::connect(to)?;
+    other.set_nodelay(true)?;
+    let other = File::from(OwnedFd::from(other));
+    let copy = |mut from: &File, mut to: &File| -> io::Result<()> {
+        let mut buffer = vec![0; FRAME];
+        loop {
+            match from.read(&mut buffer)? {
+                0 => break,
+                n => to.write_all(&buffer[..n])?,
+            }
+        }
+        rustix::net::shutdown(to, rustix::net::Shutdown::Both)?;
+        Ok(rustix::net::shutdown(from, rustix::net::Shutdown::Both)?)
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| copy(stream, &other));
+        copy(&other, stream)
+    })
+}
+
+fn serve(mut stream: &File) -> io::Result<()> {
     match Wish::read(stream)? {
         Wish::Sink => {
             let count = drain(stream)?;
@@ -94,7 +148,7 @@ fn serve(mut stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Sends frames for `time`, at least one; returns how many bytes.
-pub fn send(mut stream: &TcpStream, time: Duration) -> io::Result<u64> {
+pub fn send(mut stream: &File, time: Duration) -> io::Result<u64> {
     let (mut frame, start, mut count) = (vec![MORE; FRAME], Instant::now(), 0);
     loop {
         let last = start.elapsed() >= time;
@@ -108,7 +162,7 @@ pub fn send(mut stream: &TcpStream, time: Duration) -> io::Result<u64> {
 }
 
 /// Reads to the end of the last frame; returns how many bytes there were.
-pub fn drain(mut stream: &TcpStream) -> io::Result<u64> {
+pub fn drain(mut stream: &File) -> io::Result<u64> {
     let (mut buffer, mut count, mut last) = (vec![0; FRAME], 0, false);
     loop {
         let place = count % FRAME;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::load::{self, Direction};
 use crate::report::{Report, Unit};
-use crate::ways::{Kind, Way, route};
+use crate::ways::{Kind, Way};
 
 /// Parallel connections of the throughput.
 const STREAMS: [usize; 3] = [1, 8, 64];
@@ -19,6 +19,9 @@ const SIZES: [(u32, &str); 2] = [(64, "64 B"), (16 << 10, "16 KiB")];
 const CLIENTS: usize = 4;
 /// The first way's port; the others follow.
 const FIRST_PORT: u16 = 5000;
+
+/// Failed turns of one way after which it is left alone.
+pub const PATIENCE: usize = 2;
 
 /// How much is measured.
 pub struct Plan {
@@ -34,13 +37,14 @@ pub struct Plan {
 
 /// Measures and adds the rows.
 pub fn run(report: &mut Report, plan: &Plan) {
-    route();
     let mut kinds = vec![Kind::Direct, Kind::Rum];
     kinds.extend(plan.other.clone().map(Kind::OtherRum));
     kinds.extend([Kind::Pasta, Kind::Haproxy, Kind::Socat]);
-    kinds.retain(Kind::usable);
-    let start = |(kind, port)| Way::start(kind, port);
-    let ways: Vec<Way> = kinds.into_iter().zip(FIRST_PORT..).map(start).collect();
+    kinds.retain(|kind| kind.usable(report));
+    let mut ways = Vec::new();
+    for (kind, port) in kinds.into_iter().zip(FIRST_PORT..) {
+        report.attempt(kind.name(), |_| ways.push(Way::start(kind.clone(), port)));
+    }
 
     for direction in Direction::ALL {
         for streams in STREAMS {
@@ -49,25 +53,26 @@ pub fn run(report: &mut Report, plan: &Plan) {
                 n => format!("{}, {n} streams", direction.name()),
             };
             turns(report, &ways, plan, &what, Unit::Gbit, |way| {
-                load::throughput(way.host, direction, streams, plan.turn)
+                load::throughput(way.target(), direction, streams, plan.turn)
                     .map(|bits| vec![bits / 1e9])
             });
         }
     }
     let what = format!("connections, {CLIENTS} clients");
     turns(report, &ways, plan, &what, Unit::PerSecond, |way| {
-        load::connections(way.host, CLIENTS, plan.turn).map(|rate| vec![rate])
+        load::connections(way.target(), CLIENTS, plan.turn).map(|rate| vec![rate])
     });
     for (size, name) in SIZES {
         let what = format!("request and answer, {name}");
         turns(report, &ways, plan, &what, Unit::Microseconds, |way| {
-            let ns = load::round_trips(way.host, size, plan.requests)?;
+            let ns = load::round_trips(way.target(), size, plan.requests)?;
             Ok(ns.into_iter().map(|ns| ns as f64 / 1e3).collect())
         });
     }
 }
 
-/// Lets each way have its turn in each round. A turn that fails is said and has no sample.
+/// Lets each way have its turn in each round. A turn that fails is said and has no sample; a way
+/// that fails [`PATIENCE`] times has no more turns.
 fn turns(
     report: &mut Report,
     ways: &[Way],
@@ -78,12 +83,20 @@ fn turns(
 ) {
     eprintln!("  {what}");
     let mut samples = vec![Vec::new(); ways.len()];
+    let mut failed = vec![0; ways.len()];
     for round in 0..plan.rounds {
         for turn in 0..ways.len() {
             let i = (round + turn) % ways.len();
+            if failed[i] == PATIENCE {
+                continue;
+            }
             match measure(&ways[i]) {
                 Ok(values) => samples[i].extend(values),
-                Err(error) => report.note(&format!("{what}, {}: {error}", ways[i].kind.name())),
+                Err(error) => {
+                    failed[i] += 1;
+                    let said = load::said(&error);
+                    report.note(&format!("{what}, {}: {said}", ways[i].kind.name()));
+                }
             }
         }
     }

@@ -26,6 +26,9 @@ use rum_tests::rum::binary;
 use rum_tests::wait::until;
 use tempfile::TempDir;
 
+use crate::load::Target;
+use crate::report::Report;
+
 /// A kind of way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
@@ -66,18 +69,34 @@ impl Kind {
         }
     }
 
-    /// Whether it can be used; says on stderr how to get it if not.
-    pub fn usable(&self) -> bool {
+    /// Whether it can be used; notes how to get it if not.
+    pub fn usable(&self, report: &mut Report) -> bool {
         let Some((program, package)) = self.needs() else {
             return true;
         };
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let there = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+        let there = is_there(program);
         if !there {
-            eprintln!("{program} is not there, so its rows are missing");
-            eprintln!("hint: `apt-get install {package}`");
+            report.note(&format!(
+                "{program} is not there, so its rows are missing; `apt-get install {package}` gets it"
+            ));
         }
         there
+    }
+}
+
+/// Whether PATH has it.
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// A process that is killed when dropped.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -85,8 +104,7 @@ impl Kind {
 pub struct Way {
     /// What it is.
     pub kind: Kind,
-    /// Where the benchmark reaches the program.
-    pub host: SocketAddr,
+    host: SocketAddr,
     stdin: Option<ChildStdin>,
     /// The program, or what runs it.
     program: Child,
@@ -131,9 +149,14 @@ impl Way {
             _ => {}
         }
         until("an answer through the forward", || {
-            crate::load::request(way.host, 1).ok()
+            crate::load::request(way.target(), 1).ok()
         });
         way
+    }
+
+    /// Where the benchmark reaches the program.
+    pub fn target(&self) -> Target<'static> {
+        Target::Tcp(self.host)
     }
 
     fn port(&self) -> u16 {
@@ -242,12 +265,14 @@ fn rum(rum: &Path, dir: &TempDir, port: u16, program: &Path) -> Command {
     command
 }
 
-/// pasta with the given `-t`, without what the work does not need (UDP, the other direction).
+/// pasta with the given `-t`, without what the work does not need: UDP, and the other direction,
+/// of which the looks that `-t auto` takes are a part (without `-T auto` there are none).
 /// It takes the name of an interface with a default route for its own device: see [`route`].
 pub fn pasta(ports: &str, program: &Path) -> Command {
     let mut command = Command::new("pasta");
     command.args(["-f", "-q", "--runas", "0", "--config-net", "-t", ports]);
-    command.args(["-T", "none", "-u", "none", "-U", "none", "--"]);
+    let other = if ports == "auto" { "auto" } else { "none" };
+    command.args(["-T", other, "-u", "none", "-U", "none", "--"]);
     // It says what it cannot have as root; a pasta that does not forward is noticed.
     command.arg(program).stderr(Stdio::null());
     command
@@ -256,6 +281,9 @@ pub fn pasta(ports: &str, program: &Path) -> Command {
 /// Gives the calling thread's namespace a default route that leads nowhere. pasta refuses to
 /// start without one; nothing is ever sent there.
 pub fn route() {
+    if !is_there("pasta") {
+        return;
+    }
     let steps = [
         "link add rum0 type veth peer name rum1",
         "address add 192.0.2.1/24 dev rum0",
