@@ -8,7 +8,7 @@
 //! Faster still is [`request`]: the host asks for sockets that are not connected yet. A socket
 //! belongs to the network namespace in which it was made, so the host can connect it by itself.
 //!
-//! Invariants: at most one descriptor is taken, close-on-exec; the sender closes its own copy;
+//! Invariants: at most one descriptor is taken, or [`OFFER`] of those, close-on-exec; the sender closes its own copy;
 //! O_NONBLOCK, which all holders share, is set by both. A host that has no descriptor left for
 //! what is attached sees that, and not a message without a socket.
 
@@ -39,23 +39,16 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The dial's and those of [`receive`], but for the socket's being connected;
-/// [`io::ErrorKind::TimedOut`] after 5 s. All or nothing: what came before an error is closed.
+/// [`io::ErrorKind::TimedOut`] after 5 s. With any other descriptor among them all are closed.
 pub async fn request(endpoint: &Endpoint) -> io::Result<Vec<OwnedFd>> {
     let requested = async {
         let header = REQUEST.to_be_bytes();
         let Stream::Unix(stream) = endpoint.dial_saying(Service::Channel, &header).await? else {
             return Ok(Vec::new());
         };
-        let mut sockets = Vec::with_capacity(OFFER);
-        while sockets.len() < OFFER {
-            match receive_any(&stream).await {
-                Ok((_, Some(socket))) => sockets.push(checked(socket)?),
-                Ok((_, None)) => break,
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(sockets)
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(OFFER))];
+        let received = receive_all(&stream, &mut space).await?;
+        received.sockets.into_iter().map(checked).collect()
     };
     let timed = tokio::time::timeout(REQUEST_DEADLINE, requested).await;
     timed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -66,12 +59,12 @@ pub async fn request(endpoint: &Endpoint) -> io::Result<Vec<OwnedFd>> {
 /// # Errors
 /// Those of socket(2) and of the stream.
 pub async fn offer(stream: &UnixStream) -> io::Result<()> {
-    for _ in 0..OFFER {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-        send(stream, 0, socket.as_fd()).await?;
-    }
-    Ok(())
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = |_| socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+    let sockets: Vec<OwnedFd> = (0..OFFER).map(socket).collect::<Result<_, Errno>>()?;
+    let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(OFFER))];
+    send_all(stream, 0, &sockets, &mut space).await
 }
 
 /// Sends one byte with `socket` attached.
@@ -79,13 +72,22 @@ pub async fn offer(stream: &UnixStream) -> io::Result<()> {
 /// # Errors
 /// The stream's.
 pub async fn send(stream: &UnixStream, byte: u8, socket: BorrowedFd<'_>) -> io::Result<()> {
-    let sockets = [socket];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    send_all(stream, byte, &[socket], &mut space).await
+}
+
+/// Sends one byte with `sockets` attached, for which `space` is made.
+async fn send_all(
+    stream: &UnixStream,
+    byte: u8,
+    sockets: &[BorrowedFd<'_>],
+    space: &mut [MaybeUninit<u8>],
+) -> io::Result<()> {
     stream
         .async_io(Interest::WRITABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let mut ancillary = SendAncillaryBuffer::new(space);
             // The space is for exactly this.
-            ancillary.push(SendAncillaryMessage::ScmRights(&sockets));
+            ancillary.push(SendAncillaryMessage::ScmRights(sockets));
             let bytes = [byte];
             let data = [IoSlice::new(&bytes)];
             sendmsg(stream, &data, &mut ancillary, SendFlags::NOSIGNAL)?;
@@ -100,16 +102,31 @@ pub async fn send(stream: &UnixStream, byte: u8, socket: BorrowedFd<'_>) -> io::
 /// The stream's; [`io::ErrorKind::UnexpectedEof`] at its end; [`io::ErrorKind::InvalidData`]
 /// when what is attached is something else; EMFILE when there is no descriptor left for it.
 pub async fn receive(stream: &UnixStream) -> io::Result<(u8, Option<TcpStream>)> {
-    let (byte, attached) = receive_any(stream).await?;
-    Ok((byte, attached.map(connected).transpose()?))
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut received = receive_all(stream, &mut space).await?;
+    let socket = received.sockets.pop();
+    if !received.sockets.is_empty() || (socket.is_some() && received.cut) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the agent handed over more than one descriptor",
+        ));
+    }
+    Ok((received.byte, socket.map(connected).transpose()?))
 }
 
-/// Receives one byte and whatever descriptor is attached.
-async fn receive_any(stream: &UnixStream) -> io::Result<(u8, Option<OwnedFd>)> {
+/// A message.
+struct Received {
+    byte: u8,
+    sockets: Vec<OwnedFd>,
+    /// More was attached.
+    cut: bool,
+}
+
+/// Receives one byte and the descriptors that are attached, as many as there is `space` for.
+async fn receive_all(stream: &UnixStream, space: &mut [MaybeUninit<u8>]) -> io::Result<Received> {
     stream
         .async_io(Interest::READABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut ancillary = RecvAncillaryBuffer::new(space);
             let mut byte = [0];
             let mut data = [IoSliceMut::new(&mut byte)];
             let received = recvmsg(stream, &mut data, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
@@ -120,20 +137,18 @@ async fn receive_any(stream: &UnixStream) -> io::Result<(u8, Option<OwnedFd>)> {
                 RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
                 _ => None,
             });
-            // What is not taken is closed when this is dropped.
-            let mut attached = attached.flatten();
-            let (socket, more) = (attached.next(), attached.next());
+            let sockets: Vec<OwnedFd> = attached.flatten().collect();
             // Not all that was attached has arrived (recvmsg(2)). The kernel says no more than this
             // of a full table of descriptors (scm_detach_fds, net/core/scm.c).
             let cut = received.flags.contains(ReturnFlags::CTRUNC);
-            match socket {
-                None if cut => Err(Errno::MFILE.into()),
-                Some(_) if cut || more.is_some() => Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the agent handed over more than one descriptor",
-                )),
-                socket => Ok((byte[0], socket)),
+            if cut && sockets.is_empty() {
+                return Err(Errno::MFILE.into());
             }
+            Ok(Received {
+                byte: byte[0],
+                sockets,
+                cut,
+            })
         })
         .await
 }
