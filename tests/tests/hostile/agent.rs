@@ -97,6 +97,14 @@ fn tells(events: impl IntoIterator<Item = WatchEvent>) -> Liar {
     Liar::new(move |n| events.get(n).cloned())
 }
 
+/// Says that nothing listens, then nothing at all, not even by a knock.
+fn falls_silent(device: Device) -> Liar {
+    Liar::new(move |n| {
+        device.knock(false);
+        (n == 0).then(|| snapshot(vec![]))
+    })
+}
+
 #[test]
 fn rum_says_what_it_saw_and_serves_the_next() {
     in_netns(|| {
@@ -145,8 +153,13 @@ fn rum_says_what_it_saw_and_serves_the_next() {
                 "a process name of 120 bytes",
             ),
             (tells([snapshot(vec![spread])]), "has 9 addresses"),
+            // It falls silent, and knocks as one would that has no session.
             (
                 tells([snapshot(vec![])]),
+                "Agent lost: the agent is there anew",
+            ),
+            (
+                falls_silent(host.device.clone()),
                 "Agent lost: no heartbeat for 4 s",
             ),
             (
@@ -158,6 +171,7 @@ fn rum_says_what_it_saw_and_serves_the_next() {
         for (lie, said) in lies {
             host.device.be(liar::served(lie));
             host.rum.stderr.wait(said);
+            host.device.knock(true);
             host.serves_an_honest_one(port);
             port += 1;
         }

@@ -1,4 +1,5 @@
-//! A device that speaks `CONNECT`, knocks all the time, and leads to whatever agent a test wants.
+//! A device that speaks `CONNECT`, knocks whether or not its agent has a session, and leads to whatever
+//! agent a test wants.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -26,6 +27,7 @@ struct State {
     sessions: Behaviour,
     channels: Behaviour,
     open: Vec<UnixStream>,
+    knocks: bool,
 }
 
 impl Device {
@@ -35,6 +37,7 @@ impl Device {
             sessions: Arc::new(drop),
             channels: Arc::new(drop),
             open: vec![],
+            knocks: true,
         })));
         let listener = UnixListener::bind(dir.join("vm")).expect("a new directory");
         let accepting = device.clone();
@@ -45,10 +48,13 @@ impl Device {
             }
         });
         let knock = dir.join("vm_2224");
+        let knocking = device.clone();
         thread::spawn(move || {
             // More often than any agent would; it ends with the directory.
             while knock.parent().is_some_and(Path::exists) {
-                let _ = UnixStream::connect(&knock);
+                if knocking.state().knocks {
+                    let _ = UnixStream::connect(&knock);
+                }
                 thread::sleep(std::time::Duration::from_millis(1));
             }
         });
@@ -67,6 +73,11 @@ impl Device {
             // Fails only if it is closed.
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Whether it goes on knocking.
+    pub fn knock(&self, knocks: bool) {
+        self.state().knocks = knocks;
     }
 
     /// From now on channels are served by `channels`, after the port was read.
