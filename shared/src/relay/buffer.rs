@@ -2,14 +2,18 @@
 //!
 //! A direction needs a buffer from the moment bytes arrive until they are written, which mostly is
 //! at once: so a thread needs few, and uses the same ones over and over while they are in its
-//! cache. A direction whose reader is slow keeps its own meanwhile.
+//! cache. A direction whose reader is slow keeps its own meanwhile. Readers that never read, of
+//! thousands of connections, must not use up the memory: the large buffers of a process are
+//! counted, and when many wait like that the next ones are small.
 //!
-//! Invariant: a thread keeps at most [`SPARE`] that nobody uses.
+//! Invariants: a thread keeps at most [`SPARE`] that nobody uses; no more than [`MANY`] large ones
+//! are used at once.
 
 use std::cell::RefCell;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -17,8 +21,16 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// Bytes of a buffer. With 64 KiB one stream gets two thirds of what it gets with this, since each
 /// turn costs a wake-up; 512 KiB no longer fits into a processor's cache and gains nothing.
 pub(super) const SIZE: usize = 256 * 1024;
+/// Bytes of a buffer beyond [`MANY`]: slow readers need no speed. 4,096 connections that are full
+/// both ways hold 128 MiB of these.
+pub(super) const SMALL: usize = 16 * 1024;
+/// Large buffers of a process: 64 MiB, and more directions than two processors can be busy with.
+pub(super) const MANY: usize = 256;
 /// Buffers that a thread keeps: one for each direction of the connection that it is busy with.
 const SPARE: usize = 2;
+
+/// Large buffers that are used.
+static USED: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
@@ -26,18 +38,35 @@ thread_local! {
 
 /// Bytes that were read. Goes back to its thread's spares when it is dropped.
 #[derive(Debug)]
-pub(super) struct Buffer(Vec<u8>);
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    /// Counted by this.
+    large: Option<&'static AtomicUsize>,
+}
 
 impl Buffer {
-    fn take() -> Self {
+    fn take(used: &'static AtomicUsize) -> Self {
+        // What another thread takes between the two must not let this one have too many.
+        if used.fetch_add(1, Relaxed) >= MANY {
+            used.fetch_sub(1, Relaxed);
+            return Self {
+                bytes: Vec::with_capacity(SMALL),
+                large: None,
+            };
+        }
         let spare = SPARES.with_borrow_mut(Vec::pop);
-        Self(spare.unwrap_or_else(|| Vec::with_capacity(SIZE)))
+        Self {
+            bytes: spare.unwrap_or_else(|| Vec::with_capacity(SIZE)),
+            large: Some(used),
+        }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.0);
+        let Some(used) = self.large else { return };
+        used.fetch_sub(1, Relaxed);
+        let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
         // When the thread ends its spares may be gone already.
         let _ = SPARES.try_with(|spares| {
@@ -53,13 +82,13 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+        &mut self.bytes
     }
 }
 
@@ -70,13 +99,33 @@ pub(super) async fn read_some(
     gap: usize,
 ) -> io::Result<Buffer> {
     std::future::poll_fn(|cx| {
-        let mut buffer = Buffer::take();
-        buffer.0.resize(gap, 0);
-        let read = match pin!(reader.read_buf(&mut buffer.0)).poll(cx) {
+        let mut buffer = Buffer::take(&USED);
+        buffer.bytes.resize(gap, 0);
+        let read = match pin!(reader.read_buf(&mut buffer.bytes)).poll(cx) {
             Poll::Ready(read) => read,
             Poll::Pending => return Poll::Pending,
         };
         Poll::Ready(read.map(|_| buffer))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_many_large_ones_they_are_small() {
+        static HERE: AtomicUsize = AtomicUsize::new(0);
+        let mut large: Vec<Buffer> = (0..MANY).map(|_| Buffer::take(&HERE)).collect();
+        assert!(large.iter().all(|buffer| buffer.bytes.capacity() == SIZE));
+        for _ in 0..3 {
+            assert_eq!(Buffer::take(&HERE).bytes.capacity(), SMALL);
+        }
+        drop(large.pop());
+        assert_eq!(Buffer::take(&HERE).bytes.capacity(), SIZE);
+        drop(large);
+        assert_eq!(HERE.load(Relaxed), 0);
+        assert_eq!(SPARES.with_borrow(Vec::len), SPARE);
+    }
 }
