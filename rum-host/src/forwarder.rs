@@ -215,6 +215,9 @@ impl Forwarder {
         socket.set_reuseaddr(true)?;
         socket.bind(host.0)?;
         let listener = Arc::new(socket.listen(BACKLOG)?);
+        // Whatever is accepted begins as a copy of it (sk_clone_lock, net/core/sock.c). From its
+        // first moment on whatever ends a connection resets its client, but a clean end of the relay.
+        relay::prepare(&*listener);
         let addr = HostAddr(listener.local_addr()?);
         let inode = rustix::fs::fstat(&*listener)
             .map_err(io::Error::from)?
@@ -395,8 +398,6 @@ async fn connection(
     cut: CancellationToken,
 ) {
     let _active = Active::new(stats.clone());
-    // From here on whatever ends this task resets the client, but a clean end of the relay.
-    relay::reset_on_close(&client);
     let opened = tokio::select! {
         () = cut.cancelled() => Err("cut".to_owned()),
         opened = dialer.open(guest, room) => opened,

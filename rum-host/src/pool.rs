@@ -8,8 +8,8 @@
 //!
 //! Invariants: it is a short cut and nothing else. A socket tries the guest's IPv4 loopback, where
 //! nearly everything can be reached; whenever it, or a channel, does not work at once, the agent is
-//! asked as ever, and gives the reason. At most [`rum_shared::handover::OFFER`] sockets and
-//! [`CHANNELS`] channels are held. Channels are dialled only while the agent may be
+//! asked as ever, and gives the reason. Fewer than [`LOW`] + [`rum_shared::handover::OFFER`] sockets
+//! and at most [`CHANNELS`] channels are held. Channels are dialled only while the agent may be
 //! ([`LinkState::may_dial`]), and those of a lost one are not used for the next.
 
 use std::io;
@@ -121,9 +121,8 @@ impl Pool {
         if let Endpoint::Unix { .. } = endpoint {
             if self.state().sockets.len() < LOW {
                 let mut sockets = handover::request(endpoint).await?;
-                let mut state = self.state();
-                sockets.truncate(handover::OFFER - state.sockets.len().min(handover::OFFER));
-                state.sockets.append(&mut sockets);
+                // Only this adds any, so all of them find room; `request` takes no more than an offer.
+                self.state().sockets.append(&mut sockets);
             }
             return Ok(());
         }

@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, tcp};
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::read_some;
-use super::{Counters, Outcome, reset_on_close};
+use super::{Counters, Outcome, prepare};
 
 /// How one direction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,18 +27,15 @@ enum End {
 }
 
 /// Relays between `client` and `guest` until both directions have ended, or until `cut`. Like
-/// [`super::relay`], every end but [`Outcome::Finished`] resets both.
+/// [`super::relay`], every end but [`Outcome::Finished`] resets both: for `client`, whoever accepted it
+/// has seen to that ([`super::prepare`]).
 pub async fn relay_direct(
     mut client: TcpStream,
     mut guest: TcpStream,
     counters: &Counters,
     cut: &CancellationToken,
 ) -> Outcome {
-    for socket in [&client, &guest] {
-        reset_on_close(socket);
-        // Cannot fail on a TCP socket; without it the relay were only slower.
-        let _ = socket.set_nodelay(true);
-    }
+    prepare(&guest);
     let outcome = {
         // Set by the direction that ends first.
         let half = AtomicBool::new(false);

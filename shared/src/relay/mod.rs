@@ -18,8 +18,9 @@
 //! - who cannot write any more still reads to the end, so data that was under way before a
 //!   failure is delivered. What the kernel could not deliver yet when a reset follows is
 //!   lost, as with every TCP reset;
-//! - at most one buffer of 256 KiB a direction, and none while that direction waits for bytes:
-//!   thousands of idle connections cost little, and a slow reader stops its writer.
+//! - at most one buffer a direction, and none while that direction waits for bytes: thousands of
+//!   idle connections cost little, and a slow reader stops its writer. What many slow readers hold
+//!   together is bounded ([`buffer`]).
 
 mod buffer;
 mod direct;
@@ -29,6 +30,7 @@ mod tests;
 pub use direct::relay_direct;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::Poll;
@@ -68,11 +70,12 @@ pub enum Outcome {
 }
 
 /// Makes closing `tcp` a reset, however it is closed: by its drop, or by the kernel when the
-/// process is killed (SO_LINGER 0, socket(7)). [`relay`] does this first; who holds a
-/// connection before that and may have to refuse it calls it earlier.
-pub fn reset_on_close(tcp: &TcpStream) {
-    // Cannot fail on a TCP socket.
-    let _ = sockopt::set_socket_linger(tcp, Some(Duration::ZERO));
+/// process is killed (SO_LINGER 0, socket(7)); and has it send what is written at once (TCP_NODELAY,
+/// tcp(7)). [`relay`] does this first. A listener gives it to all that it accepts.
+pub fn prepare(tcp: impl AsFd) {
+    // Neither can fail on a TCP socket.
+    let _ = sockopt::set_socket_linger(&tcp, Some(Duration::ZERO));
+    let _ = sockopt::set_tcp_nodelay(&tcp, true);
 }
 
 /// Relays between a TCP socket and the framed channel until both directions have ended.
@@ -85,9 +88,7 @@ pub async fn relay(
     counters: &Counters,
     cut: &CancellationToken,
 ) -> Outcome {
-    reset_on_close(&tcp);
-    // Cannot fail on a TCP socket; without it the relay were only slower.
-    let _ = tcp.set_nodelay(true);
+    prepare(&tcp);
     let (channel_in, channel_out) = tokio::io::split(channel);
     let mut frames = FrameWriter {
         writer: channel_out,

@@ -94,7 +94,7 @@ async fn read_to_reset(stream: &mut TcpStream) -> Vec<u8> {
 
 /// Closes with a reset instead of an end.
 fn reset(stream: TcpStream) {
-    reset_on_close(&stream);
+    prepare(&stream);
 }
 
 /// One side asks and ends, the other reads to the end before it answers.
@@ -343,4 +343,17 @@ async fn an_idle_relay_holds_no_buffer() {
     let relay = relay(tcp, Stream::Unix(channel), &counters, &cut);
     let size = size_of_val(&relay);
     assert!(size < 2048, "{size} bytes a relay");
+}
+
+/// What Linux does (sk_clone_lock, net/core/sock.c): whoever accepts relies on it.
+#[tokio::test]
+async fn what_a_listener_accepts_is_prepared_as_it_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    prepare(&listener);
+    let address = listener.local_addr().unwrap();
+    let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let accepted = accepted.unwrap().0;
+    assert!(accepted.nodelay().unwrap());
+    let linger = sockopt::socket_linger(&accepted).unwrap();
+    assert_eq!(linger, Some(Duration::ZERO));
 }
