@@ -13,6 +13,8 @@
 //!                        after the client's half-close), greet-then-read, silent
 //!     v6only ADDR MODE   the same with IPV6_V6ONLY
 //!     mptcp ADDR MODE    the same as an MPTCP listener
+//!     uring ADDR MODE    the same, by io_uring instead of listen(2)
+//!     i386 ADDR MODE     the same, by listen(2) of the 32-bit ABI
 //!     twin ADDR MODE     the same with SO_REUSEPORT, as one more listener on ADDR
 //!     fork ADDR MODE     the same, held by a child process alone, as servers that fork do
 //!     once ADDR          a listener; greets the first connection with one byte, then answers
@@ -199,7 +201,11 @@ fn obey(
             listeners.entry(addr).or_default().push(Held::Forked(child));
             Ok(ns)
         }
-        [kind @ ("listen" | "v6only" | "mptcp" | "twin"), addr, mode] => {
+        [
+            kind @ ("listen" | "v6only" | "mptcp" | "uring" | "i386" | "twin"),
+            addr,
+            mode,
+        ] => {
             let addr: SocketAddr = addr.parse()?;
             let fd = open(kind, addr)?;
             let ns = monotonic_ns();
@@ -235,10 +241,57 @@ fn open(kind: &str, addr: SocketAddr) -> Result<OwnedFd, Box<dyn std::error::Err
         sockopt::set_ipv6_v6only(&fd, kind == "v6only")?;
     }
     rustix::net::bind(&fd, &addr)?;
-    if kind != "bind" {
-        rustix::net::listen(&fd, 1024)?;
+    match kind {
+        "bind" => {}
+        "uring" => listen_by_io_uring(&fd)?,
+        "i386" => listen_of_i386(&fd)?,
+        _ => rustix::net::listen(&fd, 1024)?,
     }
     Ok(fd)
+}
+
+fn listen_by_io_uring(fd: &OwnedFd) -> std::io::Result<()> {
+    let mut ring = io_uring::IoUring::new(1)?;
+    let listen = io_uring::opcode::Listen::new(io_uring::types::Fd(fd.as_raw_fd()), 1024);
+    // SAFETY: the request has no buffer, and is over when `submit_and_wait` returns.
+    unsafe { ring.submission().push(&listen.build()) }.map_err(std::io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    let done = ring.completion().next();
+    outcome(done.map_or(-libc::EAGAIN, |done| done.result()))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn listen_of_i386(fd: &OwnedFd) -> std::io::Result<()> {
+    /// listen(2) in arch/x86/entry/syscalls/syscall_32.tbl.
+    const LISTEN: i32 = 363;
+    let result: i32;
+    // SAFETY: a system call without pointers; the kernel keeps all registers but eax and, from a
+    // 64-bit program, r8 to r11. The compiler keeps rbx for itself, so it is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg {fd:r}, rbx",
+            "int 0x80",
+            "xchg {fd:r}, rbx",
+            fd = inout(reg) fd.as_raw_fd() as u64 => _,
+            inout("eax") LISTEN => result,
+            in("ecx") 1024,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    outcome(result)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn listen_of_i386(_: &OwnedFd) -> std::io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+/// What the kernel itself returned.
+fn outcome(result: i32) -> std::io::Result<()> {
+    match result {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(-error)),
+    }
 }
 
 fn serve(listener: &TcpListener, mode: &str, out: &Out) {
