@@ -17,6 +17,7 @@
 
 #![allow(clippy::print_stdout)] // The table is the output.
 
+mod bare;
 mod busy;
 mod cost;
 mod dumps;
@@ -61,6 +62,7 @@ const SECTIONS: [(&str, Section); 6] = [
             turn: Duration::from_millis(if wanted.quick { 50 } else { 500 }),
             requests: if wanted.quick { 20 } else { 2000 },
             other: wanted.other.clone(),
+            only: wanted.only.clone(),
         };
         throughput::run(report, &plan);
     }),
@@ -143,6 +145,9 @@ fn help(args: &[&str]) -> Option<io::Result<()>> {
         ["floor-host"] => floor::host_side(),
         ["floor-guest", first, last, program] => number(first)
             .and_then(|first| floor::guest_side(first, number(last)?, number(program)?)),
+        ["bare", mode, pid, fd, port] => mode
+            .parse()
+            .and_then(|mode| bare::run(mode, number(pid)?, number(fd)?, number(port)?)),
         ["netns", program, ref args @ ..] => Err(ways::netns(program, args)),
         _ => return None,
     })

@@ -25,6 +25,7 @@ Options:
   --render FILE   only makes BENCHMARKS.md and its plots of such a file
   --into DIR      where BENCHMARKS.md is made [default: the repository]
   --other RUM     another build of rum, which takes part in throughput
+  --only TEXT     of throughput only the tables whose name has this text
   --samples N     how often latency is measured [default: 500]
   --rounds N      turns that each way has in throughput [default: 7]
   --seconds N     how long each cost is measured [default: 10]
@@ -49,6 +50,8 @@ pub struct Wanted {
     pub render: Option<PathBuf>,
     /// Where the document goes.
     pub into: PathBuf,
+    /// What the name of a table of throughput must have.
+    pub only: String,
     /// Another build of rum.
     pub other: Option<PathBuf>,
 }
@@ -70,6 +73,7 @@ impl Wanted {
             render: None,
             into: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
             other: None,
+            only: String::new(),
         };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -87,6 +91,7 @@ impl Wanted {
                 "--json" => this.json = value()?.into(),
                 "--render" => this.render = Some(value()?.into()),
                 "--into" => this.into = value()?.into(),
+                "--only" => this.only = (*value()?).to_owned(),
                 "--other" => this.other = Some(value()?.into()),
                 name if SECTIONS.iter().any(|(n, _)| *n == name) => {
                     this.named.push(name.to_owned())

@@ -13,7 +13,15 @@ use crate::plot::{Bar, bars};
 use crate::report::{Report, Row, Unit};
 
 /// The ways that others are compared with as the limit.
-const LIMITS: [&str; 4] = ["direct", "floor", "raw channel", "three raw round trips"];
+const LIMITS: [&str; 7] = [
+    "direct",
+    "floor",
+    "raw channel",
+    "three raw round trips",
+    "bare copy",
+    "bare splice",
+    "bare io_uring",
+];
 /// What is rum, and so no peer of it.
 const OURS: &str = "rum";
 /// Where the plots are, beside BENCHMARKS.md's own folder.
@@ -51,7 +59,9 @@ const SECTIONS: [Section; 7] = [
                 Each sample of a throughput is one turn, counted by the receivers. `direct` is a \
                 program in the namespace of its client. rum, pasta and haproxy (tcp mode, in the \
                 guest's namespace with an inherited listener) are one hop; socat cannot inherit a \
-                listener and takes two.",
+                listener and takes two. The bare ones are one hop in one thread that does nothing but \
+                move bytes: by read(2) and write(2) through 256 KiB, by splice(2) through a pipe of \
+                1 MiB, by io_uring(7) through 256 KiB. They are what a relay can do at most here.",
         wide: None,
     },
     Section {

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::bare::Mode;
 use crate::load::{self, Direction};
 use crate::report::{Report, Unit};
 use crate::ways::{Kind, Way};
@@ -33,6 +34,8 @@ pub struct Plan {
     pub requests: usize,
     /// Another build of rum to compare with.
     pub other: Option<PathBuf>,
+    /// What the name of each table must have.
+    pub only: String,
 }
 
 /// Measures and adds the rows.
@@ -40,6 +43,7 @@ pub fn run(report: &mut Report, plan: &Plan) {
     let mut kinds = vec![Kind::Direct, Kind::Rum];
     kinds.extend(plan.other.clone().map(Kind::OtherRum));
     kinds.extend([Kind::Pasta, Kind::Haproxy, Kind::Socat]);
+    kinds.extend(Mode::ALL.map(Kind::Bare));
     kinds.retain(|kind| kind.usable(report));
     let mut ways = Vec::new();
     for (kind, port) in kinds.into_iter().zip(FIRST_PORT..) {
@@ -81,6 +85,9 @@ fn turns(
     unit: Unit,
     measure: impl Fn(&Way) -> std::io::Result<Vec<f64>>,
 ) {
+    if !what.contains(&plan.only) {
+        return;
+    }
     eprintln!("  {what}");
     let mut samples = vec![Vec::new(); ways.len()];
     let mut failed = vec![0; ways.len()];

@@ -8,6 +8,7 @@
 //! - `pasta`: `pasta` makes the namespace; its loopback path (splice), since the client is local.
 //! - `haproxy`: tcp mode, running in the guest's namespace and accepting on a socket that was
 //!   bound outside and inherited (`bind fd@N`): one process and one hop, as rum and pasta have.
+//! - `bare copy`, `bare splice`, `bare io_uring`: see [`crate::bare`]; the limits of a relay.
 //! - `socat`: this version of it cannot inherit a listener, so it takes two: one accepts outside
 //!   and connects to a Unix socket, on which the other, in the guest's namespace, accepts.
 //!
@@ -26,6 +27,7 @@ use rum_tests::rum::binary;
 use rum_tests::wait::until;
 use tempfile::TempDir;
 
+use crate::bare::Mode;
 use crate::load::Target;
 use crate::report::Report;
 
@@ -44,6 +46,8 @@ pub enum Kind {
     Socat,
     /// One hop.
     Haproxy,
+    /// A relay that does nothing else.
+    Bare(Mode),
 }
 
 impl Kind {
@@ -56,6 +60,7 @@ impl Kind {
             Self::Pasta => "pasta",
             Self::Socat => "socat",
             Self::Haproxy => "haproxy",
+            Self::Bare(mode) => mode.name(),
         }
     }
 
@@ -65,7 +70,7 @@ impl Kind {
             Self::Pasta => Some(("pasta", "passt")),
             Self::Socat => Some(("socat", "socat")),
             Self::Haproxy => Some(("haproxy", "haproxy")),
-            Self::Direct | Self::Rum | Self::OtherRum(_) => None,
+            Self::Direct | Self::Rum | Self::OtherRum(_) | Self::Bare(_) => None,
         }
     }
 
@@ -126,7 +131,7 @@ impl Way {
             Kind::Rum => rum(&binary("rum"), &dir, port, &me),
             Kind::OtherRum(path) => rum(path, &dir, port, &me),
             Kind::Pasta => pasta(&format!("{port}"), &me),
-            Kind::Socat | Kind::Haproxy => {
+            Kind::Socat | Kind::Haproxy | Kind::Bare(_) => {
                 let mut command = Command::new(&me);
                 command.arg("netns").arg(&me);
                 command
@@ -146,6 +151,7 @@ impl Way {
         match way.kind {
             Kind::Socat => way.socat(),
             Kind::Haproxy => way.haproxy(),
+            Kind::Bare(mode) => way.bare(mode, &me),
             _ => {}
         }
         until("an answer through the forward", || {
@@ -163,14 +169,20 @@ impl Way {
         self.host.port()
     }
 
-    /// A command in the guest's namespace (util-linux's nsenter).
-    fn inside(&self, program: &str) -> Command {
+    /// The guest's process, once it is in its namespace.
+    fn guest(&self) -> u32 {
         let pid = self.program.id();
         until("the guest's namespace", || {
             // It has its own once the helper has become the server.
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             (line.split(|b| *b == 0).nth(1) == Some(b"server")).then_some(())
         });
+        pid
+    }
+
+    /// A command in the guest's namespace (util-linux's nsenter).
+    fn inside(&self, program: &str) -> Command {
+        let pid = self.guest();
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/proc/{pid}/ns/net"))
@@ -199,10 +211,25 @@ impl Way {
         self.help(&mut outside);
     }
 
-    fn haproxy(&mut self) {
+    /// A listener for a peer to inherit.
+    fn listener(&self) -> TcpListener {
         let listener = TcpListener::bind(self.host).expect("a free port");
         // std's own backlog is small: listen(2) again raises it.
         rustix::net::listen(&listener, 1024).expect("a listener");
+        listener
+    }
+
+    fn bare(&mut self, mode: Mode, me: &Path) {
+        let listener = self.listener();
+        let numbers = [self.guest().to_string(), listener.as_raw_fd().to_string()];
+        let mut command = Command::new(me);
+        command.args(["bare", mode.name()]).args(numbers);
+        command.arg(self.port().to_string());
+        self.help_with(&mut command, &listener);
+    }
+
+    fn haproxy(&mut self) {
+        let listener = self.listener();
         let file = self.dir.path().join("haproxy.cfg");
         let config = format!(
             "global\n  maxconn 4000\ndefaults\n  mode tcp\n  option splice-auto\n  \
@@ -214,6 +241,11 @@ impl Way {
         fs::write(&file, config).expect("a file");
         let mut command = self.inside("haproxy");
         command.arg("-db").arg("-q").arg("-f").arg(file);
+        self.help_with(&mut command, &listener);
+    }
+
+    /// As [`Way::help`], for a program that inherits `listener` under its number.
+    fn help_with(&mut self, command: &mut Command, listener: &TcpListener) {
         let fd = listener.as_raw_fd();
         // SAFETY: fcntl(2) alone, which is async-signal-safe, on a descriptor that `listener`
         // keeps open until the child runs.
@@ -223,7 +255,7 @@ impl Way {
                 _ => Err(std::io::Error::last_os_error()),
             });
         }
-        self.help(&mut command);
+        self.help(command);
     }
 
     fn help(&mut self, command: &mut Command) {
