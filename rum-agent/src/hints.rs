@@ -12,8 +12,7 @@
 //!    tracepoint tells that earlier, and as long as somebody listens to the groups the kernel has
 //!    work with every connection that ends.
 //!
-//! Invariant: a [`Wake`] carries no fact. It says where to look first; the dump that follows
-//! decides.
+//! Invariant: a [`Wake`] carries no fact. It says where to look; the dump that follows decides.
 
 use std::os::fd::OwnedFd;
 
@@ -24,7 +23,7 @@ use tracing::{info, warn};
 use self::poll::{FAST, Poll, SAFETY};
 use crate::chain;
 use crate::kernel::{
-    destroy::DestroyEvents,
+    destroy::{Destroy, DestroyEvents},
     notified::{Notified, Told},
     tracepoint::{Hint, Tracepoint, TracepointError},
 };
@@ -98,10 +97,14 @@ pub struct Began {
 /// Something may have changed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Wake {
-    /// Ports that something began to listen on (0: unknown which).
+    /// Ports that something began to listen on (0: unknown which): look at once.
     pub listening: Vec<Began>,
-    /// Whether to look at once: not for a process that our PID namespace does not show.
-    pub urgent: bool,
+    /// Ports on which something stopped: look at once.
+    pub ended: Vec<u16>,
+    /// Ports that a process began to listen on which our PID namespace does not show: no hurry.
+    pub foreign: Vec<u16>,
+    /// Whatever it was, it may have been anywhere: look at all, at once.
+    pub anywhere: bool,
 }
 
 /// All sources of hints.
@@ -193,8 +196,8 @@ impl Hints {
         tokio::select! {
             hint = some(self.tracepoint.as_mut().map(Tracepoint::next)) => wake.add(hint),
             told = some(self.notified.as_mut().map(Notified::next)) => self.told(told, &mut wake),
-            _ = some(self.destroy.as_mut().map(DestroyEvents::next)) => wake.urgent = true,
-            () = some(self.poll.as_mut().map(Poll::next)) => wake.urgent = true,
+            gone = some(self.destroy.as_mut().map(DestroyEvents::next)) => wake.gone(gone),
+            () = some(self.poll.as_mut().map(Poll::next)) => wake.anywhere = true,
             hint = other(&mut self.other) => wake.add(hint),
         }
         self.drain(&mut wake);
@@ -216,7 +219,7 @@ impl Hints {
             if let Some(told) = told {
                 self.told(told, wake);
             }
-            wake.urgent |= event.is_some();
+            event.into_iter().for_each(|event| wake.gone(event));
             hint.into_iter().chain(foreign).for_each(|h| wake.add(h));
         }
         any
@@ -231,7 +234,7 @@ impl Hints {
         if told.untold && self.poll.as_ref().is_some_and(|poll| poll.rate() != FAST) {
             info!("a program runs without notifications, polling socket counters as well");
             self.poll = Some(Poll::open(FAST));
-            wake.urgent = true;
+            wake.anywhere = true;
         }
     }
 }
@@ -239,13 +242,17 @@ impl Hints {
 impl Wake {
     fn add(&mut self, hint: Hint) {
         match hint {
-            Hint::Listen { pid: 0, .. } => {}
-            Hint::Listen { port, pid, at_ns } => {
-                self.listening.push(Began { port, pid, at_ns });
-                self.urgent = true;
-            }
-            // The dump that follows every wake answers both.
-            Hint::Unlisten { .. } | Hint::Lost => self.urgent = true,
+            Hint::Listen { pid: 0, port, .. } => self.foreign.push(port),
+            Hint::Listen { port, pid, at_ns } => self.listening.push(Began { port, pid, at_ns }),
+            Hint::Unlisten { port: 0 } | Hint::Lost => self.anywhere = true,
+            Hint::Unlisten { port } => self.ended.push(port),
+        }
+    }
+
+    fn gone(&mut self, event: Destroy) {
+        match event {
+            Destroy::Closed { port, .. } => self.ended.push(port),
+            Destroy::Overflow => self.anywhere = true,
         }
     }
 }
@@ -321,20 +328,28 @@ mod tests {
         let (tx, mut hints) = foreign();
         tx.try_send(Hint::Lost).unwrap();
         let wake = hints.next().await;
-        assert!(wake.urgent && wake.listening.is_empty());
+        assert!(wake.anywhere && wake.listening.is_empty());
     }
 
     #[tokio::test]
     async fn what_our_pid_namespace_does_not_show_is_not_urgent() {
         let (tx, mut hints) = foreign();
         tx.try_send(listen(80, 0)).unwrap();
-        assert_eq!(hints.next().await, Wake::default());
+        let foreign = Wake {
+            foreign: vec![80],
+            ..Wake::default()
+        };
+        assert_eq!(hints.next().await, foreign);
         tx.try_send(listen(80, 0)).unwrap();
         tx.try_send(listen(81, 7)).unwrap();
-        let wake = hints.next().await;
-        assert!(wake.urgent);
+        tx.try_send(Hint::Unlisten { port: 82 }).unwrap();
         let (port, pid, at_ns) = (81, 7, 5);
-        assert_eq!(wake.listening, [Began { port, pid, at_ns }]);
+        let all = Wake {
+            listening: vec![Began { port, pid, at_ns }],
+            ended: vec![82],
+            ..foreign
+        };
+        assert_eq!(hints.next().await, all);
     }
 
     #[tokio::test]

@@ -85,6 +85,11 @@ impl LookAgain {
         self.ports.contains(&port)
     }
 
+    /// The ports that are being looked for.
+    pub fn ports(&self) -> impl Iterator<Item = u16> + '_ {
+        self.ports.iter().copied()
+    }
+
     /// When the next look is due.
     pub fn due(&self) -> Option<Instant> {
         self.due

@@ -11,6 +11,7 @@ use crate::chain;
 use crate::kernel::proc_net::ProcNet;
 use crate::kernel::sock_diag::SockDiag;
 use crate::kernel::{DumpError, Socket};
+use crate::truth::Scope;
 
 /// Confirmations after which other tasks get a turn; each takes a few microseconds.
 const CONFIRM_SLICE: usize = 64;
@@ -96,13 +97,16 @@ impl Source {
         }
     }
 
-    /// All listening sockets of the namespace.
+    /// The listening sockets of the namespace, all of `scope` and perhaps others.
     ///
     /// # Errors
     /// [`DumpError`]: nothing is known then, least of all that nothing listens.
-    pub async fn dump(&mut self) -> Result<Vec<Socket>, DumpError> {
+    pub async fn dump(&mut self, scope: &Scope) -> Result<Vec<Socket>, DumpError> {
         match self {
-            Self::Netlink(diag) => diag.dump(),
+            Self::Netlink(diag) => match scope {
+                Scope::All => diag.dump(),
+                Scope::Ports(ports) => diag.dump_ports(ports),
+            },
             Self::Proc { retry } => {
                 let Some(left) = retry else {
                     return read_proc().await;
@@ -118,7 +122,7 @@ impl Source {
                 read_proc().await
             }
             #[cfg(test)]
-            Self::Fake(fake) => fake.dump(),
+            Self::Fake(fake) => fake.dump(scope),
         }
     }
 
@@ -192,8 +196,9 @@ pub mod fake {
         pub hidden: Vec<u16>,
         /// How many of the next dumps fail.
         pub fail: u32,
-        /// Dumps so far.
+        /// Dumps so far, and those of them that were of some ports.
         pub dumps: u32,
+        pub scoped: u32,
     }
 
     #[derive(Debug, Default, Clone)]
@@ -204,14 +209,16 @@ pub mod fake {
             f(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()))
         }
 
-        pub fn dump(&self) -> Result<Vec<Socket>, DumpError> {
+        pub fn dump(&self, scope: &Scope) -> Result<Vec<Socket>, DumpError> {
             self.with(|state| {
                 state.dumps += 1;
+                state.scoped += u32::from(*scope != Scope::All);
                 if let Some(left) = state.fail.checked_sub(1) {
                     state.fail = left;
                     return Err(DumpError::Interrupted);
                 }
                 let mut dump = state.sockets.clone();
+                dump.retain(|s| scope.covers(s.port));
                 if let Some(left) = state.hide.checked_sub(1) {
                     state.hide = left;
                     dump.retain(|s| !state.hidden.contains(&s.port));
@@ -245,7 +252,7 @@ mod tests {
         let mut chosen = Source::open(Some(SourceKind::Proc)).unwrap();
         for expected in [SourceKind::Proc, SourceKind::Netlink, SourceKind::Netlink] {
             for (source, kind) in [(&mut fallen, expected), (&mut chosen, SourceKind::Proc)] {
-                let dump = source.dump().await.unwrap();
+                let dump = source.dump(&Scope::All).await.unwrap();
                 assert!(dump.iter().any(|s| s.port == port));
                 assert_eq!(source.kind(), kind);
             }

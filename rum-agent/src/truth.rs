@@ -7,6 +7,9 @@
 //! that were found alive. A dump and its confirmation therefore always make the whole truth:
 //! `fold` drops what neither names.
 //!
+//! Where many sockets listen, a dump may show the ones of a few ports only, those that a hint named
+//! ([`Scope`]). It says nothing of the others, and changes nothing about them.
+//!
 //! A destroy event does not stand in for the question: it tells that one socket ended, and the
 //! dump may have skipped the one that took over. The question costs a few microseconds.
 //!
@@ -18,7 +21,7 @@
 //! inode, owner, process and `seen_ns` while the socket with that inode lives, and a socket
 //! that takes over at once is a `changed`, never a close and an open.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rum_shared::listener::{BoundAddr, Change, Listener, ListenerSet, MAX_ADDRESSES, Process};
 
@@ -27,11 +30,30 @@ use crate::kernel::Socket;
 /// Most hinted ports that are remembered; those that never come to listen are forgotten together.
 const MAX_HINTED: usize = 4096;
 
+/// What a dump is to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// All that listens.
+    All,
+    /// What listens on these ports.
+    Ports(BTreeSet<u16>),
+}
+
+impl Scope {
+    /// Whether it is about `port`.
+    pub fn covers(&self, port: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::Ports(ports) => ports.contains(&port),
+        }
+    }
+}
+
 /// The sockets that are known to listen, and the set that they make.
 #[derive(Debug, Default)]
 pub struct Truth {
-    /// Sorted; so the sockets of one port are neighbours.
-    sockets: Vec<Socket>,
+    /// By port; sorted, at least one.
+    sockets: BTreeMap<u16, Vec<Socket>>,
     set: ListenerSet,
     /// When the kernel told of a port that is yet to be shown by a dump.
     hinted: HashMap<u16, u64>,
@@ -59,32 +81,45 @@ impl Truth {
 
     /// The known sockets that `dump` lacks and that the kernel has to be asked about, one for
     /// each address. Sorts the dump.
-    pub fn missing(&self, dump: &mut [Socket]) -> Vec<Socket> {
+    pub fn missing(&self, scope: &Scope, dump: &mut [Socket]) -> Vec<Socket> {
         dump.sort_unstable();
         let mut shown = dump.iter().map(address).peekable();
         let mut missing: Vec<Socket> = Vec::new();
-        for twins in self.sockets.chunk_by(|a, b| address(a) == address(b)) {
-            let known = address(&twins[0]);
-            while shown.next_if(|shown| *shown < known).is_some() {}
-            if shown.peek() != Some(&known) {
-                missing.push(twins[0].clone());
+        for sockets in self.known(scope) {
+            for twins in sockets.chunk_by(|a, b| address(a) == address(b)) {
+                let known = address(&twins[0]);
+                while shown.next_if(|shown| *shown < known).is_some() {}
+                if shown.peek() != Some(&known) {
+                    missing.push(twins[0].clone());
+                }
             }
         }
         missing
     }
 
-    /// Whether these sockets, a dump and its confirmation, are others than the known ones.
+    /// The known sockets of each port, in ascending order.
+    fn known<'a>(&'a self, scope: &'a Scope) -> Box<dyn Iterator<Item = &'a Vec<Socket>> + 'a> {
+        match scope {
+            Scope::All => Box::new(self.sockets.values()),
+            Scope::Ports(ports) => Box::new(ports.iter().filter_map(|p| self.sockets.get(p))),
+        }
+    }
+
+    /// Whether these sockets, a dump of all and its confirmation, are others than the known ones.
     pub fn differs(&self, sockets: Vec<Socket>) -> bool {
-        tidy(sockets) != self.sockets
+        let sockets = tidy(sockets);
+        !sockets.chunk_by(same_port).eq(self.sockets.values())
     }
 
     /// Makes `dump` and `alive`, the missing sockets that the kernel still knows, the new
-    /// truth. `now_ns` is CLOCK_MONOTONIC in nanoseconds.
+    /// truth about `scope`; the first time that must be all. `now_ns` is CLOCK_MONOTONIC in
+    /// nanoseconds.
     ///
     /// Returns what changed. The first fold always returns a change, even an empty one: it
     /// takes the set from "nothing known" (generation 0) to "nothing listens".
     pub fn fold(
         &mut self,
+        scope: &Scope,
         dump: Vec<Socket>,
         alive: impl IntoIterator<Item = Socket>,
         now_ns: u64,
@@ -92,25 +127,28 @@ impl Truth {
         let first = self.set.generation == 0;
         let mut sockets = dump;
         sockets.extend(alive);
+        sockets.retain(|socket| scope.covers(socket.port));
         let sockets = tidy(sockets);
-        if sockets == self.sockets && !first {
-            return None;
-        }
+        let mut shown = sockets.iter().map(|socket| socket.port).peekable();
+        let known = self.known(scope).map(|known| known[0].port);
+        let gone = known.filter(|port| {
+            while shown.next_if(|shown| shown < port).is_some() {}
+            shown.peek() != Some(port)
+        });
         let mut change = Change {
             generation: self.set.generation + 1,
+            closed: gone.collect(),
             ..Change::default()
         };
-        let same_port = |a: &Socket, b: &Socket| a.port == b.port;
-        let mut before = self.sockets.chunk_by(same_port).peekable();
+        for port in &change.closed {
+            self.sockets.remove(port);
+        }
         for twins in sockets.chunk_by(same_port) {
             let port = twins[0].port;
-            while let Some(gone) = before.next_if(|old| old[0].port < port) {
-                change.closed.push(gone[0].port);
-            }
-            let old = before.next_if(|old| old[0].port == port);
-            if old == Some(twins) {
+            if self.sockets.get(&port).is_some_and(|known| known == twins) {
                 continue;
             }
+            self.sockets.insert(port, twins.to_vec());
             match self.set.get(port) {
                 None => change.opened.push(Listener {
                     hinted_ns: hinted_at(&mut self.hinted, port),
@@ -124,8 +162,6 @@ impl Truth {
                 }
             }
         }
-        change.closed.extend(before.map(|gone| gone[0].port));
-        self.sockets = sockets;
         if change.is_empty() && !first {
             return None;
         }
@@ -133,11 +169,10 @@ impl Truth {
         Some(change)
     }
 
-    /// Adds the processes that were found for inodes. Returns what changed.
-    pub fn name(&mut self, processes: &HashMap<u64, Process>) -> Option<Change> {
-        let named: Vec<Listener> = self
-            .set
-            .iter()
+    /// Adds the processes that were found for the inodes of `ports`. Returns what changed.
+    pub fn name(&mut self, processes: &HashMap<u64, Process>, ports: &[u16]) -> Option<Change> {
+        let listeners = ports.iter().filter_map(|port| self.set.get(*port));
+        let named: Vec<Listener> = listeners
             .filter_map(|listener| {
                 let process = processes.get(&listener.inode)?;
                 let mut named = listener.clone();
@@ -164,6 +199,10 @@ fn tidy(mut sockets: Vec<Socket>) -> Vec<Socket> {
     sockets.sort_unstable();
     sockets.dedup();
     sockets
+}
+
+fn same_port(a: &Socket, b: &Socket) -> bool {
+    a.port == b.port
 }
 
 /// What a host can tell apart: twins share it.

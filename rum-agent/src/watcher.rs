@@ -2,7 +2,9 @@
 //!
 //! Wait for a reason to look (a hint, a request, a retry, a changed filter), gather all that
 //! are pending, take one dump, confirm what it misses, fold, publish. [`crate::pace`] decides
-//! when a dump may start: the first of a burst at once, a storm's at a bounded rate.
+//! when a dump may start: the first of a burst at once, a storm's at a bounded rate. Where many
+//! listen and hints name a few ports, the dump is of those alone, so that one more change costs the
+//! same among 10,000 listeners as among 100.
 //!
 //! Invariants:
 //! - after every hint a dump starts; so nothing is lost however many hints share it;
@@ -34,7 +36,7 @@ use crate::hub::Hub;
 use crate::kernel::{DumpError, process};
 use crate::pace::{LookAgain, Pace};
 use crate::source::Source;
-use crate::truth::Truth;
+use crate::truth::{Scope, Truth};
 
 /// Requests for a fresh dump that may wait; a further one waits for its place in the queue.
 const MAX_REQUESTS: usize = 64;
@@ -55,6 +57,11 @@ const SELF_REPAIR: Duration = Duration::from_millis(1500);
 const CONFIRMS_AFTER: Duration = Duration::from_millis(50);
 /// When what two requests have found is folded: the host has the answer to the second by then.
 const AFTER_ANSWER: Duration = Duration::from_millis(200);
+/// Up to so many ports with listeners a dump of all costs little more than one of a port, and says
+/// more.
+const FEW: usize = 64;
+/// More ports than this are looked at by a dump of all: the kernel walks all listeners for each.
+const MANY: usize = 4;
 /// Time between two log lines about dumps that keep failing.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -91,19 +98,46 @@ pub struct Watcher {
     failures: Failures,
     /// What the next dump is for.
     due: Due,
+    /// Who wants to know what it shows.
+    waiting: Vec<oneshot::Sender<Fresh>>,
     /// When a request first found what is not folded yet.
     found: Option<Instant>,
-    /// When to look although nothing is urgent: for what only a request has found, or for a
+    /// What to look at although nothing is urgent, and when: for what only a request has found, or for a
     /// hint that is hardly ours.
-    look_at: Option<Instant>,
+    later: Due,
+    later_at: Option<Instant>,
 }
 
-/// Reasons for the next dump, gathered since the last.
+/// What may have changed: what the dump shows of it is folded.
 #[derive(Debug, Default)]
 struct Due {
-    /// Something may have changed: what the dump shows is folded.
-    dump: bool,
-    waiting: Vec<oneshot::Sender<Fresh>>,
+    /// Anything.
+    all: bool,
+    ports: BTreeSet<u16>,
+}
+
+impl Due {
+    const ALL: Self = Self {
+        all: true,
+        ports: BTreeSet::new(),
+    };
+
+    fn is_empty(&self) -> bool {
+        !self.all && self.ports.is_empty()
+    }
+
+    /// Adds a port; 0 is an unknown one.
+    fn port(&mut self, port: u16) {
+        match port {
+            0 => self.all = true,
+            port => drop(self.ports.insert(port)),
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.all |= other.all;
+        self.ports.extend(other.ports);
+    }
 }
 
 /// The ports that a dump has shown, if they are not those of the truth now; and what it changed.
@@ -125,12 +159,11 @@ impl Watcher {
             again: LookAgain::default(),
             names: Names::new(now),
             failures: Failures::default(),
-            due: Due {
-                dump: true,
-                ..Due::default()
-            },
+            due: Due::ALL,
+            waiting: Vec::new(),
             found: None,
-            look_at: None,
+            later: Due::default(),
+            later_at: None,
         };
         (watcher, Refresh(tx))
     }
@@ -141,7 +174,7 @@ impl Watcher {
         // Whoever subscribed before counts too.
         hull.mark_changed();
         loop {
-            let at_once = self.due.dump || !self.due.waiting.is_empty();
+            let at_once = !self.due.is_empty() || !self.waiting.is_empty();
             let dump_at = match (at_once, self.again.due()) {
                 (true, _) => Some(self.pace.earliest()),
                 (false, Some(again)) => Some(again.max(self.pace.earliest())),
@@ -154,7 +187,7 @@ impl Watcher {
                     self.absorb(wake);
                 }
                 while let Ok(request) = self.requests.try_recv() {
-                    self.due.waiting.push(request);
+                    self.waiting.push(request);
                 }
                 self.look().await;
                 // A storm must not starve the other tasks of this thread.
@@ -169,15 +202,16 @@ impl Watcher {
                 () = stop.cancelled() => return,
                 wake = self.hints.next() => self.absorb(wake),
                 Some(request) = self.requests.recv() => {
-                    self.due.waiting.push(request);
+                    self.waiting.push(request);
                 }
-                () = until(self.look_at) => {
-                    self.look_at = None;
-                    self.due.dump = true;
+                () = until(self.later_at) => {
+                    self.later_at = None;
+                    self.due.add(std::mem::take(&mut self.later));
                 }
                 () = until(dump_at) => {}
                 Some(found) = self.names.found() => {
-                    if let Some(change) = self.truth.name(&found) {
+                    let (found, ports) = found;
+                    if let Some(change) = self.truth.name(&found, &ports) {
                         self.hub.publish(change);
                     }
                 }
@@ -185,7 +219,7 @@ impl Watcher {
                 range = next_hull(&mut hull) => {
                     self.hints.set_range(range);
                     // What happened outside the old filter was not hinted.
-                    self.due.dump = true;
+                    self.due.all = true;
                 }
             }
         }
@@ -193,29 +227,49 @@ impl Watcher {
 
     /// Takes note of a wake; it always leads to a dump.
     fn absorb(&mut self, wake: Wake) {
-        match wake.urgent {
-            true => self.due.dump = true,
-            false => self.look_after(FOREIGN_AFTER),
-        }
+        self.due.all |= wake.anywhere;
         for began in wake.listening {
+            self.due.port(began.port);
             self.again.expect(began.port);
             self.truth.hint(began.port, began.at_ns);
             self.names.first = Some(began.pid);
         }
+        wake.ended.into_iter().for_each(|port| self.due.port(port));
+        for port in wake.foreign {
+            let mut due = Due::default();
+            due.port(port);
+            self.look_after(FOREIGN_AFTER, due);
+        }
     }
 
-    fn look_after(&mut self, pause: Duration) {
+    fn look_after(&mut self, pause: Duration, due: Due) {
         let at = Instant::now() + pause;
-        self.look_at = Some(self.look_at.map_or(at, |earlier| earlier.min(at)));
+        self.later_at = Some(self.later_at.map_or(at, |earlier| earlier.min(at)));
+        self.later.add(due);
+    }
+
+    /// What the dump for `due`, and for what is looked for again, is to show.
+    fn scope(&self, due: Due) -> Scope {
+        let mut ports = due.ports;
+        ports.extend(self.again.ports());
+        // Whoever waits wants to know of every port.
+        let whole = due.all || !self.waiting.is_empty() || ports.contains(&0);
+        let set = self.truth.set();
+        match whole || set.generation == 0 || set.len() <= FEW || ports.len() > MANY {
+            true => Scope::All,
+            false => Scope::Ports(ports),
+        }
     }
 
     /// One dump and all that follows from it.
     async fn look(&mut self) {
         let began = Instant::now();
         let due = std::mem::take(&mut self.due);
-        let fold = due.dump || self.again.due().is_some_and(|at| at <= began);
+        let fold = !due.is_empty() || self.again.due().is_some_and(|at| at <= began);
+        let scope = self.scope(due);
+        let waiting = std::mem::take(&mut self.waiting);
         let result = match fold {
-            true => self.dump_and_fold(began).await,
+            true => self.dump_and_fold(began, &scope).await,
             false => self.dump_only().await,
         };
         let ended = Instant::now();
@@ -232,11 +286,11 @@ impl Watcher {
             Err(error) => {
                 let pause = self.failures.count(ended, &error);
                 self.pace.hold_until(ended + pause);
-                self.due.dump = fold;
+                self.due.all |= fold;
                 Err(chain(&error))
             }
         };
-        if due.waiting.is_empty() {
+        if waiting.is_empty() {
             return;
         }
         let ports = |ports: Option<BTreeSet<u16>>| {
@@ -244,7 +298,7 @@ impl Watcher {
             Arc::new(ports.unwrap_or_else(truth))
         };
         let answer = answer.map(ports);
-        for request in due.waiting {
+        for request in waiting {
             // Whoever asked may be gone by now.
             let _ = request.send(answer.clone());
         }
@@ -252,8 +306,8 @@ impl Watcher {
 
     /// What listens now, without a word to the subscribers.
     async fn dump_only(&mut self) -> Result<Looked, DumpError> {
-        let mut dump = self.source.dump().await?;
-        let missing = self.truth.missing(&mut dump);
+        let mut dump = self.source.dump(&Scope::All).await?;
+        let missing = self.truth.missing(&Scope::All, &mut dump);
         dump.extend(self.source.confirm(missing).await?);
         let ports: BTreeSet<u16> = dump.iter().map(|s| s.port).collect();
         if self.truth.differs(dump) {
@@ -267,14 +321,14 @@ impl Watcher {
                 true => AFTER_ANSWER,
                 false => SELF_REPAIR,
             };
-            self.look_after(pause);
+            self.look_after(pause, Due::ALL);
         }
         Ok((Some(ports), None))
     }
 
-    async fn dump_and_fold(&mut self, began: Instant) -> Result<Looked, DumpError> {
-        let mut dump = self.source.dump().await?;
-        let missing = self.truth.missing(&mut dump);
+    async fn dump_and_fold(&mut self, began: Instant, scope: &Scope) -> Result<Looked, DumpError> {
+        let mut dump = self.source.dump(scope).await?;
+        let missing = self.truth.missing(scope, &mut dump);
         let last = self.again.is_last(began);
         let (mut alive, doubtful): (Vec<_>, Vec<_>) = missing
             .into_iter()
@@ -283,12 +337,15 @@ impl Watcher {
         // Only the dump counts as seen: a port that is merely kept is still looked for.
         let shown = |port: u16| dump.binary_search_by_key(&port, |s| s.port).is_ok();
         self.again.looked(began, shown);
-        let change = self.truth.fold(dump, alive, monotonic_ns());
+        let change = self.truth.fold(scope, dump, alive, monotonic_ns());
         if !self.again.contains(0) {
             self.truth.forget_unknown();
         }
-        self.look_at = None;
-        self.found = None;
+        if *scope == Scope::All {
+            self.later = Due::default();
+            self.later_at = None;
+            self.found = None;
+        }
         Ok((None, change))
     }
 }
@@ -321,16 +378,20 @@ fn monotonic_ns() -> u64 {
     u64::try_from(nanos).unwrap_or(0)
 }
 
+/// What a look-up has found, by inode, and the ports that it was for.
+type Found = (HashMap<u64, Process>, Vec<u16>);
+
 /// The look-up of process names: one at a time, at a bounded rate.
 struct Names {
-    wanted: BTreeSet<u64>,
+    /// Inodes and their ports.
+    wanted: BTreeSet<(u64, u16)>,
     /// When the first of them was wanted.
     since: Instant,
     /// Where to look first: the process of the last hint.
     first: Option<u32>,
     pace: Pace,
     began: Instant,
-    running: JoinSet<HashMap<u64, Process>>,
+    running: JoinSet<Found>,
 }
 
 impl Names {
@@ -352,7 +413,7 @@ impl Names {
         }
         let listeners = change.opened.iter().chain(&change.changed);
         let nameless = listeners.filter(|l| l.process.is_none() && l.inode != 0);
-        self.wanted.extend(nameless.map(|l| l.inode));
+        self.wanted.extend(nameless.map(|l| (l.inode, l.port)));
     }
 
     /// When the next look-up should start.
@@ -365,14 +426,17 @@ impl Names {
     /// port changes: the process may not be ours to see.
     fn look_up(&mut self) {
         self.began = Instant::now();
-        let inodes: Vec<u64> = std::mem::take(&mut self.wanted).into_iter().collect();
+        let wanted = std::mem::take(&mut self.wanted);
+        let (inodes, ports): (Vec<u64>, Vec<u16>) = wanted.into_iter().unzip();
         let first = self.first.take();
-        self.running
-            .spawn_blocking(move || process::find(&inodes, first, process::MAX_DESCRIPTORS));
+        self.running.spawn_blocking(move || {
+            let found = process::find(&inodes, first, process::MAX_DESCRIPTORS);
+            (found, ports)
+        });
     }
 
     /// What a look-up has found; `None` while none is running.
-    async fn found(&mut self) -> Option<HashMap<u64, Process>> {
+    async fn found(&mut self) -> Option<Found> {
         let result = self.running.join_next().await?;
         let cost = Instant::now() - self.began;
         self.pace.count(self.began, cost);

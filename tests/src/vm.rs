@@ -25,8 +25,9 @@ use crate::guest::Guest;
 use crate::rum::binary;
 use crate::wait::until;
 
-/// Where the guest program calls the host.
-const CONTROL_PORT: u32 = 9999;
+/// Where the guest program calls the host. A high number: vhost-device-vsock 0.3.0 numbers the connections
+/// of the host from 0 on, and refuses all once it comes to the number of such a port that is in use.
+const CONTROL_PORT: u32 = 3_000_000_000;
 /// PID 1 of the guest.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin

@@ -14,9 +14,10 @@ use std::sync::Mutex;
 use std::thread;
 
 /// What is done, with how many ports.
-const WORK: [(&str, [u32; 2]); 9] = [
+const WORK: [(&str, [u32; 2]); 10] = [
     ("parse", [100, 10_000]),
     ("fold", [100, 10_000]),
+    ("refold", [100, 10_000]),
     ("diff", [100, 10_000]),
     ("plan", [100, 10_000]),
     ("replan", [100, 10_000]),
@@ -152,7 +153,13 @@ fn differences(accepted: &Counts, counts: &Counts) -> String {
 )]
 fn nothing_became_dearer_or_cheaper_unnoticed() {
     let (counts, tools) = (count_all(), tools());
-    for (name, ports) in [("publish", 1), ("replan", 1), ("plan", 100), ("fold", 100)] {
+    for (name, ports) in [
+        ("refold", 1),
+        ("publish", 1),
+        ("replan", 1),
+        ("plan", 100),
+        ("fold", 100),
+    ] {
         let [few, many] = [100, 10_000].map(|n| counts[&(name.to_owned(), n)]);
         assert!(
             many * 100 <= few * ports * (100 + DEEPER),

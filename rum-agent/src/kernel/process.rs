@@ -10,15 +10,19 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rum_shared::listener::{MAX_NAME, Process};
-use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
+use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, fstat, openat, readlinkat};
 use rustix::io::Errno;
 
 /// How many descriptors the agent looks at in one call, at one or two microseconds each: a bound on
 /// the time that it is busy with what is only a name.
 pub const MAX_DESCRIPTORS: usize = 20_000;
+/// How many descriptors of a process are looked at before all others.
+const NEWEST: u64 = 64;
 /// At most this many processes are looked at in one call, for the same reason.
 pub const MAX_PROCESSES: usize = 10_000;
 
@@ -104,32 +108,50 @@ impl Search {
             Mode::empty(),
         )?;
         let mut held = Vec::new();
-        for entry in Dir::read_from(&dir)? {
-            if self.is_over() {
-                break;
+        let newest = newest(&dir)?;
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        for numbers in [newest..u64::MAX, 0..newest] {
+            // The position in this directory is the number, after two for `.` and `..`
+            // (proc_readfd_common, fs/proc/fd.c).
+            rustix::fs::seek(&dir, SeekFrom::Start(numbers.start + 2))?;
+            let mut entries = RawDir::new(&dir, &mut buffer);
+            while let Some(entry) = entries.next() {
+                if self.is_over() {
+                    break;
+                }
+                let entry = entry?;
+                let number = entry.file_name().to_str().ok().and_then(|n| n.parse().ok());
+                if number.is_none_or(|number| !numbers.contains(&number)) {
+                    continue;
+                }
+                self.descriptors -= 1;
+                let link = std::mem::take(&mut self.link);
+                let link = match readlinkat(&dir, entry.file_name(), link) {
+                    Ok(link) => link,
+                    // What may be done with a process is the same for all its descriptors
+                    // (proc(5)).
+                    Err(error @ (Errno::ACCESS | Errno::PERM)) => return Err(error.into()),
+                    // Closed meanwhile.
+                    Err(_) => continue,
+                };
+                if let Some(inode) = socket_inode(link.as_bytes())
+                    && self.wanted.remove(&inode)
+                {
+                    held.push(inode);
+                }
+                self.link = link.into_bytes();
             }
-            let entry = entry?;
-            if entry.file_name().to_bytes().starts_with(b".") {
-                continue;
-            }
-            self.descriptors -= 1;
-            let link = std::mem::take(&mut self.link);
-            let link = match readlinkat(&dir, entry.file_name(), link) {
-                Ok(link) => link,
-                // What may be done with a process is the same for all its descriptors (proc(5)).
-                Err(error @ (Errno::ACCESS | Errno::PERM)) => return Err(error.into()),
-                // Closed meanwhile.
-                Err(_) => continue,
-            };
-            if let Some(inode) = socket_inode(link.as_bytes())
-                && self.wanted.remove(&inode)
-            {
-                held.push(inode);
-            }
-            self.link = link.into_bytes();
         }
         Ok(held)
     }
+}
+
+/// The number from which on the newest descriptors are looked for first: the highest mostly are. 0
+/// before Linux 6.2, since when the size of the directory is how many there are (proc_fd_getattr,
+/// fs/proc/fd.c).
+fn newest(dir: &OwnedFd) -> rustix::io::Result<u64> {
+    let count = u64::try_from(fstat(dir)?.st_size).unwrap_or(0);
+    Ok(count.saturating_sub(NEWEST))
 }
 
 /// The inode in `socket:[INODE]`.
@@ -174,6 +196,32 @@ mod tests {
             assert_eq!(found[&inode].pid, own);
             assert_eq!(found[&inode].name, name.trim_end());
         }
+    }
+
+    #[test]
+    fn among_many_descriptors_the_newest_is_found_soon_and_the_oldest_at_all() {
+        let inode = |socket: &TcpListener| {
+            let link = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
+            socket_inode(link.to_str().unwrap().as_bytes()).unwrap()
+        };
+        let oldest = TcpListener::bind("127.0.0.1:0").unwrap();
+        let fill = || rustix::io::fcntl_dupfd_cloexec(&oldest, 0).unwrap();
+        let _many: Vec<_> = (0..4 * NEWEST).map(|_| fill()).collect();
+        let newest = TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = std::process::id();
+        assert!(fs::metadata("/proc/self/fd").unwrap().len() > 4 * NEWEST);
+        let dir = openat(
+            rustix::fs::CWD,
+            "/proc/self/fd",
+            OFlags::DIRECTORY,
+            Mode::empty(),
+        );
+        assert!(super::newest(&dir.unwrap()).unwrap() > 2 * NEWEST);
+        // Other tests of this process have some of the newest.
+        let found = find(&[inode(&newest)], Some(own), 2 * NEWEST as usize);
+        assert_eq!(found.len(), 1);
+        let found = find(&[inode(&oldest)], Some(own), usize::MAX);
+        assert_eq!(found.len(), 1);
     }
 
     #[test]

@@ -17,7 +17,7 @@ fn socket(port: u16, ip: &str, inode: u64) -> Socket {
 }
 
 fn fold(truth: &mut Truth, dump: &[Socket], now: u64) -> Option<Change> {
-    truth.fold(dump.to_vec(), [], now)
+    truth.fold(&Scope::All, dump.to_vec(), [], now)
 }
 
 #[test]
@@ -66,9 +66,10 @@ fn a_name_survives_as_long_as_its_socket() {
     };
     fold(&mut truth, &[socket(80, "::1", 5)], 5);
     let names = HashMap::from([(5, process.clone())]);
-    let change = truth.name(&names).unwrap();
+    assert_eq!(truth.name(&names, &[81]), None, "of another port");
+    let change = truth.name(&names, &[80, 81]).unwrap();
     assert_eq!((change.generation, change.changed.len()), (2, 1));
-    assert_eq!(truth.name(&names), None, "said once");
+    assert_eq!(truth.name(&names, &[80]), None, "said once");
     // A twin with a smaller inode joins, on another address: the first socket stays in front.
     fold(
         &mut truth,
@@ -87,10 +88,14 @@ fn a_missing_address_is_asked_about() {
     let mut truth = Truth::default();
     let (v4, v6) = (socket(80, "0.0.0.0", 1), socket(80, "::", 2));
     fold(&mut truth, &[v4.clone(), v6.clone()], 5);
-    assert_eq!(truth.missing(&mut []), [v4.clone(), v6.clone()]);
-    assert_eq!(truth.missing(&mut [v4.clone()]), [v6]);
+    let missing = |dump: &mut [Socket]| truth.missing(&Scope::All, dump);
+    assert_eq!(missing(&mut []), [v4.clone(), v6.clone()]);
+    assert_eq!(missing(&mut [v4.clone()]), std::slice::from_ref(&v6));
     // A twin on the same address took over: nothing to ask.
-    assert_eq!(truth.missing(&mut [socket(80, "::", 3), v4]), []);
+    assert_eq!(missing(&mut [socket(80, "::", 3), v4.clone()]), []);
+    let only = |port| Scope::Ports(BTreeSet::from([port]));
+    assert_eq!(truth.missing(&only(80), &mut []), [v4, v6]);
+    assert_eq!(truth.missing(&only(81), &mut []), []);
 }
 
 #[test]
@@ -114,27 +119,44 @@ fn state() -> impl Strategy<Value = BTreeSet<(u16, bool, u64)>> {
     prop::collection::btree_set((1u16..6, any::<bool>(), 1u64..4), 0..10)
 }
 
+/// All, or some of those ports and one that nothing listens on.
+fn scope() -> impl Strategy<Value = Scope> {
+    prop_oneof![
+        Just(Scope::All),
+        prop::collection::btree_set(1u16..7, 0..3).prop_map(Scope::Ports),
+    ]
+}
+
 proptest! {
     /// Dumps skip sockets at will, the kernel answers truly when asked: the set is the truth
-    /// after each fold, so a stable port never closes.
+    /// after each fold, so a stable port never closes. A dump of some ports makes it the truth
+    /// about those, and leaves the others.
     #[test]
     fn skipped_sockets_never_close_a_port(
-        steps in prop::collection::vec((state(), prop::collection::vec(any::<bool>(), 10)), 1..12),
+        steps in prop::collection::vec(
+            (state(), prop::collection::vec(any::<bool>(), 10), scope()),
+            1..12,
+        ),
     ) {
         let mut truth = Truth::default();
         let mut folded = ListenerSet::default();
         let mut before: Vec<Socket> = Vec::new();
-        for (now, (state, skip)) in steps.into_iter().enumerate() {
-            let state: Vec<Socket> = state
+        for (now, (state, skip, scope)) in steps.into_iter().enumerate() {
+            let scope = if now == 0 { Scope::All } else { scope };
+            let mut state: Vec<Socket> = state
                 .into_iter()
                 .map(|(port, v6, inode)| socket(
                     port,
                     if v6 { "::" } else { "127.0.0.1" },
                     u64::from(port) * 100 + u64::from(v6) * 10 + inode,
                 ))
+                .filter(|s| scope.covers(s.port))
                 .collect();
+            state.extend(before.iter().filter(|s| !scope.covers(s.port)).cloned());
+            state.sort_unstable();
             let mut dump: Vec<Socket> = state
                 .iter()
+                .filter(|s| scope.covers(s.port))
                 .zip(&skip)
                 // A socket that no dump has shown yet may be skipped too, but then it is not
                 // known and nothing is claimed about it: only the known ones are skipped here.
@@ -142,8 +164,9 @@ proptest! {
                 .map(|(s, _)| s.clone())
                 .collect();
             let exists = |s: &Socket| state.iter().any(|t| address(t) == address(s));
-            let alive: Vec<_> = truth.missing(&mut dump).into_iter().filter(exists).collect();
-            if let Some(change) = truth.fold(dump, alive, now as u64) {
+            let missing = truth.missing(&scope, &mut dump);
+            let alive: Vec<_> = missing.into_iter().filter(exists).collect();
+            if let Some(change) = truth.fold(&scope, dump, alive, now as u64) {
                 prop_assert_eq!(change.generation, folded.generation + 1);
                 folded.apply(&change);
             }

@@ -113,6 +113,57 @@ async fn a_hint_leads_to_a_delta() {
     bench.end().await;
 }
 
+/// Where many listen only the ports that a hint names are looked at, and nothing is lost by it.
+#[tokio::test(start_paused = true)]
+async fn among_many_a_change_is_looked_at_alone() {
+    let many: Vec<u16> = (1000..1000 + 2 * FEW as u16).collect();
+    let bench = bench(&many);
+    let mut changes = bench.subscribe().await;
+    bench.settle().await;
+    let scoped = || {
+        bench
+            .kernel
+            .with(|state| (state.dumps - state.scoped, state.scoped))
+    };
+    let (whole, _) = scoped();
+    // It opens late, while another one, of which no hint tells, has closed.
+    bench.kernel.with(|state| {
+        state.sockets.push(socket(80));
+        state.sockets.retain(|s| s.port != 1001);
+        (state.hide, state.hidden) = (3, vec![80]);
+    });
+    bench.hint(80);
+    let change = delta(&mut changes).await;
+    assert_eq!((change.opened[0].port, change.closed), (80, vec![]));
+    bench
+        .kernel
+        .with(|state| state.sockets.retain(|s| s.port != 80));
+    bench.hints.try_send(Hint::Unlisten { port: 80 }).unwrap();
+    assert_eq!(delta(&mut changes).await.closed, [80]);
+    // From a process that is hardly ours.
+    bench.kernel.with(|state| state.sockets.push(socket(81)));
+    let (port, pid, at_ns) = (81, 0, 1);
+    bench
+        .hints
+        .try_send(Hint::Listen { port, pid, at_ns })
+        .unwrap();
+    assert_eq!(delta(&mut changes).await.opened[0].port, 81);
+    assert_eq!(scoped(), (whole, 6));
+    assert!(bench.ports().contains(&1001));
+    // Without a port, or with many, all are looked at.
+    bench.hints.try_send(Hint::Lost).unwrap();
+    assert_eq!(delta(&mut changes).await.closed, [1001]);
+    (2000..2001 + MANY as u16).for_each(|port| bench.hint(port));
+    bench.settle().await;
+    assert_eq!(scoped(), (whole + 2 + LOOK_AGAIN.len() as u32, 6));
+    // So it is when somebody asks meanwhile.
+    bench.kernel.with(|state| state.sockets.push(socket(82)));
+    bench.hint(82);
+    assert!(bench.refresh.fresh().await.unwrap().contains(&82));
+    assert_eq!(scoped().1, 6);
+    bench.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dump_that_comes_too_early_is_repeated() {
     for port in [81, 0] {

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | parse | an answer of NETLINK_SOCK_DIAG with N listeners |
 //! | fold | a dump of N listeners into the agent's truth, of which it lacks one |
+//! | refold | a dump of that one alone, among N |
 //! | diff | two sets of N listeners, one of which differs |
 //! | plan | bind N forwards: plan, report each result, plan again |
 //! | replan | the same for one port more, among N |
@@ -25,7 +26,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rum_agent::kernel::Socket;
 use rum_agent::kernel::answer::Answer;
-use rum_agent::truth::Truth;
+use rum_agent::truth::{Scope, Truth};
 use rum_host::control::board::Board;
 use rum_host::control::model::{
     AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
@@ -60,6 +61,7 @@ fn main() {
     match name.as_str() {
         "parse" => parse(n),
         "fold" => fold(n),
+        "refold" => refold(n),
         "diff" => diff(n),
         "plan" => plan(n),
         "replan" => replan(n),
@@ -158,24 +160,37 @@ fn parse(n: u16) {
     assert!(answer.is_done() && answer.sockets().len() == usize::from(n));
 }
 
-fn fold(n: u16) {
-    let socket = |port: u16| Socket {
+fn socket(port: u16) -> Socket {
+    Socket {
         port,
         ip: Ipv4Addr::LOCALHOST.into(),
         dual_stack: false,
         uid: 1000,
         inode: u64::from(port),
         cookie: Some(u64::from(port)),
-    };
-    let mut truth = Truth::default();
-    let others = ports(n).filter(|port| *port != middle(n));
-    truth.fold(others.map(socket).collect(), [], 1);
+    }
+}
+
+fn fold(n: u16) {
     let mut dump: Vec<Socket> = ports(n).map(socket).collect();
     // The kernel's order is another one.
     dump.reverse();
+    folded(n, &Scope::All, dump);
+}
+
+fn refold(n: u16) {
+    let port = middle(n);
+    folded(n, &Scope::Ports([port].into()), vec![socket(port)]);
+}
+
+/// Folds `dump` into a truth of `n` listeners without the one in the middle.
+fn folded(n: u16, scope: &Scope, mut dump: Vec<Socket>) {
+    let mut truth = Truth::default();
+    let others = ports(n).filter(|port| *port != middle(n));
+    truth.fold(&Scope::All, others.map(socket).collect(), [], 1);
     let change = measure(|| {
-        assert!(truth.missing(&mut dump).is_empty());
-        truth.fold(std::mem::take(&mut dump), [], 2)
+        assert!(truth.missing(scope, &mut dump).is_empty());
+        truth.fold(scope, std::mem::take(&mut dump), [], 2)
     });
     assert_eq!(change.expect("a change").opened.len(), 1);
 }

@@ -1,5 +1,6 @@
 //! Step 2: what dumps and lookups show.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -149,6 +150,31 @@ fn a_dump_of_many_datagrams_is_complete() {
         let expected: Vec<u16> = (10_000..11_000).collect();
         assert_eq!(ports(&source.dump().unwrap()), expected);
         assert_eq!(ports(&ProcNet::new().dump().unwrap()), expected);
+    });
+}
+
+#[test]
+fn a_dump_of_some_ports_shows_all_of_theirs_and_nothing_else() {
+    in_netns(|| {
+        let (listeners, _connections) = varied();
+        let mut source = SockDiag::open().unwrap();
+        let all = source.dump().unwrap();
+        let every: BTreeSet<u16> = all.iter().map(|socket| socket.port).collect();
+        for port in &every {
+            let mut found = source.dump_ports(&BTreeSet::from([*port])).unwrap();
+            let mut expected = all.clone();
+            expected.retain(|socket| socket.port == *port);
+            found.sort();
+            expected.sort();
+            assert_eq!(found, expected);
+        }
+        let found = source.dump_ports(&every).unwrap();
+        assert_eq!(found.len(), all.len());
+        drop(listeners);
+        // 0 would be every port.
+        for ports in [every, BTreeSet::from([0]), BTreeSet::new()] {
+            assert_eq!(source.dump_ports(&ports).unwrap(), []);
+        }
     });
 }
 
