@@ -199,6 +199,7 @@ impl Place {
         let Ok(listener) = receive_listener(&peer) else {
             return self.0.program_is_untold();
         };
+        listener.share_processor();
         // Who does not hear it ends, and the listener hangs up.
         let _ = rustix::net::send(&peer, &[HELD], SendFlags::NOSIGNAL);
         drop(peer);
