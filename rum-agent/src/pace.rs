@@ -90,6 +90,11 @@ impl LookAgain {
         self.ports.iter().copied()
     }
 
+    /// Whether what is looked for was not there at once.
+    pub fn is_late(&self) -> bool {
+        self.step >= 2
+    }
+
     /// When the next look is due.
     pub fn due(&self) -> Option<Instant> {
         self.due

@@ -126,6 +126,24 @@ impl Source {
         }
     }
 
+    /// What a connection to `port` would reach at the loopback addresses and at that of `known`, at a
+    /// cost that does not grow; `None` where only a dump can tell.
+    ///
+    /// # Errors
+    /// [`DumpError`]: it is not known what.
+    pub fn look_up(
+        &mut self,
+        port: u16,
+        known: Option<&Socket>,
+    ) -> Result<Option<Vec<Socket>>, DumpError> {
+        match self {
+            Self::Netlink(diag) => diag.look_up(port, known).map(Some),
+            Self::Proc { .. } => Ok(None),
+            #[cfg(test)]
+            Self::Fake(fake) => fake.look_up(port, known).map(Some),
+        }
+    }
+
     /// Those of `missing`, which a dump did not show, that listen all the same. SOCK_DIAG is
     /// asked about each; /proc is read a second time.
     ///
@@ -199,6 +217,8 @@ pub mod fake {
         /// Dumps so far, and those of them that were of some ports.
         pub dumps: u32,
         pub scoped: u32,
+        /// Ports that were looked up.
+        pub lookups: u32,
     }
 
     #[derive(Debug, Default, Clone)]
@@ -225,6 +245,20 @@ pub mod fake {
                 }
                 Ok(dump)
             })
+        }
+
+        pub fn look_up(&self, port: u16, known: Option<&Socket>) -> Result<Vec<Socket>, DumpError> {
+            let mut all = self.dump(&Scope::Ports([port].into()))?;
+            self.with(|state| {
+                state.scoped -= 1;
+                state.dumps -= 1;
+                state.lookups += 1;
+            });
+            let reached = |s: &Socket| s.ip.is_loopback() || known.is_some_and(|k| k.ip == s.ip);
+            all.retain(reached);
+            // One of several twins.
+            all.dedup_by_key(|s| s.ip);
+            Ok(all)
         }
 
         pub fn exists(&self, socket: &Socket) -> Result<bool, DumpError> {

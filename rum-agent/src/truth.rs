@@ -97,6 +97,11 @@ impl Truth {
         missing
     }
 
+    /// The sockets that are known to listen on `port`.
+    pub fn sockets(&self, port: u16) -> &[Socket] {
+        self.sockets.get(&port).map_or(&[], Vec::as_slice)
+    }
+
     /// The known sockets of each port, in ascending order.
     fn known<'a>(&'a self, scope: &'a Scope) -> Box<dyn Iterator<Item = &'a Vec<Socket>> + 'a> {
         match scope {

@@ -3,8 +3,9 @@
 //! Wait for a reason to look (a hint, a request, a retry, a changed filter), gather all that
 //! are pending, take one dump, confirm what it misses, fold, publish. [`crate::pace`] decides
 //! when a dump may start: the first of a burst at once, a storm's at a bounded rate. Where many
-//! listen and hints name a few ports, the dump is of those alone, so that one more change costs the
-//! same among 10,000 listeners as among 100.
+//! listen and hints name a few ports, those alone are looked up, so that one more change costs the
+//! same among 10,000 listeners as among 100. What a lookup cannot tell, further addresses and
+//! twins, the next dump of all shows: the host's poll asks for one each second.
 //!
 //! Invariants:
 //! - after every hint a dump starts; so nothing is lost however many hints share it;
@@ -33,7 +34,7 @@ use tracing::{debug, warn};
 use crate::chain;
 use crate::hints::{Hints, Wake};
 use crate::hub::Hub;
-use crate::kernel::{DumpError, process};
+use crate::kernel::{DumpError, Socket, process};
 use crate::pace::{LookAgain, Pace};
 use crate::source::Source;
 use crate::truth::{Scope, Truth};
@@ -57,10 +58,9 @@ const SELF_REPAIR: Duration = Duration::from_millis(1500);
 const CONFIRMS_AFTER: Duration = Duration::from_millis(50);
 /// When what two requests have found is folded: the host has the answer to the second by then.
 const AFTER_ANSWER: Duration = Duration::from_millis(200);
-/// Up to so many ports with listeners a dump of all costs little more than one of a port, and says
-/// more.
-const FEW: usize = 64;
-/// More ports than this are looked at by a dump of all: the kernel walks all listeners for each.
+/// To look a port up takes as long as so many listeners in a dump of all, which says more.
+const EACH: usize = 32;
+/// More ports than this are not dumped one by one: the kernel walks all listeners for each.
 const MANY: usize = 4;
 /// Time between two log lines about dumps that keep failing.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -255,7 +255,7 @@ impl Watcher {
         // Whoever waits wants to know of every port.
         let whole = due.all || !self.waiting.is_empty() || ports.contains(&0);
         let set = self.truth.set();
-        match whole || set.generation == 0 || set.len() <= FEW || ports.len() > MANY {
+        match whole || set.generation == 0 || ports.len() * EACH > set.len() {
             true => Scope::All,
             false => Scope::Ports(ports),
         }
@@ -326,8 +326,45 @@ impl Watcher {
         Ok((Some(ports), None))
     }
 
+    /// What listens, of the ports of `scope` as far as lookups tell it.
+    async fn dump(&mut self, scope: &Scope) -> Result<Vec<Socket>, DumpError> {
+        let Scope::Ports(ports) = scope else {
+            return self.source.dump(scope).await;
+        };
+        let mut sockets = Vec::new();
+        let mut rest = BTreeSet::new();
+        for port in ports {
+            match self.look_up(*port)? {
+                Some(found) => sockets.extend(found),
+                None => drop(rest.insert(*port)),
+            }
+        }
+        if !rest.is_empty() {
+            let scope = match rest.len() > MANY {
+                true => Scope::All,
+                false => Scope::Ports(rest),
+            };
+            sockets.extend(self.source.dump(&scope).await?);
+        }
+        Ok(sockets)
+    }
+
+    /// What listens on `port`; `None` if a lookup cannot tell.
+    fn look_up(&mut self, port: u16) -> Result<Option<Vec<Socket>>, DumpError> {
+        let known = match self.truth.sockets(port) {
+            [] => None,
+            [one] => Some(one),
+            // A lookup tells of one twin, and which of them cannot be chosen.
+            _ => return Ok(None),
+        };
+        let found = self.source.look_up(port, known)?;
+        // What was hinted may listen at an address that nobody would guess.
+        let hides = self.again.contains(port) && self.again.is_late();
+        Ok(found.filter(|found| !found.is_empty() || !hides))
+    }
+
     async fn dump_and_fold(&mut self, began: Instant, scope: &Scope) -> Result<Looked, DumpError> {
-        let mut dump = self.source.dump(scope).await?;
+        let mut dump = self.dump(scope).await?;
         let missing = self.truth.missing(scope, &mut dump);
         let last = self.again.is_last(began);
         let (mut alive, doubtful): (Vec<_>, Vec<_>) = missing

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 /// the time that it is busy with what is only a name.
 pub const MAX_DESCRIPTORS: usize = 20_000;
 /// How many descriptors of a process are looked at before all others.
-const NEWEST: u64 = 64;
+const NEWEST: u64 = 16;
 /// At most this many processes are looked at in one call, for the same reason.
 pub const MAX_PROCESSES: usize = 10_000;
 

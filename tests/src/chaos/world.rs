@@ -46,6 +46,9 @@ const POOL: usize = rum_shared::handover::OFFER;
 const CHANNELS: usize = 4;
 /// Sessions that may be there beside the first: the poll's, and one that takes its place.
 const SESSIONS: usize = 2;
+/// Listeners outside of the range, so many that the agent looks at the port of a change alone: from one
+/// time at home to the next but one.
+const CROWD: (u16, u16) = (20_000, 100);
 /// A long run says how it goes whenever it was at home so often.
 const NEWS: usize = 25;
 /// A quiet moment that takes longer leaves a trace.
@@ -135,7 +138,20 @@ impl World {
         world.save_config();
         world.start_agent();
         world.start_host();
+        world.gather();
         world
+    }
+
+    /// Whether there is a crowd now.
+    fn crowded(&self) -> bool {
+        self.report.homes.is_multiple_of(2)
+    }
+
+    /// The crowd comes, if it is its time.
+    fn gather(&mut self) {
+        if self.crowded() {
+            self.tell(&format!("many {} {}", CROWD.0, CROWD.1));
+        }
     }
 
     /// Makes `step` happen.

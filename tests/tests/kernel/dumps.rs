@@ -179,6 +179,51 @@ fn a_dump_of_some_ports_shows_all_of_theirs_and_nothing_else() {
 }
 
 #[test]
+fn a_port_that_is_looked_up_shows_what_a_dump_shows_but_for_twins_and_strange_addresses() {
+    in_netns(|| {
+        let (listeners, _connections) = varied();
+        let mut source = SockDiag::open().unwrap();
+        let all = source.dump().unwrap();
+        let every: BTreeSet<u16> = all.iter().map(|socket| socket.port).collect();
+        for port in every {
+            let here: Vec<&Socket> = all.iter().filter(|s| s.port == port).collect();
+            let guessed = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+            for known in here.iter().map(|s| Some(*s)).chain([None]) {
+                let found = source.look_up(port, known).unwrap();
+                // Each is one of them, and each address where a connection would arrive is there.
+                assert!(
+                    found.iter().all(|socket| here.contains(&socket)),
+                    "{found:?}"
+                );
+                let arrives = |s: &&&Socket| {
+                    ["127.0.0.1", "::1"]
+                        .iter()
+                        .any(|to| s.ip.to_string() == *to)
+                        || s.ip.is_unspecified() && here.len() == 1
+                        || Some(s.ip) == known.map(|known| known.ip)
+                };
+                for socket in here.iter().filter(arrives) {
+                    assert!(
+                        found.iter().any(|s| s.ip == socket.ip),
+                        "{socket:?} of {found:?}"
+                    );
+                }
+                assert!(
+                    found
+                        .iter()
+                        .all(|s| guessed(s.ip) || known.is_some_and(|k| k.ip == s.ip)),
+                    "{found:?}"
+                );
+            }
+        }
+        drop(listeners);
+        for socket in &all {
+            assert_eq!(source.look_up(socket.port, Some(socket)).unwrap(), []);
+        }
+    });
+}
+
+#[test]
 fn an_mptcp_listener_appears_once_with_its_own_inode() {
     if !fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
         // Nothing to assume of a kernel that was built without it.

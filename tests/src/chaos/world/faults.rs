@@ -56,6 +56,9 @@ impl World {
             self.hint = hint;
         }
         self.start_host();
+        if self.machine.is_none() {
+            self.gather();
+        }
         self.fault("reboot or kill-host");
         true
     }
@@ -91,6 +94,7 @@ impl World {
         self.end_held();
         thread::sleep(BOOT);
         self.start_agent();
+        self.gather();
         self.fault("reboot or kill-host");
         true
     }

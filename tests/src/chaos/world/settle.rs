@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, prlimit};
 
-use super::{CHANNELS, FAULTS, HELD, Held, LATE, NEWS, POOL, SESSIONS, World};
+use super::{CHANNELS, CROWD, FAULTS, HELD, Held, LATE, NEWS, POOL, SESSIONS, World};
 use crate::chaos::Kind;
 use crate::chaos::model::{Expected, FIRST};
 use crate::chaos::probe;
@@ -154,6 +154,9 @@ impl World {
         for close in closes.collect::<Vec<_>>() {
             self.tell(&close);
         }
+        if self.crowded() {
+            self.tell(&format!("close-many {} {}", CROWD.0, CROWD.1));
+        }
         self.model.listeners.clear();
         self.taken.clear();
         self.model.taken.clear();
@@ -176,6 +179,9 @@ impl World {
         self.report.host.extend(memory(self.host_pid()));
         self.report.agent.extend(self.agent_pid().and_then(memory));
         self.report.took = at;
+        if !last {
+            self.gather();
+        }
         if self.report.homes.is_multiple_of(NEWS) {
             eprintln!("{} so far: {}", self.kind.word(), self.report);
         }
