@@ -101,7 +101,8 @@ pub struct Wake {
     pub listening: Vec<Began>,
     /// Ports on which something stopped: look at once.
     pub ended: Vec<u16>,
-    /// Ports that a process began to listen on which our PID namespace does not show: no hurry.
+    /// Ports (0: unknown) that a process began to listen on which our PID namespace does not show:
+    /// no hurry.
     pub foreign: Vec<u16>,
     /// Whatever it was, it may have been anywhere: look at all, at once.
     pub anywhere: bool,
@@ -228,8 +229,10 @@ impl Hints {
     /// Takes in what the guest's first process says. Once a program runs that it is not asked
     /// about, only the fast poll finds what that and its descendants do.
     fn told(&mut self, told: Told, wake: &mut Wake) {
-        if let Some(hint) = told.hint() {
-            wake.add(hint);
+        match told.hint() {
+            Some(hint) => wake.add(hint),
+            // By whom, and where, is not known.
+            None => wake.foreign.push(0),
         }
         if told.untold && self.poll.as_ref().is_some_and(|poll| poll.rate() != FAST) {
             info!("a program runs without notifications, polling socket counters as well");

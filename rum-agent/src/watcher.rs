@@ -225,7 +225,7 @@ impl Watcher {
         }
     }
 
-    /// Takes note of a wake; it always leads to a dump.
+    /// Takes note of a wake: whatever it names is looked at.
     fn absorb(&mut self, wake: Wake) {
         self.due.all |= wake.anywhere;
         for began in wake.listening {
