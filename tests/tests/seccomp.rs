@@ -1,13 +1,13 @@
 //! The event of an ordinary user's guest: seccomp notifications of `listen()`, whoever calls it,
 //! whatever was stopped, killed or has ended meanwhile.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use rum_tests::guest::Guest;
 use rum_tests::netns::in_netns;
-use rum_tests::rum::{Rum, Setup, agent_below, binary};
+use rum_tests::rum::{Setup, agent_below, binary};
 use rum_tests::wait::until;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
