@@ -19,14 +19,13 @@
 //!   it are used up: a quick rebind is no close;
 //! - names of processes are looked up on a blocking thread, after the ports are published.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rum_shared::listener::{Change, Process};
+use rum_shared::listener::Change;
 use rum_shared::range::PortRange;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -34,10 +33,14 @@ use tracing::{debug, warn};
 use crate::chain;
 use crate::hints::{Hints, Wake};
 use crate::hub::Hub;
-use crate::kernel::{DumpError, Socket, process};
+use crate::kernel::{DumpError, Socket};
 use crate::pace::{LookAgain, Pace};
 use crate::source::Source;
 use crate::truth::{Scope, Truth};
+
+use self::names::Names;
+
+mod names;
 
 /// Requests for a fresh dump that may wait; a further one waits for its place in the queue.
 const MAX_REQUESTS: usize = 64;
@@ -45,9 +48,6 @@ const MAX_REQUESTS: usize = 64;
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 /// Longest pause between two dumps that fail.
 const RETRY_MAX: Duration = Duration::from_millis(500);
-/// Names are looked up this long after a change: the walk through /proc would compete with the
-/// report of the port and with the first connection to it.
-const NAMES_AFTER: Duration = Duration::from_millis(3);
 /// When to look after a hint from outside our PID namespace. What listens there is nearly
 /// always in another network namespace as well: the host's own forwards, for one.
 const FOREIGN_AFTER: Duration = Duration::from_millis(10);
@@ -413,74 +413,6 @@ fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let nanos = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
     u64::try_from(nanos).unwrap_or(0)
-}
-
-/// What a look-up has found, by inode, and the ports that it was for.
-type Found = (HashMap<u64, Process>, Vec<u16>);
-
-/// The look-up of process names: one at a time, at a bounded rate.
-struct Names {
-    /// Inodes and their ports.
-    wanted: BTreeSet<(u64, u16)>,
-    /// When the first of them was wanted.
-    since: Instant,
-    /// Where to look first: the process of the last hint.
-    first: Option<u32>,
-    pace: Pace,
-    began: Instant,
-    running: JoinSet<Found>,
-}
-
-impl Names {
-    fn new(now: Instant) -> Self {
-        Self {
-            wanted: BTreeSet::new(),
-            since: now,
-            first: None,
-            pace: Pace::new(now),
-            began: now,
-            running: JoinSet::new(),
-        }
-    }
-
-    /// Takes note of the listeners in `change` that have no name yet.
-    fn want(&mut self, change: &Change) {
-        if self.wanted.is_empty() {
-            self.since = Instant::now();
-        }
-        let listeners = change.opened.iter().chain(&change.changed);
-        let nameless = listeners.filter(|l| l.process.is_none() && l.inode != 0);
-        self.wanted.extend(nameless.map(|l| (l.inode, l.port)));
-    }
-
-    /// When the next look-up should start.
-    fn due(&self) -> Option<Instant> {
-        (self.running.is_empty() && !self.wanted.is_empty())
-            .then(|| self.pace.earliest().max(self.since + NAMES_AFTER))
-    }
-
-    /// Looks for all that is wanted. What is not found is not looked for again, unless its
-    /// port changes: the process may not be ours to see.
-    fn look_up(&mut self) {
-        self.began = Instant::now();
-        let wanted = std::mem::take(&mut self.wanted);
-        let (inodes, ports): (Vec<u64>, Vec<u16>) = wanted.into_iter().unzip();
-        let first = self.first.take();
-        self.running.spawn_blocking(move || {
-            let found = process::find(&inodes, first, process::MAX_DESCRIPTORS);
-            (found, ports)
-        });
-    }
-
-    /// What a look-up has found; `None` while none is running.
-    async fn found(&mut self) -> Option<Found> {
-        let result = self.running.join_next().await?;
-        let cost = Instant::now() - self.began;
-        self.pace.count(self.began, cost);
-        result
-            .inspect_err(|error| warn!("looking up process names failed: {error}"))
-            .ok()
-    }
 }
 
 /// Dumps that failed in a row.

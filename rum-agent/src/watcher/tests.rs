@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use tokio::task::JoinSet;
+
 use super::*;
 use crate::hub::{Subscription, Update};
 use crate::kernel::Socket;

@@ -1,0 +1,88 @@
+//! Details for step 2: the names of the processes that listen, looked up beside the watcher's loop.
+//!
+//! A look-up walks through /proc, so it happens on a blocking thread, one at a time, after the ports
+//! were published, and less often the longer it takes. What is found is added to the truth by whoever
+//! owns that.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use rum_shared::listener::{Change, Process};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::kernel::process;
+use crate::pace::Pace;
+
+/// Names are looked up this long after a change: the walk through /proc would compete with the
+/// report of the port and with the first connection to it.
+const NAMES_AFTER: Duration = Duration::from_millis(3);
+
+/// What a look-up has found, by inode, and the ports that it was for.
+pub(super) type Found = (HashMap<u64, Process>, Vec<u16>);
+
+/// The look-up of process names: one at a time, at a bounded rate.
+pub(super) struct Names {
+    /// Inodes and their ports.
+    wanted: BTreeSet<(u64, u16)>,
+    /// When the first of them was wanted.
+    since: Instant,
+    /// Where to look first: the process of the last hint.
+    pub(super) first: Option<u32>,
+    pace: Pace,
+    began: Instant,
+    running: JoinSet<Found>,
+}
+
+impl Names {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            wanted: BTreeSet::new(),
+            since: now,
+            first: None,
+            pace: Pace::new(now),
+            began: now,
+            running: JoinSet::new(),
+        }
+    }
+
+    /// Takes note of the listeners in `change` that have no name yet.
+    pub(super) fn want(&mut self, change: &Change) {
+        if self.wanted.is_empty() {
+            self.since = Instant::now();
+        }
+        let listeners = change.opened.iter().chain(&change.changed);
+        let nameless = listeners.filter(|l| l.process.is_none() && l.inode != 0);
+        self.wanted.extend(nameless.map(|l| (l.inode, l.port)));
+    }
+
+    /// When the next look-up should start.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (self.running.is_empty() && !self.wanted.is_empty())
+            .then(|| self.pace.earliest().max(self.since + NAMES_AFTER))
+    }
+
+    /// Looks for all that is wanted. What is not found is not looked for again, unless its
+    /// port changes: the process may not be ours to see.
+    pub(super) fn look_up(&mut self) {
+        self.began = Instant::now();
+        let wanted = std::mem::take(&mut self.wanted);
+        let (inodes, ports): (Vec<u64>, Vec<u16>) = wanted.into_iter().unzip();
+        let first = self.first.take();
+        self.running.spawn_blocking(move || {
+            let found = process::find(&inodes, first, process::MAX_DESCRIPTORS);
+            (found, ports)
+        });
+    }
+
+    /// What a look-up has found; `None` while none is running.
+    pub(super) async fn found(&mut self) -> Option<Found> {
+        let result = self.running.join_next().await?;
+        let cost = Instant::now() - self.began;
+        self.pace.count(self.began, cost);
+        result
+            .inspect_err(|error| warn!("looking up process names failed: {error}"))
+            .ok()
+    }
+}
