@@ -1,9 +1,13 @@
 //! Tells a host that waits for the agent that it is there (see `rum_shared::transport`).
 //!
-//! Invariant: silent as long as a session exists; a knock carries no fact.
+//! A stream has a heartbeat, by which its host knows; a session without one may be that of a host that
+//! lost its stream and waits, on a device where what is dropped stays open for a while.
+//!
+//! Invariant: silent as long as somebody has a stream; a knock carries no fact.
 
 use std::time::Duration;
 
+use rum_shared::range::PortRange;
 use rum_shared::transport::KnockTarget;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -14,14 +18,15 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A knock comes up to this much earlier or later, so that many guests do not knock as one.
 const JITTER: Duration = Duration::from_millis(200);
 
-/// Knocks at `target` while there are no `sessions`, until `stop` is cancelled.
+/// Knocks at `target` while nobody has a stream (`streamed`, see [`crate::hub::Hub::hull`], is none),
+/// until `stop` is cancelled.
 pub async fn run(
     target: KnockTarget,
-    mut sessions: watch::Receiver<usize>,
+    mut streamed: watch::Receiver<Option<PortRange>>,
     stop: CancellationToken,
 ) {
     let knocking = async {
-        while sessions.wait_for(|count| *count == 0).await.is_ok() {
+        while streamed.wait_for(Option::is_none).await.is_ok() {
             // Nobody need be listening: the next knock comes anyway.
             if let Err(error) = target.knock().await {
                 trace!("nobody heard a knock: {error}");
@@ -66,8 +71,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("knock");
         let listener = UnixListener::bind(&path).unwrap();
-        let (_count, sessions) = watch::channel(0);
-        let knocking = run(KnockTarget::Unix(path), sessions, CancellationToken::new());
+        let (_hull, streamed) = watch::channel(None);
+        let knocking = run(KnockTarget::Unix(path), streamed, CancellationToken::new());
         let test = async {
             listener.accept().await.unwrap();
             for _ in 0..5 {
@@ -86,13 +91,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn knocks_only_without_a_session() {
+    async fn knocks_only_without_a_stream() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("knock");
         let listener = UnixListener::bind(&path).unwrap();
-        let (count, sessions) = watch::channel(1);
+        let (hull, streamed) = watch::channel(Some(PortRange::ALL));
         let stop = CancellationToken::new();
-        let knocking = run(KnockTarget::Unix(path), sessions, stop.clone());
+        let knocking = run(KnockTarget::Unix(path), streamed, stop.clone());
         let test = async {
             for _ in 0..100 {
                 tokio::task::yield_now().await;
@@ -100,9 +105,9 @@ mod tests {
             let early = std::pin::pin!(listener.accept());
             assert!(
                 futures_poll(early).await.is_none(),
-                "a knock during a session"
+                "a knock during a stream"
             );
-            count.send_replace(0);
+            hull.send_replace(None);
             for _ in 0..2 {
                 listener.accept().await.unwrap();
             }

@@ -15,7 +15,6 @@ use std::time::Duration;
 use rum_shared::rpc::{AgentInfo, CAP_WATCH, PROTOCOL, RumAgentDispatcher};
 use rum_shared::session::{self, Limits};
 use rum_shared::transport::{Acceptor, KnockTarget, ListenAddr, Stream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -56,7 +55,7 @@ pub struct Config {
     pub hint: Option<HintKind>,
     /// The inherited pipe on which the guest's first process tells of `listen()`, if it does.
     pub notified: Option<i32>,
-    /// Where to knock while there is no session.
+    /// Where to knock while nobody has a stream.
     pub knock: Option<KnockTarget>,
     /// vsock peers that are served beside the host (CID 2). CID 1 is this machine itself.
     pub allow_cid: Vec<u32>,
@@ -114,9 +113,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     let stop = shutdown.child_token();
     let _stop_all = stop.clone().drop_guard();
     let forwarder = Forwarder::new(hub.clone(), config.hand_over, stop.clone());
+    let streamed = hub.hull();
     let service = Service { info, hub, refresh };
 
-    let (session_count, sessions) = watch::channel(0);
     let rpc = Gate {
         acceptor: rpc,
         what: "session",
@@ -135,10 +134,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     parts.spawn(watcher.run(stop.clone()));
     let end_sessions = stop.clone();
     parts.spawn(rpc.run(stop.clone(), move |stream| {
-        let count = Counted::new(&session_count);
         let (service, stop) = (service.clone(), end_sessions.clone());
         async move {
-            let _count = count;
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = serve_session(stream, service) => {}
@@ -147,7 +144,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     }));
     parts.spawn(channel.run(stop.clone(), move |stream| forwarder.clone().serve(stream)));
     if let Some(target) = config.knock {
-        parts.spawn(crate::knock::run(target, sessions, stop.clone()));
+        parts.spawn(crate::knock::run(target, streamed, stop.clone()));
     }
 
     let result = tokio::select! {
@@ -172,22 +169,6 @@ async fn serve_session(stream: Stream, service: Service) {
     match session::serve(stream, Limits::AGENT, dispatcher).await {
         Ok(()) => debug!("a session ended"),
         Err(error) => debug!("a session ended: {}", crate::chain(&error)),
-    }
-}
-
-/// A session that counts as long as it lives.
-struct Counted(watch::Sender<usize>);
-
-impl Counted {
-    fn new(count: &watch::Sender<usize>) -> Self {
-        count.send_modify(|n| *n += 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.send_modify(|n| *n -= 1);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tokio::sync::watch;
 use tokio_vsock::VMADDR_CID_LOCAL;
 
 use super::*;
