@@ -28,5 +28,5 @@ pub mod transport;
 pub const RPC_PORT: u32 = 2222;
 /// Port of the forward (byte) channel.
 pub const CHANNEL_PORT: u32 = 2223;
-/// Port on the host (CID 2) where an agent without a session knocks.
+/// Port on the host (CID 2) where an agent knocks while nobody has its stream.
 pub const KNOCK_PORT: u32 = 2224;

@@ -1,4 +1,4 @@
-//! Knocks: an agent without a session connects to port [`KNOCK_PORT`] of the host and closes.
+//! Knocks: an agent of which nobody has a stream connects to port [`KNOCK_PORT`] of the host and closes.
 //!
 //! A `CONNECT` device turns that into a connection to `SOCKET_2224`, so there the host waits
 //! for a knock instead of polling a guest that is still booting. A knock carries no fact: it
