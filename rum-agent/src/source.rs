@@ -217,8 +217,6 @@ pub mod fake {
         /// Dumps so far, and those of them that were of some ports.
         pub dumps: u32,
         pub scoped: u32,
-        /// Ports that were looked up.
-        pub lookups: u32,
     }
 
     #[derive(Debug, Default, Clone)]
@@ -252,7 +250,6 @@ pub mod fake {
             self.with(|state| {
                 state.scoped -= 1;
                 state.dumps -= 1;
-                state.lookups += 1;
             });
             let reached = |s: &Socket| s.ip.is_loopback() || known.is_some_and(|k| k.ip == s.ip);
             all.retain(reached);

@@ -7,7 +7,6 @@
 //! - `io_uring`: receives and sends of 256 KiB by io_uring(7), one of them under way in each
 //!   direction, with deferred task work, which costs least for one thread.
 
-use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
@@ -49,12 +48,6 @@ impl Mode {
             Self::Splice => "bare splice",
             Self::Uring => "bare io_uring",
         }
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
