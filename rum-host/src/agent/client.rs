@@ -202,7 +202,7 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), S
 /// Completes with a knock of an agent whose stream on `link` is silent: it counts no session of
 /// ours, so ours is one of before a reboot of which nothing told. A knock on a stream that is heard
 /// was on its way when that began.
-async fn superseded(knocks: &Option<Knocks>, link: &watch::Sender<LinkState>) {
+async fn superseded(knocks: Option<&mut Knocks>, link: &watch::Sender<LinkState>) {
     let Some(knocks) = knocks else {
         return std::future::pending().await;
     };
@@ -243,14 +243,12 @@ impl AgentClient {
         let mut allowance = Allowance::new(clock::now());
         let mut excused = false;
         let mut retry_now = self.retry_now.clone();
-        let mut knocks = self.endpoint.knock_listener().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
-            None
-        });
+        let mut knocks = self.endpoint.knocks();
         let mut knocked = false;
         loop {
             if let Some(knocks) = &mut knocks
                 && !std::mem::take(&mut knocked)
+                && knocks.listen()
             {
                 // A `CONNECT` while the guest boots breaks some devices for good.
                 knocks.next().await;
@@ -259,7 +257,7 @@ impl AgentClient {
             let ended = tokio::select! {
                 biased;
                 ended = self.stream_once(events, link, &mut allowance, &mut heard, &mut met) => ended,
-                () = superseded(&knocks, link) => Err(Loss {
+                () = superseded(knocks.as_mut(), link) => Err(Loss {
                     reason: "the agent is there anew".to_owned(),
                     silent: true,
                     knocked: true,

@@ -19,6 +19,8 @@ use crate::KNOCK_PORT;
 
 /// Pause after an accept that failed (EMFILE and its kin pass).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Pause after a try to listen where another process does.
+const LISTEN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Where an agent knocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,49 +50,75 @@ impl KnockTarget {
 }
 
 /// Waits for knocks; its socket file goes when it is dropped.
+///
+/// Only one process can: another one that asks the same guest may be first (`rum ports` without a
+/// `rum up`, for some seconds). So it is tried again.
 #[derive(Debug)]
 pub struct Knocks {
-    listener: UnixListener,
+    listener: Option<UnixListener>,
     path: PathBuf,
     gate: Gate,
+    warned: bool,
 }
 
 impl Endpoint {
-    /// A listener for the knocks of the agent behind this endpoint; `None` where none can
-    /// arrive (the others are polled). Call it inside a tokio runtime.
-    ///
-    /// # Errors
-    /// As [`super::ListenAddr::bind`] of a Unix socket.
-    pub fn knock_listener(&self) -> io::Result<Option<Knocks>> {
+    /// What hears the knocks of the agent behind this endpoint; `None` where none can arrive
+    /// (the others are polled).
+    pub fn knocks(&self) -> Option<Knocks> {
         let Self::Connect { socket, gate } = self else {
-            return Ok(None);
+            return None;
         };
         let mut path = OsString::from(socket);
         path.push(format!("_{KNOCK_PORT}"));
-        let path = PathBuf::from(path);
-        let listener = bind_unix(&path)?;
-        let gate = gate.clone();
-        Ok(Some(Knocks {
-            listener,
-            path,
-            gate,
-        }))
+        Some(Knocks {
+            listener: None,
+            path: PathBuf::from(path),
+            gate: gate.clone(),
+            warned: false,
+        })
     }
 }
 
 impl Knocks {
+    /// Begins to listen, unless it does. Call it inside a tokio runtime. False if it cannot now, which is
+    /// logged once.
+    pub fn listen(&mut self) -> bool {
+        if self.listener.is_none() {
+            match bind_unix(&self.path) {
+                Ok(listener) => self.listener = Some(listener),
+                Err(error) if !std::mem::replace(&mut self.warned, true) => {
+                    tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
+                }
+                Err(_) => {}
+            }
+        }
+        self.listener.is_some()
+    }
+
     /// Completes with the next knock, or another sign of life (see [`Gate`]), which opens the
     /// gate. Cancel-safe.
     pub async fn next(&mut self) {
+        let gate = self.gate.clone();
         tokio::select! {
-            () = self.gate.sign_of_life() => self.gate.heard(),
+            () = gate.sign_of_life() => gate.heard(),
             () = self.knock() => {}
         }
     }
 
     /// Completes with the next knock, which opens the gate. Cancel-safe.
-    pub async fn knock(&self) {
-        while let Err(error) = self.listener.accept().await {
+    pub async fn knock(&mut self) {
+        loop {
+            self.listen();
+            let error = match &self.listener {
+                None => {
+                    tokio::time::sleep(LISTEN_PAUSE).await;
+                    continue;
+                }
+                Some(listener) => match listener.accept().await {
+                    Ok(_) => break,
+                    Err(error) => error,
+                },
+            };
             tracing::debug!(%error, "a knock could not be accepted");
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
@@ -101,13 +129,18 @@ impl Knocks {
     /// would count for a guest that boots later. Bounded, so that a guest that never stops
     /// knocking cannot hold the host here.
     pub fn clear(&mut self) {
-        // Not through tokio, which asks the kernel only after it was told of a readiness.
-        (0..=super::BACKLOG).find(|_| rustix::net::accept(&self.listener).is_err());
+        if let Some(listener) = &self.listener {
+            // Not through tokio, which asks the kernel only after it was told of a readiness.
+            (0..=super::BACKLOG).find(|_| rustix::net::accept(listener).is_err());
+        }
     }
 }
 
 impl Drop for Knocks {
     fn drop(&mut self) {
+        if self.listener.is_none() {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(%error, path = %self.path.display(), "knock socket not removed");
         }

@@ -202,7 +202,8 @@ async fn cleared_knocks_wake_nobody() {
     let socket = dir.path().join("v.sock");
     let path = dir.path().join("v.sock_2224");
     let endpoint = Endpoint::connect(socket);
-    let mut knocks = endpoint.knock_listener().unwrap().unwrap();
+    let mut knocks = endpoint.knocks().unwrap();
+    assert!(knocks.listen());
     let target = KnockTarget::Unix(path.clone());
     target.knock().await.unwrap();
     tokio::time::timeout(PATIENCE, knocks.next()).await.unwrap();
@@ -217,12 +218,30 @@ async fn cleared_knocks_wake_nobody() {
     drop(knocks);
     assert!(!path.exists());
     target.knock().await.unwrap_err();
-    assert!(
-        Endpoint::Vsock { cid: 3 }
-            .knock_listener()
-            .unwrap()
-            .is_none()
-    );
+    assert!(Endpoint::Vsock { cid: 3 }.knocks().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_listen_for_knocks_tries_again() {
+    let dir = TempDir::new().unwrap();
+    let endpoint = Endpoint::connect(dir.path().join("v.sock"));
+    let path = dir.path().join("v.sock_2224");
+    let [mut first, mut second] = [(); 2].map(|()| endpoint.knocks().unwrap());
+    assert!(first.listen());
+    assert!(!second.listen());
+    let mut heard = Box::pin(second.knock());
+    assert!(futures_poll(heard.as_mut()).await.is_pending());
+    drop(first);
+    let target = KnockTarget::Unix(path.clone());
+    let knocking = async {
+        while target.knock().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::join!(heard, knocking);
+    // Who does not listen removes nobody's file.
+    drop(endpoint.knocks());
+    assert!(path.exists());
 }
 
 /// One poll of `future`, without a waker that matters.
@@ -278,7 +297,8 @@ async fn nothing_moves_while_the_guest_may_be_away() {
     let device = UnixListener::bind(&socket).unwrap();
     let endpoint = Endpoint::connect(&socket);
     let gate = endpoint.gate().unwrap().clone();
-    let mut knocks = endpoint.knock_listener().unwrap().unwrap();
+    let mut knocks = endpoint.knocks().unwrap();
+    assert!(knocks.listen());
     let (mut rpc, mut rpc_device) = gated(&endpoint, &device, Service::Rpc).await;
     let (mut channel, mut channel_device) = gated(&endpoint, &device, Service::Channel).await;
 

@@ -2,7 +2,8 @@
 //!
 //!     chaos [--minutes N]    both kinds of guest, each with one host side and one random seed for
 //!                            the whole time, beside short runs in which the host side dies, too;
-//!                            prints the figures. Default: 1 minute
+//!                            prints the figures. Default: 1 minute. With `CHAOS_KIND`: only one
+//!                            host side of that kind
 //!
 //! With `CHAOS_SEED` and `CHAOS_STEPS`, or with `CHAOS_REPLAY`, it runs exactly those steps once, with
 //! `CHAOS_KIND`, which is `namespace` or `connect`. Needs root.
@@ -51,7 +52,7 @@ fn kind() -> Result<Kind, String> {
 fn replay(words: &str) -> Result<(), String> {
     let steps: Result<Vec<Step>, String> = words.split_whitespace().map(str::parse).collect();
     let report = run_list(kind()?, &steps?, DEADLINE, "CHAOS_REPLAY")?;
-    println!("{report}");
+    println!("{}{report}", report.late());
     Ok(())
 }
 
@@ -62,12 +63,15 @@ fn again(seed: &str) -> Result<(), String> {
     };
     let count = number(&var("CHAOS_STEPS").unwrap_or("160".to_owned()))?;
     let report = run_seed(kind()?, number(seed)?, count as usize, DEADLINE)?;
-    println!("{report}");
+    println!("{}{report}", report.late());
     Ok(())
 }
 
 fn soak(minutes: u64) -> Result<(), String> {
     let until = Instant::now() + Duration::from_secs(minutes * 60);
+    if var("CHAOS_KIND").is_some() {
+        return long(kind()?, until);
+    }
     thread::scope(|scope| {
         let long = |kind: Kind| move || long(kind, until);
         let all = [
