@@ -14,9 +14,13 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::{TcpStream, tcp};
 
 /// Bytes of a buffer. With 64 KiB one stream gets two thirds of what it gets with this, since each
 /// turn costs a wake-up; 512 KiB no longer fits into a processor's cache and gains nothing.
@@ -98,16 +102,48 @@ pub(super) async fn read_some(
     reader: &mut (impl AsyncRead + Unpin),
     gap: usize,
 ) -> io::Result<Buffer> {
-    std::future::poll_fn(|cx| {
-        let mut buffer = Buffer::take(&USED);
-        buffer.bytes.resize(gap, 0);
-        let read = match pin!(reader.read_buf(&mut buffer.bytes)).poll(cx) {
-            Poll::Ready(read) => read,
-            Poll::Pending => return Poll::Pending,
-        };
-        Poll::Ready(read.map(|_| buffer))
-    })
-    .await
+    std::future::poll_fn(|cx| poll_some(cx, reader, gap)).await
+}
+
+/// One poll of [`read_some`].
+fn poll_some(
+    cx: &mut Context<'_>,
+    reader: &mut (impl AsyncRead + Unpin),
+    gap: usize,
+) -> Poll<io::Result<Buffer>> {
+    let mut buffer = Buffer::take(&USED);
+    buffer.bytes.resize(gap, 0);
+    let read = pin!(reader.read_buf(&mut buffer.bytes)).poll(cx);
+    read.map_ok(|_| buffer)
+}
+
+/// One poll of [`read_some`] of a TCP socket. A read ends before an urgent byte (tcp(7)), which tokio,
+/// as after every short read, takes to mean that there is nothing more: no event would follow.
+pub(super) fn poll_tcp(
+    cx: &mut Context<'_>,
+    tcp: &mut tcp::ReadHalf<'_>,
+    gap: usize,
+) -> Poll<io::Result<Buffer>> {
+    let read = poll_some(cx, tcp, gap);
+    let tcp: &TcpStream = (*tcp).as_ref();
+    if read.is_ready() || !is_at_mark(tcp) {
+        return read;
+    }
+    let mut buffer = Buffer::take(&USED);
+    buffer.bytes.resize(gap, 0);
+    match rustix::io::read(tcp, spare_capacity(&mut buffer.bytes)) {
+        Err(Errno::AGAIN) => Poll::Pending,
+        read => Poll::Ready(read.map(|_| buffer).map_err(Into::into)),
+    }
+}
+
+/// Whether the next byte of the stream is an urgent one (sockatmark(3)).
+fn is_at_mark(tcp: &TcpStream) -> bool {
+    /// linux/sockios.h.
+    const SIOCATMARK: Opcode = 0x8905;
+    // SAFETY: this request writes an int (tcp_ioctl, net/ipv4/tcp.c).
+    let at_mark = unsafe { ioctl(tcp, Getter::<SIOCATMARK, std::ffi::c_int>::new()) };
+    at_mark == Ok(1)
 }
 
 #[cfg(test)]

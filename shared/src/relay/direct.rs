@@ -1,19 +1,30 @@
 //! The relay between two TCP sockets on one kernel: no frames, since TCP itself tells an end
 //! from a reset.
 //!
+//! A direction copies, which is the fastest for what fits into a buffer; once a buffer was full it goes
+//! through [`super::pipe`], until little arrives at once.
+//!
 //! Each direction ends on its own: an end that is read is passed on by shutting the other
 //! socket's write side down. A reset of either socket resets the other. A socket that cannot be
 //! written any more is still read to its end, so that what was under way is delivered first.
 
+use std::io::{self, ErrorKind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, tcp};
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::read_some;
+use super::buffer::{self, Buffer};
+use super::pipe::{POOL, Pipe};
 use super::{Counters, Outcome, prepare};
+
+/// Bytes read at once from which on a direction uses a pipe: as many as a buffer holds.
+const MUCH: usize = buffer::SIZE;
+/// Bytes read at once below which a direction copies again: a splice costs more than it saves.
+const FEW: usize = 32 * 1024;
 
 /// How one direction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,19 +132,21 @@ async fn pump(
     moved: &AtomicU64,
     half: &AtomicBool,
 ) -> End {
+    let mut busy = None;
     loop {
         let read = tokio::select! {
             biased;
-            read = read_some(from, 0) => read,
+            read = Load::read(from, busy.is_some()) => read,
             _ = to.ready(Interest::ERROR) => {
                 // What has arrived is delivered as far as that goes: nowhere.
                 return End::Broken;
             }
         };
-        let Ok(bytes) = read else {
+        let Ok(load) = read else {
             return End::Reset;
         };
-        if bytes.is_empty() {
+        let len = load.len();
+        if len == 0 {
             if half.swap(true, Ordering::Relaxed) {
                 // Both are read to their ends: closing them says the rest.
                 return End::Clean;
@@ -143,9 +156,54 @@ async fn pump(
                 Err(_) => End::Broken,
             };
         }
-        if to.write_all(&bytes).await.is_err() {
+        if len < FEW {
+            busy = None;
+        } else if len >= MUCH && busy.is_none() {
+            busy = Some(POOL.busy());
+        }
+        if load.write_all(to).await.is_err() {
             return End::Broken;
         }
-        moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        moved.fetch_add(len as u64, Ordering::Relaxed);
+    }
+}
+
+/// What was read and is to be written.
+enum Load {
+    Copied(Buffer),
+    Piped(Pipe),
+}
+
+impl Load {
+    /// Reads what there is, in bulk into a pipe if there is one.
+    async fn read(from: &mut tcp::ReadHalf<'_>, in_bulk: bool) -> io::Result<Self> {
+        std::future::poll_fn(|cx| {
+            if in_bulk {
+                match POOL.fill((*from).as_ref()) {
+                    Ok(Some(pipe)) => return Poll::Ready(Ok(Self::Piped(pipe))),
+                    Err(error) if error.kind() != ErrorKind::WouldBlock => {
+                        return Poll::Ready(Err(error));
+                    }
+                    // A read waits, and takes what a splice cannot.
+                    Ok(None) | Err(_) => {}
+                }
+            }
+            buffer::poll_tcp(cx, from, 0).map_ok(Self::Copied)
+        })
+        .await
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Copied(buffer) => buffer.len(),
+            Self::Piped(pipe) => pipe.len(),
+        }
+    }
+
+    async fn write_all(self, to: &mut tcp::WriteHalf<'_>) -> io::Result<()> {
+        match self {
+            Self::Copied(buffer) => to.write_all(&buffer).await,
+            Self::Piped(pipe) => pipe.write_all((*to).as_ref()).await,
+        }
     }
 }

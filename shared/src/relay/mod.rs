@@ -24,6 +24,7 @@
 
 mod buffer;
 mod direct;
+mod pipe;
 #[cfg(test)]
 mod tests;
 
@@ -41,7 +42,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, tcp};
 use tokio_util::sync::CancellationToken;
 
-use self::buffer::read_some;
+use self::buffer::{poll_tcp, read_some};
 use crate::channel::{Decoder, END, Event, LENGTH, RESET, length};
 use crate::transport::Stream;
 
@@ -120,7 +121,8 @@ async fn up<W: AsyncWrite + Unpin>(
     ends: &Ends,
 ) -> Outcome {
     loop {
-        let Ok(mut frame) = read_some(&mut tcp, LENGTH).await else {
+        let read = std::future::poll_fn(|cx| poll_tcp(cx, &mut tcp, LENGTH));
+        let Ok(mut frame) = read.await else {
             return Outcome::TcpReset;
         };
         let payload = frame.len() - LENGTH;

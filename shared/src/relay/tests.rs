@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::SendFlags;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, UnixStream};
 use tokio_util::task::AbortOnDropHandle;
@@ -60,7 +61,7 @@ impl Rig {
     }
 }
 
-async fn tcp_pair() -> (TcpStream, TcpStream) {
+pub(super) async fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
@@ -356,4 +357,98 @@ async fn what_a_listener_accepts_is_prepared_as_it_is() {
     assert!(accepted.nodelay().unwrap());
     let linger = sockopt::socket_linger(&accepted).unwrap();
     assert_eq!(linger, Some(Duration::ZERO));
+}
+
+/// Two connections with a direct relay between them: the client's end, the guest program's, and the relay.
+async fn direct() -> (TcpStream, TcpStream, AbortOnDropHandle<Outcome>) {
+    let pair = async || {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (far.unwrap(), near.unwrap().0)
+    };
+    let (client, near) = pair().await;
+    let (far, program) = pair().await;
+    prepare(&near);
+    let relay = async move {
+        relay_direct(near, far, &Counters::default(), &CancellationToken::new()).await
+    };
+    (client, program, AbortOnDropHandle::new(tokio::spawn(relay)))
+}
+
+/// More than the sockets hold, so that reads find full buffers and pipes are used.
+const BULK: usize = 32 * MEGA;
+
+#[tokio::test]
+async fn bulk_arrives_both_ways_and_ends_on_each() {
+    let (mut client, mut program, relay) = direct().await;
+    let (mut client_in, mut client_out) = client.split();
+    let (mut program_in, mut program_out) = program.split();
+    tokio::join!(
+        send(&mut client_out, BULK),
+        send(&mut program_out, BULK),
+        check(&mut program_in, BULK),
+        check(&mut client_in, BULK),
+    );
+    assert_eq!(relay.await.unwrap(), Outcome::Finished);
+}
+
+#[tokio::test]
+async fn urgent_data_in_bulk_stops_nothing() {
+    let (mut client, mut program, _relay) = direct().await;
+    let pattern: Vec<u8> = (0..BULK).map(|n| (n % 251) as u8).collect();
+    let sending = async {
+        for part in pattern.chunks(BULK / 4) {
+            client.write_all(part).await.unwrap();
+            // Not in the stream, but in its way.
+            let urgent = || Ok(rustix::net::send(&client, b"!", SendFlags::OOB)?);
+            client.async_io(Interest::WRITABLE, urgent).await.unwrap();
+        }
+        client.shutdown().await.unwrap();
+    };
+    let checking = check(&mut program, BULK);
+    tokio::time::timeout(PATIENCE, async { tokio::join!(sending, checking) })
+        .await
+        .unwrap();
+}
+
+/// Framed or not: a read ends before the urgent byte, and nothing else tells that there is more.
+#[tokio::test]
+async fn what_follows_urgent_data_need_not_wait_for_more() {
+    let (client, program, _relay) = direct().await;
+    let (asks, answers) = Rig::two().await;
+    for (from, mut to) in [(&client, program), (&asks.tcp, answers.tcp)] {
+        // The relay does not run before all of it is there.
+        from.try_write(b"abc").unwrap();
+        rustix::net::send(from, b"!", SendFlags::OOB).unwrap();
+        from.try_write(b"def").unwrap();
+        let mut read = [0; 6];
+        let reading = tokio::time::timeout(PATIENCE, to.read_exact(&mut read));
+        reading.await.unwrap().unwrap();
+        assert_eq!(&read, b"abcdef");
+    }
+}
+
+#[tokio::test]
+async fn a_reset_amid_bulk_is_a_reset_on_the_other_side() {
+    for client_resets in [true, false] {
+        let (client, program, relay) = direct().await;
+        let (mut sender, mut reader) = match client_resets {
+            true => (client, program),
+            false => (program, client),
+        };
+        let mut half = vec![0; BULK / 2];
+        tokio::select! {
+            () = send(&mut sender, BULK) => panic!("nobody reads the rest"),
+            read = reader.read_exact(&mut half) => drop(read.unwrap()),
+        }
+        reset(sender);
+        // What was under way is delivered first.
+        read_to_reset(&mut reader).await;
+        let outcome = match client_resets {
+            true => Outcome::TcpReset,
+            false => Outcome::ChannelReset,
+        };
+        assert_eq!(relay.await.unwrap(), outcome);
+    }
 }
