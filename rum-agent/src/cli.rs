@@ -52,6 +52,11 @@ pub struct Args {
     #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
     pub notified: Option<i32>,
 
+    /// The inherited file to say in of which ports there should be word
+    #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
+    #[arg(requires = "notified")]
+    pub wanted: Option<i32>,
+
     /// Where to say that the agent is ready: `auto` (the host, over vsock), `off` or `unix:PATH`
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     pub knock: Knock,
@@ -114,6 +119,7 @@ impl From<Args> for Config {
             source: args.source,
             hint: args.hint,
             notified: args.notified,
+            wanted: args.wanted,
             knock,
             allow_cid: args.allow_cid,
             hand_over: args.hand_over,

@@ -24,7 +24,7 @@ use self::poll::{FAST, Poll, SAFETY};
 use crate::chain;
 use crate::kernel::{
     destroy::{Destroy, DestroyEvents},
-    notified::{Notified, Told},
+    notified::{Notified, Told, Wanted},
     tracepoint::{Hint, Tracepoint, TracepointError},
 };
 
@@ -113,6 +113,7 @@ pub struct Wake {
 pub struct Hints {
     tracepoint: Option<Tracepoint>,
     notified: Option<Notified>,
+    wanted: Option<Wanted>,
     destroy: Option<DestroyEvents>,
     poll: Option<Poll>,
     other: Option<mpsc::Receiver<Hint>>,
@@ -121,11 +122,16 @@ pub struct Hints {
 impl Hints {
     /// Opens the best rung of the ladder that can be had, or the one that is `forced`. Why a
     /// better one was not to be had is logged. `notified` is the pipe of the guest's first
-    /// process, which has it only where it knows that there is no tracepoint.
+    /// process, which has it only where it knows that there is no tracepoint; in `wanted` it is
+    /// told the range.
     ///
     /// # Errors
     /// Why the rung cannot be used, only where it is forced.
-    pub fn open(forced: Option<HintKind>, notified: Option<OwnedFd>) -> Result<Self, HintError> {
+    pub fn open(
+        forced: Option<HintKind>,
+        notified: Option<OwnedFd>,
+        wanted: Option<OwnedFd>,
+    ) -> Result<Self, HintError> {
         let mut hints = Self::default();
         if forced == Some(HintKind::None) {
             return Ok(hints);
@@ -133,6 +139,7 @@ impl Hints {
         if forced.is_none() || forced == Some(HintKind::Seccomp) {
             let open = |pipe| Notified::open(pipe).map_err(|e| warn!("no notifications: {e}"));
             hints.notified = notified.and_then(|pipe| open(pipe).ok());
+            hints.wanted = wanted.map(Wanted::from);
         }
         if forced == Some(HintKind::Seccomp) && hints.notified.is_none() {
             return Err(HintError::Seccomp);
@@ -184,7 +191,8 @@ impl Hints {
         let (min, max) = (range.min(), range.max());
         let tracepoint = self.tracepoint.as_mut().map(|t| t.set_range(min, max));
         let destroy = self.destroy.as_mut().map(|d| d.set_range(min, max));
-        for result in [tracepoint, destroy].into_iter().flatten() {
+        let wanted = self.wanted.as_ref().map(|w| w.set(range));
+        for result in [tracepoint, destroy, wanted].into_iter().flatten() {
             if let Err(error) = result {
                 warn!("kernel events could not be limited to {range}: {error}");
             }

@@ -55,6 +55,8 @@ pub struct Config {
     pub hint: Option<HintKind>,
     /// The inherited pipe on which the guest's first process tells of `listen()`, if it does.
     pub notified: Option<i32>,
+    /// The inherited file in which to tell that process the ports that are wanted.
+    pub wanted: Option<i32>,
     /// Where to knock while nobody has a stream.
     pub knock: Option<KnockTarget>,
     /// vsock peers that are served beside the host (CID 2). CID 1 is this machine itself.
@@ -100,11 +102,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     let rpc = bind(&config.rpc)?;
     let channel = bind(&config.channel)?;
     let source = Source::open(config.source).map_err(AgentError::Source)?;
-    // SAFETY: inherited for this; the command line names it to nobody else in this process.
-    let notified = config
-        .notified
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-    let hints = Hints::open(config.hint, notified)?;
+    // SAFETY: inherited for this; the command line names them to nobody else in this process.
+    let [notified, wanted] =
+        [config.notified, config.wanted].map(|fd| fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    let hints = Hints::open(config.hint, notified, wanted)?;
     let info = Arc::new(agent_info(&source, &hints));
     info!(source = info.source, hint = info.hint, "watching");
 

@@ -218,8 +218,10 @@ impl Watcher {
                 () = until(names_at) => self.names.look_up(),
                 range = next_hull(&mut hull) => {
                     self.hints.set_range(range);
-                    // What happened outside the old filter was not hinted.
+                    // What happened outside the old filter was not hinted, nor what is about to
+                    // happen that was let go on before.
                     self.due.all = true;
+                    self.again.expect(0);
                 }
             }
         }

@@ -2,25 +2,33 @@
 //! kernel asks before each `listen()` (seccomp user notification), passes the news on here.
 //!
 //! The way is a pipe with records of [`RECORD`] bytes. The writer never waits: what does not fit
-//! is dropped, and nothing is lost by it. A pipe that is full holds a hint which was not read yet
-//! when the dropped one came, and the dump that follows that hint answers both.
+//! is dropped, and nothing is lost by it. A pipe that was full is known by the [`FULL`] records that
+//! are read in a row, and the last of them then stands for any port. The way back is a file of four
+//! bytes, [`Wanted`]: of other ports there is no word.
 //!
 //! Invariants: a record is below PIPE_BUF, so it is written and read whole (pipe(7)); what is
 //! no record ends the reading. The hint comes before the `listen()` takes
 //! effect: look again.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rum_shared::range::PortRange;
+use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::net::unix::pipe::Receiver;
 
 use super::tracepoint::Hint;
 
-/// Bytes of one record: when (nanoseconds on CLOCK_MONOTONIC), which process, [`UNTOLD`] or 0;
-/// 8, 4 and 4 bytes, little-endian.
+/// Bytes of one record: when (nanoseconds on CLOCK_MONOTONIC), which process, [`UNTOLD`] or 0,
+/// which port; 8, 4, 2 and 2 bytes, little-endian.
 pub const RECORD: usize = 16;
 /// Flag of a record: a program runs whose `listen()` nobody tells of.
-pub const UNTOLD: u32 = 1;
+pub const UNTOLD: u16 = 1;
+/// Room for records that are not read yet, in bytes: as little as a pipe may have (pipe(7)). A
+/// pipe may have more.
+pub const PIPE: usize = 4096;
+/// Records of a full pipe.
+const FULL: usize = PIPE / RECORD;
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +37,8 @@ pub struct Told {
     pub at_ns: u64,
     /// The thread that calls `listen()`, in the PID namespace of the writer; 0 for none.
     pub pid: u32,
+    /// On which TCP port; 0 if that is not known.
+    pub port: u16,
     /// Whether there is a program whose `listen()` nobody tells of.
     pub untold: bool,
 }
@@ -40,7 +50,8 @@ impl Told {
         record[..8].copy_from_slice(&self.at_ns.to_le_bytes());
         record[8..12].copy_from_slice(&self.pid.to_le_bytes());
         let flags = if self.untold { UNTOLD } else { 0 };
-        record[12..].copy_from_slice(&flags.to_le_bytes());
+        record[12..14].copy_from_slice(&flags.to_le_bytes());
+        record[14..].copy_from_slice(&self.port.to_le_bytes());
         record
     }
 
@@ -50,18 +61,69 @@ impl Told {
         Self {
             at_ns: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
             pid: u32::from_le_bytes([p, q, r, s]),
-            untold: u32::from_le_bytes([t, u, v, w]) & UNTOLD != 0,
+            untold: u16::from_le_bytes([t, u]) & UNTOLD != 0,
+            port: u16::from_le_bytes([v, w]),
         }
     }
 
-    /// The hint in it. The port is unknown: `listen()` takes a descriptor.
+    /// The hint in it.
     pub fn hint(self) -> Option<Hint> {
-        let Self { at_ns, pid, .. } = self;
-        (pid != 0).then_some(Hint::Listen {
-            port: 0,
-            pid,
-            at_ns,
-        })
+        let Self {
+            at_ns, pid, port, ..
+        } = self;
+        (pid != 0).then_some(Hint::Listen { port, pid, at_ns })
+    }
+}
+
+/// Where the agent says which ports it wants to hear of: a file in memory, of which both have a
+/// descriptor. Whoever reads it while it is written may see a range that is neither.
+#[derive(Debug)]
+pub struct Wanted(OwnedFd);
+
+impl Wanted {
+    /// A new one, in which all ports are wanted.
+    ///
+    /// # Errors
+    /// Those of memfd_create(2) and write(2).
+    pub fn new() -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let this = Self(rustix::fs::memfd_create("rum-wanted", flags)?);
+        this.set(PortRange::ALL)?;
+        rustix::fs::fcntl_add_seals(&this.0, SealFlags::GROW | SealFlags::SHRINK)?;
+        Ok(this)
+    }
+
+    /// Says so.
+    ///
+    /// # Errors
+    /// Those of write(2).
+    pub fn set(&self, range: PortRange) -> io::Result<()> {
+        let [a, b] = range.min().to_le_bytes();
+        let [c, d] = range.max().to_le_bytes();
+        rustix::io::pwrite(&self.0, &[a, b, c, d], 0)?;
+        Ok(())
+    }
+
+    /// What is wanted; everything if the file makes no sense.
+    pub fn get(&self) -> PortRange {
+        let mut bytes = [0; 4];
+        // A short read leaves zeros, which are no range.
+        let _ = rustix::io::pread(&self.0, &mut bytes, 0);
+        let [a, b, c, d] = bytes;
+        let (min, max) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
+        PortRange::new(min, max).unwrap_or(PortRange::ALL)
+    }
+}
+
+impl From<OwnedFd> for Wanted {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsFd for Wanted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -69,6 +131,8 @@ impl Told {
 #[derive(Debug)]
 pub struct Notified {
     pipe: Receiver,
+    /// Records that were read since the pipe was empty, modulo [`FULL`].
+    in_a_row: usize,
     /// The writer is gone, or wrote what is no record.
     ended: bool,
 }
@@ -80,8 +144,11 @@ impl Notified {
     /// It is not the reading end of a pipe.
     pub fn open(pipe: OwnedFd) -> io::Result<Self> {
         let pipe = Receiver::from_owned_fd(pipe)?;
-        let ended = false;
-        Ok(Self { pipe, ended })
+        Ok(Self {
+            pipe,
+            in_a_row: 0,
+            ended: false,
+        })
     }
 
     /// Waits for the next record; for ever once the writer is gone. Cancel-safe.
@@ -101,8 +168,16 @@ impl Notified {
         let mut record = [0; RECORD];
         match self.pipe.try_read(&mut record) {
             _ if self.ended => {}
-            Ok(RECORD) => return Some(Told::from_bytes(record)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(RECORD) => {
+                let mut told = Told::from_bytes(record);
+                self.in_a_row = (self.in_a_row + 1) % FULL;
+                if self.in_a_row == 0 {
+                    // Of what was dropped meanwhile there is no other word.
+                    told.port = 0;
+                }
+                return Some(told);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.in_a_row = 0,
             _ => self.ended = true,
         }
         None
@@ -112,6 +187,8 @@ impl Notified {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use rustix::pipe::{PipeFlags, fcntl_setpipe_size};
 
     use super::*;
 
@@ -123,6 +200,7 @@ mod tests {
         let told = |pid, untold| Told {
             at_ns: u64::MAX - 3,
             pid,
+            port: 65534,
             untold,
         };
         for told in [told(7, false), told(0, true)] {
@@ -130,7 +208,7 @@ mod tests {
             assert_eq!(notified.next().await, told);
         }
         assert_eq!(told(0, true).hint(), None);
-        let (port, pid, at_ns) = (0, 7, u64::MAX - 3);
+        let (port, pid, at_ns) = (65534, 7, u64::MAX - 3);
         assert_eq!(
             told(7, false).hint(),
             Some(Hint::Listen { port, pid, at_ns })
@@ -141,5 +219,48 @@ mod tests {
             told = notified.next() => panic!("{told:?} out of nothing"),
             () = tokio::time::sleep(std::time::Duration::from_millis(1)) => {}
         }
+    }
+
+    #[tokio::test]
+    async fn after_a_full_pipe_a_record_stands_for_any_port() {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).unwrap();
+        fcntl_setpipe_size(&write, PIPE).unwrap();
+        let record = Told {
+            at_ns: 1,
+            pid: 1,
+            port: 80,
+            untold: false,
+        };
+        let fill = || while rustix::io::write(&write, &record.to_bytes()).is_ok() {};
+        let mut notified = Notified::open(read).unwrap();
+        for _ in 0..3 {
+            fill();
+            // It need not be empty in between.
+            notified.next().await;
+            fill();
+            let mut ports = Vec::new();
+            while let Some(told) = notified.try_next() {
+                ports.push(told.port);
+            }
+            assert!(ports.contains(&0), "{ports:?}");
+        }
+        rustix::io::write(&write, &record.to_bytes()).unwrap();
+        assert_eq!(notified.next().await.port, 80);
+    }
+
+    #[test]
+    fn a_range_comes_through_and_nonsense_is_everything() {
+        let here = Wanted::new().unwrap();
+        assert_eq!(here.get(), PortRange::ALL);
+        let there = Wanted::from(here.as_fd().try_clone_to_owned().unwrap());
+        let range = PortRange::new(258, 65280).unwrap();
+        there.set(range).unwrap();
+        assert_eq!(here.get(), range);
+        rustix::io::pwrite(&there.0, &[9, 0, 8, 0], 0).unwrap();
+        assert_eq!(here.get(), PortRange::ALL);
+        assert!(rustix::io::pwrite(&there.0, &[0], 4).is_err(), "it grew");
+        assert!(rustix::fs::ftruncate(&there.0, 0).is_err(), "it shrank");
+        let (pipe, _) = rustix::pipe::pipe().unwrap();
+        assert_eq!(Wanted::from(pipe).get(), PortRange::ALL);
     }
 }

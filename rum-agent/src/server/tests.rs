@@ -22,6 +22,7 @@ fn config(dir: &Path) -> Config {
         source: None,
         hint: None,
         notified: None,
+        wanted: None,
         knock: None,
         allow_cid: vec![],
         hand_over: false,

@@ -15,14 +15,18 @@
 //!   ◄─────────────────── READY
 //!   fork, filter, listener ───►  held
 //!   ◄──────────────────── HELD
-//!   exec … listen() … asks ───►  answer, hint ─────pipe──►  dump, look again
+//!   exec … listen() … asks ───►  which port? answer, hint ─pipe─►  dump, look again
+//!                                wanted?  ◄──────────memfd───────  range
 //! ```
 //!
 //! # Invariants
 //! - A filter whose descriptor is not held here never gets to run a program: without `HELD` the
 //!   child ends and enter starts the program anew, without a filter.
-//! - A `listen()` waits for one turn of a thread that does nothing else: it polls, reads, answers,
-//!   and writes 16 bytes without waiting. One filter cannot delay another.
+//! - A `listen()` waits for one turn of a thread that does nothing else: it polls, reads, looks at the
+//!   socket ([`super::asked`]), answers, and writes 16 bytes without waiting. One filter cannot
+//!   delay another.
+//! - The range that the agent wants to hear of is read after the answer: of what was let go on when
+//!   the agent widened it, either the holder tells or the looks show that follow a wider range.
 //! - Whoever connects and passes no filter is a program that nobody tells of: the agent then polls
 //!   fast. So a program of the guest gains nothing by calling here: it can make the agent poll, or
 //!   use up the [`MAX_FILTERS`] places, which makes it poll too.
@@ -37,7 +41,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rum_agent::kernel::notified::Told;
+use rum_agent::kernel::notified::{PIPE, Told, Wanted};
+use rum_shared::range::PortRange;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -47,6 +52,7 @@ use rustix::net::{
 };
 use rustix::pipe::PipeFlags;
 
+use super::asked::Looker;
 use super::seccomp::{self, Listener};
 
 /// Name of the holder's socket, in the abstract namespace (unix(7)) of the guest's network.
@@ -59,8 +65,6 @@ pub const MAX_FILTERS: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After an accept that failed for want of something, descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Room for hints that the agent has not read, in bytes: 256 of them, as little as a pipe may have.
-const PIPE: usize = 4096;
 /// Stack of a holder's thread, in bytes: the loop is shallow.
 const STACK: usize = 128 * 1024;
 
@@ -101,6 +105,8 @@ fn socket() -> io::Result<OwnedFd> {
 pub struct Holder {
     /// To the agent; both ends, so that it outlives each agent.
     pipe: (OwnedFd, OwnedFd),
+    /// From the agent.
+    wanted: Wanted,
     held: AtomicUsize,
     untold: AtomicBool,
 }
@@ -113,6 +119,7 @@ impl Holder {
         let _ = rustix::pipe::fcntl_setpipe_size(&pipe.1, PIPE);
         let holder = Arc::new(Self {
             pipe,
+            wanted: Wanted::new()?,
             held: AtomicUsize::new(0),
             untold: AtomicBool::new(false),
         });
@@ -124,15 +131,17 @@ impl Holder {
         Ok(holder)
     }
 
-    /// The end of the pipe for an agent that starts now.
-    pub fn pipe(&self) -> BorrowedFd<'_> {
-        self.pipe.0.as_fd()
+    /// For an agent that starts now: the end of the pipe, and where to say what it wants. Until it
+    /// does, that is everything. No other agent may be running.
+    pub fn for_agent(&self) -> [BorrowedFd<'_>; 2] {
+        let _ = self.wanted.set(PortRange::ALL);
+        [self.pipe.0.as_fd(), self.wanted.as_fd()]
     }
 
     /// Tells an agent that starts now what it missed.
     pub fn repeat(&self) {
         if self.untold.load(Ordering::Relaxed) {
-            self.tell(0, monotonic_ns());
+            self.tell(0, 0, monotonic_ns());
         }
     }
 
@@ -157,14 +166,15 @@ impl Holder {
 
     fn program_is_untold(&self) {
         self.untold.store(true, Ordering::Relaxed);
-        self.tell(0, monotonic_ns());
+        self.tell(0, 0, monotonic_ns());
     }
 
     /// Writes a record, unless the pipe is full: see [`rum_agent::kernel::notified`].
-    fn tell(&self, pid: u32, at_ns: u64) {
+    fn tell(&self, pid: u32, port: u16, at_ns: u64) {
         let told = Told {
             at_ns,
             pid,
+            port,
             untold: self.untold.load(Ordering::Relaxed),
         };
         let _ = rustix::io::write(&self.pipe.1, &told.to_bytes());
@@ -203,6 +213,7 @@ impl Place {
         // Who does not hear it ends, and the listener hangs up.
         let _ = rustix::net::send(&peer, &[HELD], SendFlags::NOSIGNAL);
         drop(peer);
+        let mut looker = Looker::default();
         loop {
             let mut fds = [PollFd::new(&listener, PollFlags::IN)];
             match poll(&mut fds, None) {
@@ -217,8 +228,13 @@ impl Place {
                 Ok(Some(call)) => {
                     // The time before the answer: afterwards the program may listen already.
                     let at_ns = monotonic_ns();
+                    let port = looker.port(&call);
                     listener.answer(call);
-                    self.0.tell(call.pid, at_ns);
+                    if let Some(port) = port
+                        && (port == 0 || self.0.wanted.get().contains(port))
+                    {
+                        self.0.tell(call.pid, port, at_ns);
+                    }
                 }
                 Ok(None) => {}
                 Err(_) => return,

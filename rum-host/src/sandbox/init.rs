@@ -250,15 +250,16 @@ fn start_agent(args: &[OsString], holder: Option<&Holder>) -> Result<Agent, Fail
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    let pipe = holder.map(|holder| holder.pipe().as_raw_fd());
-    if let Some(pipe) = pipe {
+    let fds = holder.map(|holder| holder.for_agent().map(|fd| fd.as_raw_fd()));
+    if let Some([pipe, wanted]) = fds {
         command.arg("--notified").arg(pipe.to_string());
+        command.arg("--wanted").arg(wanted.to_string());
     }
     let prepare = move || {
-        if let Some(pipe) = pipe {
+        for fd in fds.into_iter().flatten() {
             // SAFETY: the child has what was open at the fork, and the holder never closes it.
-            let pipe = unsafe { BorrowedFd::borrow_raw(pipe) };
-            rustix::io::fcntl_setfd(pipe, FdFlags::empty())?;
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
         Ok(SigSet::empty().thread_set_mask()?)
     };

@@ -40,6 +40,7 @@ use std::ffi::{CStr, OsString};
 use std::fmt;
 use std::process::ExitCode;
 
+mod asked;
 pub mod enter;
 pub mod holder;
 mod init;

@@ -34,6 +34,8 @@ pub struct Call {
     id: u64,
     /// The thread that calls, in our PID namespace; 0 if that does not show it.
     pub pid: u32,
+    /// The descriptor it wants to listen on.
+    pub fd: i32,
 }
 
 /// What the kernel asks through. It may be passed on as a descriptor.
@@ -144,8 +146,12 @@ impl Listener {
             )
         };
         if done == 0 {
-            let (id, pid) = (call.id, call.pid);
-            return Ok(Some(Call { id, pid }));
+            return Ok(Some(Call {
+                id: call.id,
+                pid: call.pid,
+                // As the kernel does (listen(2) takes an int).
+                fd: call.data.args[0] as i32,
+            }));
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {

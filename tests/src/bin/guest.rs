@@ -153,6 +153,17 @@ fn obey(
                 other => Err(format!("it is served: {other:?}").into()),
             }
         }
+        // For which there is no TCP port.
+        ["misuse", what] => {
+            let fd = match what {
+                "unix" => rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?,
+                _ => rustix::pipe::pipe()?.1,
+            };
+            match rustix::net::listen(&fd, 1) {
+                Err(_) => Ok(monotonic_ns()),
+                Ok(()) => Err("it listens".into()),
+            }
+        }
         ["bind", addr] => {
             let addr = addr.parse()?;
             let fd = open("bind", addr)?;
@@ -202,7 +213,8 @@ fn obey(
             Ok(ns)
         }
         [
-            kind @ ("listen" | "v6only" | "mptcp" | "uring" | "i386" | "twin"),
+            kind @ ("listen" | "v6only" | "mptcp" | "unbound" | "thread" | "uring" | "i386"
+            | "twin"),
             addr,
             mode,
         ] => {
@@ -240,9 +252,15 @@ fn open(kind: &str, addr: SocketAddr) -> Result<OwnedFd, Box<dyn std::error::Err
     if family == AddressFamily::INET6 {
         sockopt::set_ipv6_v6only(&fd, kind == "v6only")?;
     }
-    rustix::net::bind(&fd, &addr)?;
+    if kind != "unbound" {
+        rustix::net::bind(&fd, &addr)?;
+    }
     match kind {
         "bind" => {}
+        "thread" => std::thread::scope(|scope| {
+            let listen = scope.spawn(|| rustix::net::listen(&fd, 1024));
+            listen.join().expect("it cannot panic")
+        })?,
         "uring" => listen_by_io_uring(&fd)?,
         "i386" => listen_of_i386(&fd)?,
         _ => rustix::net::listen(&fd, 1024)?,

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use rum_agent::kernel::notified::{Notified, Told};
+use rum_agent::kernel::notified::{Notified, Told, Wanted};
 use rum_host::sandbox::holder::{self, Door, Holder, MAX_FILTERS};
 use rum_host::sandbox::seccomp;
 use rum_tests::rum::binary;
@@ -36,13 +36,15 @@ fn end(mut program: Child) {
     program.wait().unwrap();
 }
 
-/// A holder, and what it tells.
-fn hold() -> (Door, Notified) {
+/// A holder, what it tells, and where it is told of what.
+fn hold() -> (Door, Notified, Wanted) {
     let door = Door::new().unwrap();
     assert!(holder::find().is_none(), "nobody listens yet");
     let holder = Holder::start(&door).unwrap();
-    let notified = Notified::open(holder.pipe().try_clone_to_owned().unwrap()).unwrap();
-    (door, notified)
+    let [pipe, wanted] = holder
+        .for_agent()
+        .map(|fd| fd.try_clone_to_owned().unwrap());
+    (door, Notified::open(pipe).unwrap(), Wanted::from(wanted))
 }
 
 fn enlisted() -> Child {
@@ -62,14 +64,15 @@ fn on_one_thread(body: impl Future<Output = ()>) {
 fn a_held_listen_succeeds_and_is_told_with_its_process() {
     alone_in_netns(|| {
         on_one_thread(async {
-            let (_door, mut notified) = hold();
+            let (_door, mut notified, _) = hold();
             let mut first = enlisted();
             let mut second = enlisted();
             for (port, program) in [(1, &mut first), (2, &mut second)] {
                 let answer = ask(program, &format!("listen 127.0.0.1:{port} hello"));
                 assert!(answer.starts_with("ok "), "{answer}");
                 let told = notified.next().await;
-                assert_eq!((told.pid, told.untold), (program.id(), false));
+                assert_eq!((told.pid, told.port), (program.id(), port));
+                assert!(!told.untold);
                 let told_at: u64 = answer[3..].trim().parse().unwrap();
                 assert!(told.at_ns <= told_at, "told after the fact");
             }
@@ -80,9 +83,67 @@ fn a_held_listen_succeeds_and_is_told_with_its_process() {
             assert!(answer.starts_with("ok "), "{answer}");
             let told = notified.next().await;
             assert!(![0, first.id(), second.id()].contains(&told.pid));
+            assert_eq!(told.port, 8);
             assert_eq!(notified.try_next(), None);
             end(first);
             end(second);
+        });
+    });
+}
+
+#[test]
+fn only_wanted_ports_are_told_and_those_that_may_be() {
+    alone_in_netns(|| {
+        on_one_thread(async {
+            let (_door, mut notified, wanted) = hold();
+            let mut program = enlisted();
+            let mut listen = |command: &str, port: u16| {
+                let answer = ask(&mut program, &format!("{command} [::1]:{port} silent"));
+                assert!(answer.starts_with("ok "), "{answer}");
+            };
+            wanted.set("80-90".parse().unwrap()).unwrap();
+            listen("listen", 79);
+            listen("listen", 91);
+            listen("thread", 80);
+            assert_eq!(notified.next().await.port, 80);
+            listen("mptcp", 90);
+            assert_eq!(notified.next().await.port, 90);
+            // Which port it will have is for the kernel to say.
+            listen("unbound", 1);
+            assert_eq!(notified.next().await.port, 0);
+            wanted.set("93".parse().unwrap()).unwrap();
+            listen("listen", 85);
+            listen("v6only", 92);
+            listen("twin", 93);
+            assert_eq!(notified.next().await.port, 93);
+            assert_eq!(notified.try_next(), None);
+            end(program);
+        });
+    });
+}
+
+#[test]
+fn a_unix_socket_is_not_told_of() {
+    alone_in_netns(|| {
+        on_one_thread(async {
+            let (_door, mut notified, _) = hold();
+            let mut program = enlisted();
+            for what in ["unix", "pipe"] {
+                let answer = ask(&mut program, &format!("misuse {what}"));
+                assert!(answer.starts_with("ok "), "{answer}");
+            }
+            // What it is that is no socket remains unknown; also what comes while it is closed.
+            assert_eq!(notified.next().await.port, 0);
+            for port in 1.. {
+                ask(&mut program, &format!("listen 127.0.0.1:{port} hello"));
+                let told = notified.next().await.port;
+                assert!([0, port].contains(&told), "{told}");
+                if told != 0 {
+                    break;
+                }
+            }
+            assert_eq!(notified.try_next(), None);
+            end(program);
         });
     });
 }
@@ -118,7 +179,7 @@ fn only_one_is_asked() {
 fn who_passes_no_filter_is_untold() {
     alone_in_netns(|| {
         on_one_thread(async {
-            let (_door, mut notified) = hold();
+            let (_door, mut notified, _) = hold();
             let is_untold = |told: Told| assert_eq!((told.pid, told.untold), (0, true));
             // As a program that could not install it.
             drop(holder::find().unwrap());
@@ -141,7 +202,7 @@ fn who_passes_no_filter_is_untold() {
 fn places_are_bounded_and_free_again_when_nothing_runs_under_a_filter() {
     alone_in_netns(|| {
         on_one_thread(async {
-            let (_door, mut notified) = hold();
+            let (_door, mut notified, _) = hold();
             let last = enlisted();
             let waiting: Vec<_> = (1..MAX_FILTERS).map(|_| holder::find().unwrap()).collect();
             assert!(holder::find().is_none(), "one more than there are places");
