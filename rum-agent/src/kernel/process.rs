@@ -111,6 +111,10 @@ impl Search {
         let newest = newest(&dir)?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
         for numbers in [newest..u64::MAX, 0..newest] {
+            // To read on would make the kernel fill a page of entries.
+            if self.is_over() {
+                break;
+            }
             // The position in this directory is the number, after two for `.` and `..`
             // (proc_readfd_common, fs/proc/fd.c).
             rustix::fs::seek(&dir, SeekFrom::Start(numbers.start + 2))?;
