@@ -211,7 +211,6 @@ mod tests {
         let oldest = TcpListener::bind("127.0.0.1:0").unwrap();
         let fill = || rustix::io::fcntl_dupfd_cloexec(&oldest, 0).unwrap();
         let _many: Vec<_> = (0..4 * NEWEST).map(|_| fill()).collect();
-        let newest = TcpListener::bind("127.0.0.1:0").unwrap();
         let own = std::process::id();
         assert!(fs::metadata("/proc/self/fd").unwrap().len() > 4 * NEWEST);
         let dir = openat(
@@ -221,9 +220,12 @@ mod tests {
             Mode::empty(),
         );
         assert!(super::newest(&dir.unwrap()).unwrap() > 2 * NEWEST);
-        // Other tests of this process have some of the newest.
-        let found = find(&[inode(&newest)], Some(own), 2 * NEWEST as usize);
-        assert_eq!(found.len(), 1);
+        // Other tests of this process have some of the newest, or leave it an old number.
+        let soon = || {
+            let newest = TcpListener::bind("127.0.0.1:0").unwrap();
+            find(&[inode(&newest)], Some(own), 2 * NEWEST as usize).len() == 1
+        };
+        assert!((0..50).any(|_| soon()));
         let found = find(&[inode(&oldest)], Some(own), usize::MAX);
         assert_eq!(found.len(), 1);
     }
