@@ -117,6 +117,7 @@ impl Endpoint {
                     Ok(Stream::Vsock(stream))
                 }
                 Self::Connect { socket, gate } => {
+                    let _turn = gate.turn(service).await;
                     let ask_for = format!("CONNECT {}\n", service.port());
                     let stream = unix(socket, ask_for.as_bytes()).await?;
                     let mut stream = Gated::new(stream, service, gate);

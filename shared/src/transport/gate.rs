@@ -15,6 +15,10 @@
 //! What is left: what moves between a reset and the end of [`SILENCE`]. rum itself then has
 //! nothing to say, since it polls right after a heartbeat, but a client may.
 //!
+//! A device and a guest answer one `CONNECT` after the other. So that clients without number, who have
+//! waited for the guest to come back, leave room for the RPC, no more than [`MAX_CONNECTS`] channels
+//! wait for their answer at once.
+//!
 //! Invariants: a stream is closed by [`Gate`] or by its peer, never both; at most [`MAX_PARKED`]
 //! are kept.
 
@@ -28,6 +32,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::Service;
@@ -39,10 +44,24 @@ pub const SILENCE: Duration = HEARTBEAT.saturating_add(Duration::from_millis(500
 const MAX_PARKED: usize = 1024;
 /// Bytes that are read at once from a parked stream.
 const CHUNK: usize = 4096;
+/// Channels that wait for the answer to their `CONNECT` at once.
+const MAX_CONNECTS: usize = 64;
 
 /// A gate, shared by all streams to one guest.
-#[derive(Debug, Clone, Default)]
-pub struct Gate(Arc<Mutex<State>>);
+#[derive(Debug, Clone)]
+pub struct Gate {
+    state: Arc<Mutex<State>>,
+    connects: Arc<Semaphore>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            state: Arc::default(),
+            connects: Arc::new(Semaphore::new(MAX_CONNECTS)),
+        }
+    }
+}
 
 /// It is no part of where a guest is.
 impl PartialEq for Gate {
@@ -84,7 +103,17 @@ impl State {
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics half-way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `CONNECT` may be said to `service`, and until its answer is there what is returned
+    /// is to be kept.
+    pub(super) async fn turn(&self, service: Service) -> Option<OwnedSemaphorePermit> {
+        match service {
+            Service::Rpc => None,
+            // Never closed.
+            Service::Channel => self.connects.clone().acquire_owned().await.ok(),
+        }
     }
 
     /// The agent was heard: opens the gate for [`SILENCE`], and closes what is parked.

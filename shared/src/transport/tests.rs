@@ -401,3 +401,44 @@ async fn without_heartbeats_silence_says_nothing() {
     let mut write = Box::pin(host.write_all(b"x"));
     assert!(futures_poll(write.as_mut()).await.is_pending());
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_channels_that_wait_for_an_answer_leave_room_for_the_rpc() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("v.sock");
+    let device = UnixListener::bind(&socket).unwrap();
+    let endpoint = Endpoint::connect(&socket);
+    let asked = async || {
+        let mut stream = device.accept().await.unwrap().0;
+        let mut word = [0; "CONNECT 2223\n".len()];
+        stream.read_exact(&mut word).await.unwrap();
+        (stream, String::from_utf8_lossy(&word).into_owned())
+    };
+    let mut dials: Vec<_> = (0..100)
+        .map(|_| Box::pin(endpoint.dial(Service::Channel)))
+        .collect();
+    for dial in &mut dials {
+        assert!(futures_poll(dial.as_mut()).await.is_pending());
+    }
+    let mut rpc = Box::pin(endpoint.dial(Service::Rpc));
+    assert!(futures_poll(rpc.as_mut()).await.is_pending());
+    let mut unanswered = vec![];
+    let mut rpc_device = loop {
+        let (stream, word) = asked().await;
+        match word.as_str() {
+            "CONNECT 2222\n" => break stream,
+            _ => unanswered.push(stream),
+        }
+    };
+    assert_eq!(unanswered.len(), 64);
+    rpc_device.write_all(b"OK 1\n").await.unwrap();
+    rpc.await.unwrap();
+    // An answer lets the next one ask, and so does one that is given up.
+    unanswered[0].write_all(b"OK 1\n").await.unwrap();
+    dials.remove(0).await.unwrap();
+    drop(dials.remove(0));
+    for dial in &mut dials[62..64] {
+        assert!(futures_poll(dial.as_mut()).await.is_pending());
+        asked().await;
+    }
+}
