@@ -9,7 +9,8 @@ use std::sync::Arc;
 use roam::{Rx, Tx};
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
-    AgentInfo, HEARTBEAT, ListeningPortsResponse, ReadyResponse, RumAgent, WatchEvent,
+    AgentInfo, HEARTBEAT, HEARTBEAT_DEADLINE, ListeningPortsResponse, ReadyResponse, RumAgent,
+    WatchEvent,
 };
 
 use crate::hub::{Hub, MAX_SUBSCRIBERS, Subscription, Update};
@@ -67,7 +68,8 @@ impl RumAgent for Service {
 
 impl Service {
     /// Sends updates until the host takes no more. `send` waits for the host's credit; what
-    /// happens meanwhile stays in the hub.
+    /// happens meanwhile stays in the hub. A host that gives none for as long as a stream may be
+    /// silent has given it up already, and may be waiting for a knock, which a stream prevents.
     async fn stream(
         &self,
         mut subscription: Subscription,
@@ -80,8 +82,10 @@ impl Service {
                     generation: subscription.generation(),
                 },
             };
-            if let Err(error) = events.send(event).await {
-                return Err(format!("the stream broke: {error}"));
+            match tokio::time::timeout(HEARTBEAT_DEADLINE, events.send(event)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(format!("the stream broke: {error}")),
+                Err(_) => return Err("the host takes no more".to_owned()),
             }
         }
     }

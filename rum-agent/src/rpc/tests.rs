@@ -247,3 +247,19 @@ async fn a_quiet_stream_has_a_heart() {
         () = test => {}
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_which_nobody_takes_anything_ends() {
+    let mut bench = bench();
+    let session = bench.connect().await;
+    bench.listen(&[80]).await;
+    let hull = bench.service.hub.hull();
+    let (tx, _rx) = roam::channel();
+    let (_stop, stop_rx) = roam::channel();
+    let ended = session.client().watch_ports(1, 100, tx, stop_rx).await;
+    let Err(roam::RoamError::User(why)) = ended else {
+        panic!("{ended:?}");
+    };
+    assert_eq!(why, "the host takes no more");
+    assert_eq!(*hull.borrow(), None);
+}
