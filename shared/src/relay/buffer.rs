@@ -49,6 +49,13 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
+    /// One that is used, with `gap` zero bytes.
+    fn after(gap: usize) -> Self {
+        let mut buffer = Self::take(&USED);
+        buffer.bytes.resize(gap, 0);
+        buffer
+    }
+
     fn take(used: &'static AtomicUsize) -> Self {
         // What another thread takes between the two must not let this one have too many.
         if used.fetch_add(1, Relaxed) >= MANY {
@@ -111,8 +118,7 @@ fn poll_some(
     reader: &mut (impl AsyncRead + Unpin),
     gap: usize,
 ) -> Poll<io::Result<Buffer>> {
-    let mut buffer = Buffer::take(&USED);
-    buffer.bytes.resize(gap, 0);
+    let mut buffer = Buffer::after(gap);
     let read = pin!(reader.read_buf(&mut buffer.bytes)).poll(cx);
     read.map_ok(|_| buffer)
 }
@@ -129,8 +135,7 @@ pub(super) fn poll_tcp(
     if read.is_ready() || !is_at_mark(tcp) {
         return read;
     }
-    let mut buffer = Buffer::take(&USED);
-    buffer.bytes.resize(gap, 0);
+    let mut buffer = Buffer::after(gap);
     match rustix::io::read(tcp, spare_capacity(&mut buffer.bytes)) {
         Err(Errno::AGAIN) => Poll::Pending,
         read => Poll::Ready(read.map(|_| buffer).map_err(Into::into)),

@@ -61,11 +61,15 @@ impl Rig {
     }
 }
 
-pub(super) async fn tcp_pair() -> (TcpStream, TcpStream) {
+async fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
-    let (far, near) = (far.unwrap(), near.unwrap().0);
+    (far.unwrap(), near.unwrap().0)
+}
+
+pub(super) async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let (far, near) = connected().await;
     // Small, so that a test need not move much to fill them.
     for socket in [&far, &near] {
         sockopt::set_socket_recv_buffer_size(socket, 64 * 1024).unwrap();
@@ -361,14 +365,8 @@ async fn what_a_listener_accepts_is_prepared_as_it_is() {
 
 /// Two connections with a direct relay between them: the client's end, the guest program's, and the relay.
 async fn direct() -> (TcpStream, TcpStream, AbortOnDropHandle<Outcome>) {
-    let pair = async || {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (far.unwrap(), near.unwrap().0)
-    };
-    let (client, near) = pair().await;
-    let (far, program) = pair().await;
+    let (client, near) = connected().await;
+    let (far, program) = connected().await;
     prepare(&near);
     let relay = async move {
         relay_direct(near, far, &Counters::default(), &CancellationToken::new()).await
