@@ -19,6 +19,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::hints::{HintError, HintKind};
+use crate::kernel::tracepoint::ThreadName;
 use crate::server::{AgentError, Config};
 use crate::source::SourceKind;
 
@@ -56,6 +57,10 @@ pub struct Args {
     #[arg(long, value_name = "FD", hide = true, value_parser = clap::value_parser!(i32).range(3..))]
     #[arg(requires = "notified")]
     pub wanted: Option<i32>,
+
+    /// The name of the host's threads, which share this kernel and make no listener of this guest
+    #[arg(long, value_name = "COMM", hide = true)]
+    pub host_threads: Option<ThreadName>,
 
     /// Where to say that the agent is ready: `auto` (the host, over vsock), `off` or `unix:PATH`
     #[arg(long, value_name = "WHERE", default_value = "auto")]
@@ -120,6 +125,7 @@ impl From<Args> for Config {
             hint: args.hint,
             notified: args.notified,
             wanted: args.wanted,
+            host_threads: args.host_threads,
             knock,
             allow_cid: args.allow_cid,
             hand_over: args.hand_over,

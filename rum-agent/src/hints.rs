@@ -25,7 +25,7 @@ use crate::chain;
 use crate::kernel::{
     destroy::{Destroy, DestroyEvents},
     notified::{Notified, Told, Wanted},
-    tracepoint::{Hint, Tracepoint, TracepointError},
+    tracepoint::{Hint, ThreadName, Tracepoint, TracepointError},
 };
 
 pub mod poll;
@@ -123,7 +123,7 @@ impl Hints {
     /// Opens the best rung of the ladder that can be had, or the one that is `forced`. Why a
     /// better one was not to be had is logged. `notified` is the pipe of the guest's first
     /// process, which has it only where it knows that there is no tracepoint; in `wanted` it is
-    /// told the range.
+    /// told the range. What the threads of the name `except` do is left out where that can be.
     ///
     /// # Errors
     /// Why the rung cannot be used, only where it is forced.
@@ -131,6 +131,7 @@ impl Hints {
         forced: Option<HintKind>,
         notified: Option<OwnedFd>,
         wanted: Option<OwnedFd>,
+        except: Option<ThreadName>,
     ) -> Result<Self, HintError> {
         let mut hints = Self::default();
         if forced == Some(HintKind::None) {
@@ -146,7 +147,7 @@ impl Hints {
         }
         let try_tracepoint = forced.is_none() && hints.notified.is_none();
         if try_tracepoint || forced == Some(HintKind::Tracepoint) {
-            match Tracepoint::open() {
+            match Tracepoint::open(except) {
                 Ok(tracepoint) => hints.tracepoint = Some(tracepoint),
                 Err(error) if forced.is_some() => return Err(error.into()),
                 Err(error) => {

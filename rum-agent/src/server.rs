@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use crate::forward::{Forwarder, MAX_CHANNELS, MAX_REFUSED};
 use crate::hints::{HintError, HintKind, Hints};
 use crate::hub::Hub;
-use crate::kernel::DumpError;
+use crate::kernel::{DumpError, tracepoint::ThreadName};
 use crate::rpc::Service;
 use crate::source::{Source, SourceKind};
 use crate::watcher::Watcher;
@@ -57,6 +57,8 @@ pub struct Config {
     pub notified: Option<i32>,
     /// The inherited file in which to tell that process the ports that are wanted.
     pub wanted: Option<i32>,
+    /// The name of the threads of a host on the same kernel, whose listeners are none of ours.
+    pub host_threads: Option<ThreadName>,
     /// Where to knock while nobody has a stream.
     pub knock: Option<KnockTarget>,
     /// vsock peers that are served beside the host (CID 2). CID 1 is this machine itself.
@@ -105,7 +107,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     // SAFETY: inherited for this; the command line names them to nobody else in this process.
     let [notified, wanted] =
         [config.notified, config.wanted].map(|fd| fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-    let hints = Hints::open(config.hint, notified, wanted)?;
+    let hints = Hints::open(config.hint, notified, wanted, config.host_threads)?;
     let info = Arc::new(agent_info(&source, &hints));
     info!(source = info.source, hint = info.hint, "watching");
 

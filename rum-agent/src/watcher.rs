@@ -49,7 +49,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(10);
 /// Longest pause between two dumps that fail.
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// When to look after a hint from outside our PID namespace. What listens there is nearly
-/// always in another network namespace as well: the host's own forwards, for one.
+/// always in another network namespace as well: the machine's own, for one.
 const FOREIGN_AFTER: Duration = Duration::from_millis(10);
 /// When what only a request has found is folded, if it is not asked for again.
 const SELF_REPAIR: Duration = Duration::from_millis(1500);

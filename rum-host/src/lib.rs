@@ -84,12 +84,16 @@ fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     // One processor is left to the programs at both ends of the relays. On two processors a
     // single worker is also the fastest way from an event to a bound port: no hand-offs.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // No other process has threads of this name: by it the agent of a namespace guest tells our
+    // listeners from the guest's, which are on the same kernel.
+    let threads = format!("rum-{:08x}", fastrand::u32(..));
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name(&threads)
         .worker_threads(cores.saturating_sub(1).clamp(1, MAX_WORKERS))
         .enable_all()
         .build()
         .map_err(|error| RumError::new("cannot start the runtime").caused_by(error))?;
-    let outcome = runtime.block_on(up::up(args, &settings, global));
+    let outcome = runtime.block_on(up::up(args, &settings, global, &threads));
     // A thread that looks through /proc must not keep an ended rum alive.
     runtime.shutdown_background();
     outcome

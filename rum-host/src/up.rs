@@ -144,11 +144,17 @@ impl Ui {
     }
 }
 
-/// Runs `rum up`. Must be called on the process's first thread, on which helper processes rely.
+/// Runs `rum up`, whose other threads have the name `threads`. Must be called on the process's first
+/// thread, on which helper processes rely.
 ///
 /// # Errors
 /// The configuration is wrong, or the guest or the command cannot be started.
-pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Result<u8, RumError> {
+pub async fn up(
+    args: &UpArgs,
+    settings: &Settings,
+    global: &GlobalArgs,
+    threads: &str,
+) -> Result<u8, RumError> {
     let verbose = global.verbose > 1;
     let io = |action: &'static str| {
         move |error: std::io::Error| RumError::new(format!("cannot {action}")).caused_by(error)
@@ -164,7 +170,11 @@ pub async fn up(args: &UpArgs, settings: &Settings, global: &GlobalArgs) -> Resu
     };
     // Its log shares our terminal: problems only, unless more is wanted.
     let log = if verbose { "-v" } else { "-q" };
-    let mut agent_args = vec![log.to_owned(), "--hand-over".to_owned()];
+    let mut agent_args = vec![
+        log.to_owned(),
+        "--hand-over".to_owned(),
+        format!("--host-threads={threads}"),
+    ];
     if global.log_format == LogFormat::Json {
         agent_args.push("--log-json".to_owned());
     }

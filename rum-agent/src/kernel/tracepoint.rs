@@ -9,7 +9,9 @@
 //!
 //! What an event means: look now, and look again shortly. It fires before the socket is in the
 //! kernel's table, so the first dump can miss it; it fires for every network namespace of the
-//! machine; CPUs that come online later are not watched.
+//! machine, and on the way of whoever calls listen(): so the threads of a host that shares our kernel,
+//! which binds each port that we tell of, are left out by name. CPUs that come online later are not
+//! watched.
 //!
 //! Invariants: a hint carries no fact; whatever was dropped or cannot be read becomes
 //! [`Hint::Lost`]; waiting is cancel-safe, and no wake-up is lost, since readiness is cleared
@@ -20,6 +22,7 @@ use std::ffi::CString;
 use std::fs;
 use std::future::poll_fn;
 use std::io;
+use std::str::FromStr;
 use std::task::{Context, Poll};
 
 use tokio::io::Interest;
@@ -32,6 +35,23 @@ use super::{TCP_CLOSE, TCP_LISTEN};
 
 /// CPUs beyond this number are not watched; it bounds what a strange file makes us open.
 const MAX_CPUS: u32 = 4096;
+
+/// The name of threads (`/proc/PID/task/TID/comm`): 1 to 15 letters, digits, `-` and `_`, fewer than
+/// the kernel takes (TASK_COMM_LEN, include/linux/sched.h), but all that a filter can quote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThreadName(String);
+
+impl FromStr for ThreadName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        match text.len() {
+            1..16 if text.chars().all(plain) => Ok(Self(text.to_owned())),
+            _ => Err("write 1 to 15 letters, digits, `-` or `_`"),
+        }
+    }
+}
 
 /// Something may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,21 +125,25 @@ impl TracepointError {
 #[derive(Debug)]
 pub struct Tracepoint {
     event: Event,
+    except: Option<ThreadName>,
     rings: Vec<AsyncFd<PerfRing>>,
     pending: VecDeque<Hint>,
     scratch: Vec<u8>,
 }
 
 impl Tracepoint {
-    /// Opens the tracepoint, for all ports. Must be called inside a tokio runtime.
+    /// Opens the tracepoint, for all ports, and for all threads except those of one name. Must be
+    /// called inside a tokio runtime.
     ///
     /// # Errors
     /// [`TracepointError`], which says why and what would help.
-    pub fn open() -> Result<Self, TracepointError> {
+    pub fn open(except: Option<ThreadName>) -> Result<Self, TracepointError> {
         let event = tracefs::find()?;
+        let rings = open_rings(event.id, &filter(&event, 1, u16::MAX, except.as_ref()))?;
         Ok(Self {
             event,
-            rings: open_rings(&event, 1, u16::MAX)?,
+            except,
+            rings,
             pending: VecDeque::new(),
             scratch: Vec::new(),
         })
@@ -132,7 +156,8 @@ impl Tracepoint {
     /// What the system calls say; then everything is as before.
     pub fn set_range(&mut self, min: u16, max: u16) -> io::Result<()> {
         // A perf event's filter can be set only once (EEXIST), so new events take over.
-        let rings = open_rings(&self.event, min, max).map_err(|error| match error {
+        let filter = filter(&self.event, min, max, self.except.as_ref());
+        let rings = open_rings(self.event.id, &filter).map_err(|error| match error {
             TracepointError::Refused { source, .. } => source,
             other => io::Error::other(other),
         })?;
@@ -223,29 +248,29 @@ pub fn hint(event: &Event, record: Record<'_>) -> Option<Hint> {
 /// The filter for the kernel. A listener leaves LISTEN for CLOSE. A connection that comes in begins as
 /// a copy of its listener and leaves LISTEN for SYN_RECV (net/ipv4/inet_connection_sock.c,
 /// `inet_csk_clone_lock`), with MPTCP for ESTABLISHED; a busy server must not wake us.
-pub fn filter(event: &Event, min: u16, max: u16) -> String {
+pub fn filter(event: &Event, min: u16, max: u16, except: Option<&ThreadName>) -> String {
     let mptcp = if event.protocol_size > 1 {
         "||protocol==262"
     } else {
         ""
     };
+    let others = match except {
+        Some(ThreadName(name)) => format!("&&comm!=\"{name}\""),
+        None => String::new(),
+    };
     format!(
         "(newstate=={TCP_LISTEN}||(oldstate=={TCP_LISTEN}&&newstate=={TCP_CLOSE}))\
          &&(protocol==6{mptcp})\
-         &&(sport==0||(sport>={min}&&sport<={max}))"
+         &&(sport==0||(sport>={min}&&sport<={max})){others}"
     )
 }
 
 /// One ring for each CPU that is online.
-fn open_rings(
-    event: &Event,
-    min: u16,
-    max: u16,
-) -> Result<Vec<AsyncFd<PerfRing>>, TracepointError> {
-    let filter = CString::new(filter(event, min, max)).expect("the filter has no zero byte");
+fn open_rings(event: u64, filter: &str) -> Result<Vec<AsyncFd<PerfRing>>, TracepointError> {
+    let filter = CString::new(filter).expect("the filter has no zero byte");
     let mut rings = Vec::new();
     for cpu in online_cpus() {
-        let ring = privilege::open(|| PerfRing::open(event.id, cpu, &filter)).and_then(|ring| {
+        let ring = privilege::open(|| PerfRing::open(event, cpu, &filter)).and_then(|ring| {
             // SAFETY: the ring owns its descriptor, always names the same one, and closes it
             // only when it is dropped.
             Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)

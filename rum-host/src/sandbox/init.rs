@@ -221,7 +221,7 @@ fn has_tracepoint() -> bool {
         .build();
     runtime.is_ok_and(|runtime| {
         let _inside = runtime.enter();
-        Tracepoint::open().is_ok()
+        Tracepoint::open(None).is_ok()
     })
 }
 

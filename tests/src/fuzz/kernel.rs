@@ -87,6 +87,6 @@ pub fn format(data: &[u8]) {
             raw: data,
         };
         let _ = tracepoint::hint(&event, sample);
-        assert!(!tracepoint::filter(&event, 1, u16::MAX).contains('\0'));
+        assert!(!tracepoint::filter(&event, 1, u16::MAX, None).contains('\0'));
     }
 }

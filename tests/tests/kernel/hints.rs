@@ -31,6 +31,26 @@ async fn wait_for(tracepoint: &mut Tracepoint, wanted: Hint) {
     }
 }
 
+/// Waits like [`wait_for`]; neither before nor after it there is a hint of `unwanted`.
+async fn wait_for_all_but(tracepoint: &mut Tracepoint, wanted: Hint, unwanted: u16) {
+    let mut seen = false;
+    loop {
+        let hint = match seen {
+            false => Some(tracepoint.next().await),
+            true => tracepoint.try_next(),
+        };
+        let Some(mut hint) = hint else { return };
+        if let Hint::Listen { at_ns, .. } = &mut hint {
+            *at_ns = 0;
+        }
+        seen |= hint == wanted;
+        match hint {
+            Hint::Listen { port, .. } | Hint::Unlisten { port } => assert_ne!(port, unwanted),
+            Hint::Lost => panic!("hints were lost"),
+        }
+    }
+}
+
 fn listens(port: u16) -> Hint {
     let pid = std::process::id();
     let at_ns = 0;
@@ -40,7 +60,7 @@ fn listens(port: u16) -> Hint {
 #[test]
 fn listen_shutdown_and_close_are_seen() {
     in_async_netns(|| async {
-        let mut tracepoint = Tracepoint::open().unwrap();
+        let mut tracepoint = Tracepoint::open(None).unwrap();
         for mptcp in [false, true] {
             if mptcp && !std::fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
                 eprintln!("NOT TESTED: this kernel has no MPTCP");
@@ -67,7 +87,7 @@ fn listen_shutdown_and_close_are_seen() {
 #[test]
 fn listen_without_bind_is_reported_with_port_0_in_any_range() {
     in_async_netns(|| async {
-        let mut tracepoint = Tracepoint::open().unwrap();
+        let mut tracepoint = Tracepoint::open(None).unwrap();
         tracepoint.set_range(20003, 20003).unwrap();
         let unbound = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         listen(&unbound, 16).unwrap();
@@ -78,7 +98,7 @@ fn listen_without_bind_is_reported_with_port_0_in_any_range() {
 #[test]
 fn the_kernel_filters_the_range_and_the_range_can_change() {
     in_async_netns(|| async {
-        let mut tracepoint = Tracepoint::open().unwrap();
+        let mut tracepoint = Tracepoint::open(None).unwrap();
         let me = std::process::id();
         for wanted in [20004, 20005, 20004] {
             // What was in the ring before the change is kept.
@@ -103,11 +123,34 @@ fn the_kernel_filters_the_range_and_the_range_can_change() {
     });
 }
 
+/// A host on the same kernel binds each port that it is told of.
+#[test]
+fn threads_of_one_name_can_be_left_out() {
+    in_async_netns(|| async {
+        let name = "rum-test-host";
+        let mut tracepoint = Tracepoint::open(Some(name.parse().unwrap())).unwrap();
+        for (min, max) in [(1, u16::MAX), (20022, 20023)] {
+            tracepoint.set_range(min, max).unwrap();
+            for other in ["rum-test-hos", "rum-test-host2", name] {
+                let of_thread = || drop(listener("127.0.0.1:20022"));
+                let thread = thread::Builder::new().name(other.to_owned());
+                thread.spawn(of_thread).unwrap().join().unwrap();
+                if other != name {
+                    wait_for(&mut tracepoint, listens(20022)).await;
+                    wait_for(&mut tracepoint, Hint::Unlisten { port: 20022 }).await;
+                }
+            }
+            let _listener = listener("127.0.0.1:20023");
+            wait_for_all_but(&mut tracepoint, listens(20023), 20022).await;
+        }
+    });
+}
+
 /// A connection is made as a copy of its listener, which the tracepoint tells as leaving LISTEN.
 #[test]
 fn connections_to_a_listener_are_no_hints() {
     in_async_netns(|| async {
-        let mut tracepoint = Tracepoint::open().unwrap();
+        let mut tracepoint = Tracepoint::open(None).unwrap();
         tracepoint.set_range(20020, 20021).unwrap();
         for mptcp in [false, true] {
             if mptcp && !std::fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
@@ -151,7 +194,7 @@ fn no_wakeup_is_lost() {
     const UNSEEN: usize = 16;
     const FIRST: u16 = 21_000;
     in_async_netns(|| async {
-        let mut tracepoint = Tracepoint::open().unwrap();
+        let mut tracepoint = Tracepoint::open(None).unwrap();
         tracepoint
             .set_range(FIRST, FIRST + THREADS * EACH - 1)
             .unwrap();
@@ -192,7 +235,7 @@ fn no_wakeup_is_lost() {
 #[test]
 fn a_ring_that_overflows_says_so_and_goes_on() {
     in_async_netns(|| async {
-        let mut tracepoint = Tracepoint::open().unwrap();
+        let mut tracepoint = Tracepoint::open(None).unwrap();
         tracepoint.set_range(20006, 20007).unwrap();
         // Nobody reads, and nothing follows that would carry the kernel's own record of it.
         for _ in 0..2_000 {
@@ -215,7 +258,7 @@ fn without_privileges_the_tracepoint_says_what_would_help_and_the_rest_works() {
             inheritable: CapabilitySet::empty(),
         };
         set_capabilities(None, none).unwrap();
-        let error = Tracepoint::open().unwrap_err();
+        let error = Tracepoint::open(None).unwrap_err();
         assert!(error.hint().unwrap().contains("CAP_"), "{error}");
 
         let mut source = SockDiag::open().unwrap();
@@ -324,7 +367,7 @@ fn destroy_events_are_never_lost_in_silence() {
 #[test]
 fn waiting_is_cancel_safe() {
     in_async_netns(|| async {
-        let mut tracepoint = Tracepoint::open().unwrap();
+        let mut tracepoint = Tracepoint::open(None).unwrap();
         tracepoint.set_range(20008, 20008).unwrap();
         let mut events = DestroyEvents::open().unwrap();
         let mut turns = 0;

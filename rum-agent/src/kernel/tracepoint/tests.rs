@@ -63,7 +63,7 @@ fn samples_become_hints() {
 #[test]
 fn the_filter_names_the_range_and_what_the_field_can_hold() {
     assert_eq!(
-        filter(&EVENT, 3000, 6000),
+        filter(&EVENT, 3000, 6000, None),
         "(newstate==10||(oldstate==10&&newstate==7))&&(protocol==6||protocol==262)\
          &&(sport==0||(sport>=3000&&sport<=6000))"
     );
@@ -71,7 +71,21 @@ fn the_filter_names_the_range_and_what_the_field_can_hold() {
         protocol_size: 1,
         ..EVENT
     };
-    assert!(!filter(&old, 1, 2).contains("262"));
+    assert!(!filter(&old, 1, 2, None).contains("262"));
+    let name = "rum-0a1b2c3d".parse().unwrap();
+    let all = filter(&EVENT, 1, 2, None);
+    assert_eq!(
+        filter(&EVENT, 1, 2, Some(&name)),
+        all + "&&comm!=\"rum-0a1b2c3d\""
+    );
+}
+
+#[test]
+fn names_of_threads_are_plain_and_short() {
+    let is_one = |text: &str| text.parse::<ThreadName>().is_ok();
+    assert!(is_one("a") && is_one("rum_0-9abcDEFGH"));
+    assert!(!is_one("") && !is_one("0123456789abcdef") && !is_one("a b"));
+    assert!(!is_one("a\"") && !is_one("a*") && !is_one("é") && !is_one("a\0"));
 }
 
 #[test]

@@ -124,7 +124,7 @@ pub async fn gather() -> Facts {
         kernel: sysctl("kernel/osrelease").unwrap_or_default(),
         user_namespaces: user_namespaces(),
         guest: guest(&base).await,
-        tracepoint: Tracepoint::open().map(drop).map_err(|error| No {
+        tracepoint: Tracepoint::open(None).map(drop).map_err(|error| No {
             remedy: error.hint().map(str::to_owned),
             why: chain(&error),
         }),

@@ -63,7 +63,7 @@ pub fn guest_side(first: u16, last: u16, program: u32) -> io::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let mut tracepoint = Tracepoint::open().map_err(io::Error::other)?;
+        let mut tracepoint = Tracepoint::open(None).map_err(io::Error::other)?;
         tracepoint.set_range(first, last)?;
         let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         let mut tell = |listens: bool, port: u16| {
