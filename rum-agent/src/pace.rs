@@ -5,7 +5,7 @@
 //! ports that no dump has shown yet: the tracepoint fires just before the kernel hashes the
 //! socket, so the first dump after it can come too early.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -71,63 +71,87 @@ impl Pace {
 }
 
 /// The hinted ports that are still to be seen. Port 0 stands for a port that the hint could
-/// not name (`listen()` without `bind()`); it is looked for until the tries are used up.
+/// not name (`listen()` without `bind()`); it is looked for until the tries are used up. Each port
+/// has tries of its own, so that new ones do not keep up the search for those that were closed
+/// before anybody looked.
 #[derive(Debug, Default)]
-pub struct LookAgain {
-    ports: BTreeSet<u16>,
-    step: usize,
+pub struct LookAgain(BTreeMap<u16, Tries>);
+
+/// How the search for a port stands.
+#[derive(Debug, Default)]
+struct Tries {
+    used: usize,
+    /// When the next look is due; `None` before the first, which is due at once.
     due: Option<Instant>,
+    /// Something stopped on the port since it was hinted.
+    ended: bool,
+}
+
+impl Tries {
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| due <= now)
+    }
 }
 
 impl LookAgain {
     /// Whether `port` is being looked for.
     pub fn contains(&self, port: u16) -> bool {
-        self.ports.contains(&port)
+        self.0.contains_key(&port)
     }
 
-    /// The ports that are being looked for.
-    pub fn ports(&self) -> impl Iterator<Item = u16> + '_ {
-        self.ports.iter().copied()
+    /// The ports that are to be looked for at `now`.
+    pub fn due_ports(&self, now: Instant) -> impl Iterator<Item = u16> + '_ {
+        let due = self.0.iter().filter(move |(_, tries)| tries.is_due(now));
+        due.map(|(port, _)| *port)
     }
 
-    /// Whether what is looked for was not there at once.
-    pub fn is_late(&self) -> bool {
-        self.step >= 2
+    /// Whether `port` is being looked for and was not there at once, although nothing was heard of
+    /// its end.
+    pub fn hides(&self, port: u16) -> bool {
+        let tries = self.0.get(&port);
+        tries.is_some_and(|tries| tries.used >= 2 && !tries.ended)
     }
 
     /// When the next look is due.
     pub fn due(&self) -> Option<Instant> {
-        self.due
+        self.0.values().filter_map(|tries| tries.due).min()
     }
 
     /// A hint said that something listens on `port`, or on an unknown one for 0.
     pub fn expect(&mut self, port: u16) {
-        self.ports.insert(port);
-        self.step = 0;
-        self.due = None;
+        self.0.insert(port, Tries::default());
     }
 
-    /// A look began at `now`; `seen` says whether it showed a port. A look before its time
-    /// uses up no try.
+    /// A hint said that something stopped on `port`: what was expected there, or what was before.
+    pub fn ended(&mut self, port: u16) {
+        if let Some(tries) = self.0.get_mut(&port) {
+            tries.ended = true;
+        }
+    }
+
+    /// A look began at `now`, for the ports that were due and perhaps others; `seen` says whether it
+    /// showed a port. A look before a port's time uses up no try.
     pub fn looked(&mut self, now: Instant, seen: impl Fn(u16) -> bool) {
-        let last = self.is_last(now);
-        self.ports.retain(|port| *port == 0 || !seen(*port));
-        if last {
-            self.ports.clear();
-        }
-        if !self.ports.is_empty() && self.due.is_some_and(|due| now < due) {
-            return;
-        }
-        self.due = None;
-        if !self.ports.is_empty() {
-            self.due = Some(now + LOOK_AGAIN[self.step]);
-            self.step += 1;
-        }
+        self.0.retain(|port, tries| {
+            if *port != 0 && seen(*port) {
+                return false;
+            }
+            if !tries.is_due(now) {
+                return true;
+            }
+            let Some(pause) = LOOK_AGAIN.get(tries.used) else {
+                return false;
+            };
+            tries.due = Some(now + *pause);
+            tries.used += 1;
+            true
+        });
     }
 
-    /// Whether a look that begins at `now` is the last: what it misses is not there.
-    pub fn is_last(&self, now: Instant) -> bool {
-        self.step == LOOK_AGAIN.len() && self.due.is_some_and(|due| due <= now)
+    /// Whether a look for `port` that begins at `now` is the last: what it misses is not there.
+    pub fn is_last(&self, port: u16, now: Instant) -> bool {
+        let tries = self.0.get(&port);
+        tries.is_some_and(|tries| tries.used == LOOK_AGAIN.len() && tries.is_due(now))
     }
 }
 
@@ -186,7 +210,7 @@ mod tests {
         assert_eq!(again.due(), None, "nothing was expected");
         again.expect(80);
         for wait in LOOK_AGAIN {
-            assert!(!again.is_last(now));
+            assert!(!again.is_last(80, now));
             again.looked(now, |_| false);
             assert_eq!(again.due(), Some(now + wait));
             now += wait;
@@ -197,7 +221,7 @@ mod tests {
             Some(now),
             "a look before its time does not count"
         );
-        assert!(again.is_last(now));
+        assert!(again.is_last(80, now));
         again.looked(now, |_| false);
         assert_eq!(again.due(), None);
         assert!(!again.contains(80));
@@ -212,5 +236,49 @@ mod tests {
         again.looked(now, |port| port == 80);
         assert!(!again.contains(80) && again.contains(0));
         assert_eq!(again.due(), Some(now));
+    }
+
+    #[test]
+    fn new_hints_do_not_keep_up_the_search_for_old_ports() {
+        let mut again = LookAgain::default();
+        let mut now = Instant::now();
+        again.expect(80);
+        for port in 1000..1020 {
+            again.expect(port);
+            assert!(again.due_ports(now).any(|due| due == port));
+            again.looked(now, |seen| seen == port);
+            now += Duration::from_millis(10);
+        }
+        assert!(!again.contains(80));
+        assert_eq!(again.due(), None);
+    }
+
+    #[test]
+    fn what_is_late_hides_unless_it_ended() {
+        let mut again = LookAgain::default();
+        let now = Instant::now();
+        again.ended(81);
+        again.expect(80);
+        for hides in [false, false, true] {
+            assert_eq!(again.hides(80), hides);
+            again.looked(again.due().unwrap_or(now), |_| false);
+        }
+        again.ended(80);
+        assert!(again.contains(80) && !again.hides(80) && !again.contains(81));
+        again.expect(80);
+        again.looked(now, |_| false);
+        again.looked(now, |_| false);
+        assert!(again.hides(80), "the end was of what was before");
+    }
+
+    #[test]
+    fn a_port_that_is_hinted_anew_has_all_its_tries() {
+        let mut again = LookAgain::default();
+        let now = Instant::now();
+        for _ in 0..=LOOK_AGAIN.len() {
+            again.expect(80);
+            again.looked(now, |_| false);
+            assert!(again.contains(80) && !again.hides(80) && !again.is_last(80, now));
+        }
     }
 }

@@ -236,7 +236,10 @@ impl Watcher {
             self.truth.hint(began.port, began.at_ns);
             self.names.first = Some(began.pid);
         }
-        wake.ended.into_iter().for_each(|port| self.due.port(port));
+        for port in wake.ended {
+            self.due.port(port);
+            self.again.ended(port);
+        }
         for port in wake.foreign {
             let mut due = Due::default();
             due.port(port);
@@ -251,9 +254,9 @@ impl Watcher {
     }
 
     /// What the dump for `due`, and for what is looked for again, is to show.
-    fn scope(&self, due: Due) -> Scope {
+    fn scope(&self, due: Due, now: Instant) -> Scope {
         let mut ports = due.ports;
-        ports.extend(self.again.ports());
+        ports.extend(self.again.due_ports(now));
         // Whoever waits wants to know of every port.
         let whole = due.all || !self.waiting.is_empty() || ports.contains(&0);
         let set = self.truth.set();
@@ -268,7 +271,7 @@ impl Watcher {
         let began = Instant::now();
         let due = std::mem::take(&mut self.due);
         let fold = !due.is_empty() || self.again.due().is_some_and(|at| at <= began);
-        let scope = self.scope(due);
+        let scope = self.scope(due, began);
         let waiting = std::mem::take(&mut self.waiting);
         let result = match fold {
             true => self.dump_and_fold(began, &scope).await,
@@ -360,18 +363,19 @@ impl Watcher {
             _ => return Ok(None),
         };
         let found = self.source.look_up(port, known)?;
-        // What was hinted may listen at an address that nobody would guess.
-        let hides = self.again.contains(port) && self.again.is_late();
+        // What was hinted may listen at an address that nobody would guess. A listener that came and
+        // went hides as well, so not where an end was hinted: the dump would show nothing either.
+        let hides = self.again.hides(port);
         Ok(found.filter(|found| !found.is_empty() || !hides))
     }
 
     async fn dump_and_fold(&mut self, began: Instant, scope: &Scope) -> Result<Looked, DumpError> {
         let mut dump = self.dump(scope).await?;
         let missing = self.truth.missing(scope, &mut dump);
-        let last = self.again.is_last(began);
+        let again = &self.again;
         let (mut alive, doubtful): (Vec<_>, Vec<_>) = missing
             .into_iter()
-            .partition(|socket| !last && self.again.contains(socket.port));
+            .partition(|s| again.contains(s.port) && !again.is_last(s.port, began));
         alive.extend(self.source.confirm(doubtful).await?);
         // Only the dump counts as seen: a port that is merely kept is still looked for.
         let shown = |port: u16| dump.binary_search_by_key(&port, |s| s.port).is_ok();

@@ -23,6 +23,7 @@ fn config(dir: &Path) -> Config {
         hint: None,
         notified: None,
         wanted: None,
+        host_threads: None,
         knock: None,
         allow_cid: vec![],
         hand_over: false,

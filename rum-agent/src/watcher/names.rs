@@ -4,7 +4,7 @@
 //! were published, and less often the longer it takes. What is found is added to the truth by whoever
 //! owns that.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use rum_shared::listener::{Change, Process};
@@ -47,8 +47,13 @@ impl Names {
         }
     }
 
-    /// Takes note of the listeners in `change` that have no name yet.
+    /// Takes note of the listeners in `change` that have no name yet. What was wanted of its ports
+    /// before is there no more: to look for it would take the longest.
     pub(super) fn want(&mut self, change: &Change) {
+        if !self.wanted.is_empty() {
+            let ports: HashSet<u16> = change.ports().collect();
+            self.wanted.retain(|(_, port)| !ports.contains(port));
+        }
         if self.wanted.is_empty() {
             self.since = Instant::now();
         }
@@ -84,5 +89,35 @@ impl Names {
         result
             .inspect_err(|error| warn!("looking up process names failed: {error}"))
             .ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rum_shared::listener::Listener;
+
+    #[test]
+    fn what_closed_or_was_replaced_is_not_looked_for() {
+        let listener = |port, inode| Listener {
+            inode,
+            ..Listener::bare(port)
+        };
+        let mut names = Names::new(Instant::now());
+        names.want(&Change {
+            opened: vec![listener(80, 1), listener(81, 2), listener(82, 3)],
+            ..Change::default()
+        });
+        names.want(&Change {
+            changed: vec![listener(81, 4)],
+            closed: vec![80],
+            ..Change::default()
+        });
+        assert_eq!(names.wanted, [(3, 82), (4, 81)].into());
+        names.want(&Change {
+            closed: vec![81, 82],
+            ..Change::default()
+        });
+        assert_eq!(names.due(), None);
     }
 }

@@ -12,6 +12,8 @@ use rum_agent::kernel::destroy::{Destroy, DestroyEvents};
 use rum_agent::kernel::sock_diag::SockDiag;
 use rum_agent::kernel::tracepoint::{Hint, Tracepoint};
 use rum_tests::monotonic_ns;
+use rum_tests::rum::{Setup, agent_below};
+use rum_tests::wait::until;
 use rustix::net::{AddressFamily, Shutdown, SocketType, shutdown, socket};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
@@ -143,6 +145,40 @@ fn threads_of_one_name_can_be_left_out() {
             let _listener = listener("127.0.0.1:20023");
             wait_for_all_but(&mut tracepoint, listens(20023), 20022).await;
         }
+    });
+}
+
+/// What the host's end of rum binds is left out by the name that it has told its agent.
+#[test]
+fn the_agent_knows_the_threads_of_its_own_host() {
+    in_async_netns(|| async {
+        let (rum, mut guest) = Setup::new().start_guest(&["--range", "20024"]);
+        rum.stderr.wait("connected");
+        let agent = until("an agent", || agent_below(rum.child.id()));
+        let arguments = std::fs::read_to_string(format!("/proc/{agent}/cmdline")).unwrap();
+        let mut arguments = arguments.split('\0');
+        let name = arguments.find_map(|argument| argument.strip_prefix("--host-threads="));
+        let mut agents = Tracepoint::open(Some(name.unwrap().parse().unwrap())).unwrap();
+        let mut all = Tracepoint::open(None).unwrap();
+        for tracepoint in [&mut agents, &mut all] {
+            tracepoint.set_range(20024, 20024).unwrap();
+        }
+        guest.tell("listen 127.0.0.1:20024 hello");
+        let (pid, at_ns) = (rum.child.id(), 0);
+        let port = 20024;
+        wait_for(&mut all, Hint::Listen { port, pid, at_ns }).await;
+        let hints = std::iter::from_fn(|| agents.try_next());
+        let pids: Vec<u32> = hints
+            .filter_map(|hint| match hint {
+                Hint::Listen { port, pid, .. } => (port == 20024).then_some(pid),
+                // Of other tests.
+                Hint::Unlisten { .. } | Hint::Lost => None,
+            })
+            .collect();
+        assert!(
+            matches!(pids[..], [of_guest] if of_guest != pid),
+            "{pids:?}"
+        );
     });
 }
 
