@@ -14,7 +14,7 @@ use tokio::time::Instant;
 pub const BURST: u32 = 4;
 /// Least distance between dumps in a storm: at most a thousand a second.
 pub const MIN_DISTANCE: Duration = Duration::from_millis(1);
-/// The distance is also at least this many times what the last dump took, so that an expensive
+/// The distance is also at least this many times what the last dump cost, so that an expensive
 /// source (/proc with many connections) does not eat a core.
 pub const COST_FACTOR: u32 = 4;
 
@@ -58,7 +58,8 @@ impl Pace {
         bucket.max(self.not_before)
     }
 
-    /// Counts an action that began at `began` and has taken `cost`.
+    /// Counts an action that began at `began` and has taken `cost` of processor time: one that was
+    /// stopped on its way, or waited for a processor, took long and yet cost nothing.
     pub fn count(&mut self, began: Instant, cost: Duration) {
         self.distance = MIN_DISTANCE.max(cost * COST_FACTOR);
         self.empty_at = self.empty_at.max(began) + self.distance;

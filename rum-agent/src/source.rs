@@ -214,6 +214,8 @@ pub mod fake {
         pub hidden: Vec<u16>,
         /// How many of the next dumps fail.
         pub fail: u32,
+        /// How long the next dump takes, as if the process were stopped on its way.
+        pub stopped: std::time::Duration,
         /// Dumps so far, and those of them that were of some ports.
         pub dumps: u32,
         pub scoped: u32,
@@ -229,6 +231,7 @@ pub mod fake {
 
         pub fn dump(&self, scope: &Scope) -> Result<Vec<Socket>, DumpError> {
             self.with(|state| {
+                std::thread::sleep(std::mem::take(&mut state.stopped));
                 state.dumps += 1;
                 state.scoped += u32::from(*scope != Scope::All);
                 if let Some(left) = state.fail.checked_sub(1) {

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use rum_shared::listener::Change;
 use rum_shared::range::PortRange;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ use crate::hints::{Hints, Wake};
 use crate::hub::Hub;
 use crate::kernel::{DumpError, Socket};
 use crate::pace::{LookAgain, Pace};
-use crate::source::Source;
+use crate::source::{Source, SourceKind};
 use crate::truth::{Scope, Truth};
 
 use self::names::Names;
@@ -268,7 +269,12 @@ impl Watcher {
 
     /// One dump and all that follows from it.
     async fn look(&mut self) {
-        let began = Instant::now();
+        let clock = match self.source.kind() {
+            SourceKind::Netlink => ClockId::ThreadCPUTime,
+            // Read by another thread.
+            SourceKind::Proc => ClockId::ProcessCPUTime,
+        };
+        let (began, spent) = (Instant::now(), used(clock));
         let due = std::mem::take(&mut self.due);
         let fold = !due.is_empty() || self.again.due().is_some_and(|at| at <= began);
         let scope = self.scope(due, began);
@@ -277,8 +283,7 @@ impl Watcher {
             true => self.dump_and_fold(began, &scope).await,
             false => self.dump_only().await,
         };
-        let ended = Instant::now();
-        self.pace.count(began, ended - began);
+        self.pace.count(began, used(clock).saturating_sub(spent));
         let answer = match result {
             Ok((ports, change)) => {
                 self.failures = Failures::default();
@@ -289,8 +294,9 @@ impl Watcher {
                 Ok(ports)
             }
             Err(error) => {
-                let pause = self.failures.count(ended, &error);
-                self.pace.hold_until(ended + pause);
+                let now = Instant::now();
+                let pause = self.failures.count(now, &error);
+                self.pace.hold_until(now + pause);
                 self.due.all |= fold;
                 Err(chain(&error))
             }
@@ -416,9 +422,14 @@ async fn next_hull(hull: &mut watch::Receiver<Option<PortRange>>) -> PortRange {
 
 /// Nanoseconds on CLOCK_MONOTONIC, the clock of `Listener::seen_ns`.
 fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = clock_gettime(ClockId::Monotonic);
     let nanos = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
     u64::try_from(nanos).unwrap_or(0)
+}
+
+/// Processor time that was used so far, by this process or this thread as `clock` says.
+fn used(clock: ClockId) -> Duration {
+    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
 /// Dumps that failed in a row.

@@ -8,12 +8,15 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use rum_shared::listener::{Change, Process};
+use rustix::time::ClockId;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::kernel::process;
 use crate::pace::Pace;
+
+use super::used;
 
 /// Names are looked up this long after a change: the walk through /proc would compete with the
 /// report of the port and with the first connection to it.
@@ -32,7 +35,7 @@ pub(super) struct Names {
     pub(super) first: Option<u32>,
     pace: Pace,
     began: Instant,
-    running: JoinSet<Found>,
+    running: JoinSet<(Found, Duration)>,
 }
 
 impl Names {
@@ -76,19 +79,22 @@ impl Names {
         let (inodes, ports): (Vec<u64>, Vec<u16>) = wanted.into_iter().unzip();
         let first = self.first.take();
         self.running.spawn_blocking(move || {
+            let spent = used(ClockId::ThreadCPUTime);
             let found = process::find(&inodes, first, process::MAX_DESCRIPTORS);
-            (found, ports)
+            let cost = used(ClockId::ThreadCPUTime).saturating_sub(spent);
+            ((found, ports), cost)
         });
     }
 
     /// What a look-up has found; `None` while none is running.
     pub(super) async fn found(&mut self) -> Option<Found> {
         let result = self.running.join_next().await?;
-        let cost = Instant::now() - self.began;
-        self.pace.count(self.began, cost);
-        result
+        let (found, cost) = result
             .inspect_err(|error| warn!("looking up process names failed: {error}"))
             .ok()
+            .unzip();
+        self.pace.count(self.began, cost.unwrap_or_default());
+        found
     }
 }
 

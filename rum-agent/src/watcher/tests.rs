@@ -364,3 +364,21 @@ async fn a_name_comes_after_the_port() {
     assert_eq!(process.pid, std::process::id());
     bench.end().await;
 }
+
+/// A guest that is frozen in the middle of a dump must not be slow for a multiple of that time.
+#[tokio::test]
+async fn a_stop_in_the_middle_of_a_dump_does_not_delay_the_next() {
+    let kernel = FakeKernel::default();
+    let hub = Arc::new(Hub::default());
+    let (mut watcher, _refresh) = Watcher::new(Source::Fake(kernel.clone()), Hints::default(), hub);
+    for port in [80, 81] {
+        kernel.with(|state| state.sockets.push(socket(port)));
+        if port == 80 {
+            kernel.with(|state| state.stopped = Duration::from_millis(50));
+        }
+        watcher.due.port(port);
+        watcher.look().await;
+    }
+    assert_eq!(watcher.truth.set().len(), 2);
+    assert!(watcher.pace.earliest() <= Instant::now());
+}
