@@ -176,10 +176,10 @@ impl Watcher {
         hull.mark_changed();
         loop {
             let at_once = !self.due.is_empty() || !self.waiting.is_empty();
-            let dump_at = match (at_once, self.again.due()) {
-                (true, _) => Some(self.pace.earliest()),
-                (false, Some(again)) => Some(again.max(self.pace.earliest())),
-                (false, None) => None,
+            let earliest = self.pace.earliest();
+            let dump_at = match at_once {
+                true => Some(earliest),
+                false => self.again.due().map(|again| again.max(earliest)),
             };
             if dump_at.is_some_and(|at| at <= Instant::now()) {
                 // All that is pending shares the dump, which starts after the last of it.

@@ -201,9 +201,9 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), S
     Ok((session, clean_info(info)))
 }
 
-/// Completes with a knock of an agent whose stream on `link` is silent: nobody has a stream of it, so
-/// ours is one of before a reboot of which nothing told, or one that it has given up. A knock on a stream that is heard
-/// was on its way when that began.
+/// Completes with a knock of an agent whose stream on `link` is silent: nobody has a stream of it,
+/// so ours is one of before a reboot of which nothing told, or one that it has given up. A knock on
+/// a stream that is heard was on its way when that began.
 async fn superseded(knocks: Option<&mut Knocks>, link: &watch::Sender<LinkState>) {
     let Some(knocks) = knocks else {
         return std::future::pending().await;
