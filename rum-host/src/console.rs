@@ -1,8 +1,8 @@
 //! `rum console`: the serial console of a VM that a `rum up` elsewhere booted.
 //!
 //! QEMU's console is a Unix socket that takes one client at a time; a second one would wait in its
-//! backlog without a word. So whoever attaches holds a lock on the runtime directory itself (not its
-//! `lock` file, which is rum up's).
+//! backlog without a word. So whoever attaches holds a lock on a file of the runtime directory (not on
+//! its `lock`, which is rum up's).
 //!
 //! The guest's bytes reach the terminal unchanged: that is what a console is. Invariant: the
 //! terminal is as it was when this returns, whatever ended it; signals that would end the process
@@ -10,6 +10,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -44,8 +45,12 @@ pub fn attach(name: Option<&str>) -> Result<(), RumError> {
     let failed = |action: &str, error: io::Error| {
         RumError::new(format!("cannot {action} the console of `{}`", guest.name)).caused_by(error)
     };
-    let dir = std::fs::File::open(&guest.path).map_err(|error| failed("find", error))?;
-    rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+    let mut private = std::fs::OpenOptions::new();
+    private.write(true).create(true).truncate(false).mode(0o600);
+    let lock = private
+        .open(guest.console_lock())
+        .map_err(|error| failed("find", error))?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         RumError::new(format!(
             "another `rum console` is attached to `{}`",
             guest.name

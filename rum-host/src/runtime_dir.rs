@@ -54,13 +54,25 @@ const CHANNEL: &str = "agent-channel.sock";
 const CONTROL: &str = "control.sock";
 const QMP: &str = "qmp.sock";
 const CONSOLE: &str = "console.sock";
+const CONSOLE_LOCK: &str = "console.lock";
 const VHOST: &str = "vhost.sock";
 const VSOCK: &str = "vm.vsock";
 /// Where the agent of a VM knocks (see `rum_shared::transport`).
 const KNOCK: &str = "vm.vsock_2224";
 /// Everything rum ever creates in the directory; `lock` is last, since it guards the others.
-const FILES: [&str; 11] = [
-    RPC, CHANNEL, CONTROL, QMP, CONSOLE, VHOST, VSOCK, KNOCK, STATE, STATE_NEW, LOCK,
+const FILES: [&str; 12] = [
+    RPC,
+    CHANNEL,
+    CONTROL,
+    QMP,
+    CONSOLE,
+    CONSOLE_LOCK,
+    VHOST,
+    VSOCK,
+    KNOCK,
+    STATE,
+    STATE_NEW,
+    LOCK,
 ];
 
 /// Whether `name` may name a guest: 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`, not a dot first.
@@ -338,6 +350,11 @@ impl RunningGuest {
     /// Where the serial console of a VM is.
     pub fn console_socket(&self) -> PathBuf {
         self.path.join(CONSOLE)
+    }
+
+    /// What is locked, with flock(2), by who is attached to that console.
+    pub fn console_lock(&self) -> PathBuf {
+        self.path.join(CONSOLE_LOCK)
     }
 }
 

@@ -143,6 +143,20 @@ fn a_stream_that_is_lost_alone_comes_back() {
     });
 }
 
+/// Whoever cleans a directory of temporary files takes its socket away from a `rum up` that lives.
+#[test]
+fn an_agent_is_found_again_though_the_knock_socket_was_removed() {
+    in_netns(|| {
+        let (mut machine, _agent, rum) = connected();
+        std::fs::remove_file(machine.device.socket("vm_2224")).expect("rum listens there");
+        machine.device.cut();
+        rum.stderr.wait_nth("connected (events", 2);
+        machine.guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stdout.wait("Auto-forwarding 127.0.0.1:5000");
+        assert_eq!(exchange(5000, "found").expect("echo"), "found");
+    });
+}
+
 #[test]
 fn channels_are_ready_before_the_clients() {
     in_netns(|| {

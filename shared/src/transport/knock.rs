@@ -6,7 +6,8 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
@@ -21,6 +22,9 @@ use crate::KNOCK_PORT;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a try to listen where another process does.
 const LISTEN_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often is looked whether the socket can still be found.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Where an agent knocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,10 +56,13 @@ impl KnockTarget {
 /// Waits for knocks; its socket file goes when it is dropped.
 ///
 /// Only one process can: another one that asks the same guest may be first (`rum ports` without a
-/// `rum up`, for some seconds). So it is tried again.
+/// `rum up`, for some seconds). So it is tried again. And a socket whose file is gone, or another
+/// one, would hear nothing for ever: so that is looked for, and it is made anew.
 #[derive(Debug)]
 pub struct Knocks {
     listener: Option<UnixListener>,
+    /// Device and inode of the file, while there is a listener.
+    file: Option<(u64, u64)>,
     path: PathBuf,
     gate: Gate,
     warned: bool,
@@ -72,6 +79,7 @@ impl Endpoint {
         path.push(format!("_{KNOCK_PORT}"));
         Some(Knocks {
             listener: None,
+            file: None,
             path: PathBuf::from(path),
             gate: gate.clone(),
             warned: false,
@@ -80,12 +88,19 @@ impl Endpoint {
 }
 
 impl Knocks {
-    /// Begins to listen, unless it does. Call it inside a tokio runtime. False if it cannot now, which is
-    /// logged once.
+    /// Begins to listen, unless it does where it can be found. Call it inside a tokio runtime. False if
+    /// it cannot now, which is logged once.
     pub fn listen(&mut self) -> bool {
+        if self.listener.is_some() && !self.is_in_place() {
+            tracing::debug!(path = %self.path.display(), "the knock socket's file was taken away");
+            self.listener = None;
+        }
         if self.listener.is_none() {
             match bind_unix(&self.path) {
-                Ok(listener) => self.listener = Some(listener),
+                Ok(listener) => {
+                    self.listener = Some(listener);
+                    self.file = identity(&self.path);
+                }
                 Err(error) if !std::mem::replace(&mut self.warned, true) => {
                     tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
                 }
@@ -114,10 +129,13 @@ impl Knocks {
                     tokio::time::sleep(LISTEN_PAUSE).await;
                     continue;
                 }
-                Some(listener) => match listener.accept().await {
-                    Ok(_) => break,
-                    Err(error) => error,
-                },
+                Some(listener) => {
+                    match tokio::time::timeout(LOOK_PERIOD, listener.accept()).await {
+                        Ok(Ok(_)) => break,
+                        Ok(Err(error)) => error,
+                        Err(_) => continue,
+                    }
+                }
             };
             tracing::debug!(%error, "a knock could not be accepted");
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -134,11 +152,22 @@ impl Knocks {
             (0..=super::BACKLOG).find(|_| rustix::net::accept(listener).is_err());
         }
     }
+
+    /// Whether the path still leads to what was bound there.
+    fn is_in_place(&self) -> bool {
+        self.file.is_some() && self.file == identity(&self.path)
+    }
+}
+
+/// Device and inode of the file at `path`, if there is one.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let file = path.symlink_metadata().ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 impl Drop for Knocks {
     fn drop(&mut self) {
-        if self.listener.is_none() {
+        if self.listener.is_none() || !self.is_in_place() {
             return;
         }
         if let Err(error) = std::fs::remove_file(&self.path) {

@@ -7,8 +7,9 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
-use rustix::fs::Mode;
+use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::net::UnixListener;
@@ -129,10 +130,15 @@ impl Acceptor {
     }
 }
 
+/// How often the lock of a directory is tried for, and the pause in between: whoever has it makes a
+/// socket, which takes microseconds, or keeps others away, which must not hold us for long.
+const LOCK_TRIES: (usize, Duration) = (500, Duration::from_millis(1));
+
 /// Binds a Unix socket at `path` with mode 0600, replacing a stale one.
 pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let address = SocketAddrUnix::new(path)?;
     let socket = unix_socket()?;
+    let _lock = lock_directory(path);
     // On a socket that is not bound yet, this is the mode its file will be born with
     // (unix_bind, net/unix/af_unix.c): there is no moment with a wider one.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
@@ -145,6 +151,27 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     }
     rustix::net::listen(&socket, BACKLOG)?;
     UnixListener::from_std(socket.into())
+}
+
+/// A lock of the directory of `path`, which ends when it is dropped: of two that find a stale file,
+/// or one that is bound and not listened on yet, the later would remove what the earlier has made.
+/// None where it cannot be had: then that can happen.
+fn lock_directory(path: &Path) -> Option<std::fs::File> {
+    let dir = match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    };
+    let dir = std::fs::File::open(dir).ok()?;
+    let (tries, pause) = LOCK_TRIES;
+    for _ in 0..tries {
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(dir),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(pause),
+            Err(_) => break,
+        }
+    }
+    tracing::debug!(path = %path.display(), "made without a lock of its directory");
+    None
 }
 
 fn unix_socket() -> io::Result<OwnedFd> {

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -242,6 +243,63 @@ async fn who_cannot_listen_for_knocks_tries_again() {
     // Who does not listen removes nobody's file.
     drop(endpoint.knocks());
     assert!(path.exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn knocks_are_heard_after_their_socket_was_taken_away() {
+    let dir = TempDir::new().unwrap();
+    let endpoint = Endpoint::connect(dir.path().join("v.sock"));
+    let path = dir.path().join("v.sock_2224");
+    let target = KnockTarget::Unix(path.clone());
+    let mut knocks = endpoint.knocks().unwrap();
+    assert!(knocks.listen());
+    std::fs::remove_file(&path).unwrap();
+    let knocking = async {
+        while target.knock().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::join!(knocks.knock(), knocking);
+
+    // Another's is left alone, and is none of ours.
+    std::fs::remove_file(&path).unwrap();
+    let mut other = ListenAddr::Unix(path.clone()).bind().unwrap();
+    assert!(!knocks.listen());
+    drop(knocks);
+    target.knock().await.unwrap();
+    other.accept().await.unwrap();
+}
+
+/// Two that find a stale file at once, or none: one has the place, and can be reached there.
+#[test]
+fn of_two_that_bind_one_path_one_does() {
+    let dir = TempDir::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .unwrap();
+    for round in 0..300 {
+        let path = dir.path().join(format!("s{round}"));
+        if round % 2 == 0 {
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        }
+        let ready = AtomicUsize::new(0);
+        let bind = || {
+            let _in_it = runtime.enter();
+            ready.fetch_add(1, Ordering::Relaxed);
+            while ready.load(Ordering::Relaxed) < 2 {
+                std::thread::yield_now();
+            }
+            ListenAddr::Unix(path.clone()).bind()
+        };
+        let ends = std::thread::scope(|scope| {
+            let threads = [(); 2].map(|()| scope.spawn(bind));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        let bound = ends.iter().filter(|end| end.is_ok()).count();
+        assert_eq!(bound, 1, "round {round}: {ends:?}");
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+    }
 }
 
 /// One poll of `future`, without a waker that matters.
