@@ -41,11 +41,11 @@ const LOT: usize = 50;
 pub struct Plan {
     /// Numbers of listeners.
     pub listeners: Vec<usize>,
-    /// Changes that are timed, and as many again whose processor time is measured.
+    /// Changes that are timed.
     pub changes: usize,
     /// How often the agent is killed.
     pub kills: usize,
-    /// How long the idle state is measured.
+    /// How long the idle state is measured, and the processor time of changes.
     pub time: Duration,
     /// Numbers of connections.
     pub connections: Vec<usize>,
@@ -130,11 +130,12 @@ impl Crowd {
         let timed: Vec<f64> = (0..plan.changes).filter_map(|_| self.open_one()).collect();
         add("one more", Unit::Milliseconds, timed);
 
-        let used = self.processes.during(|| self.change(plan.changes));
+        let mut changes = 0;
+        let used = self.processes.during(|| changes = self.change(plan.time));
         let share = used.time.as_secs_f64() / idle.time.as_secs_f64();
         for i in 0..2 {
             let more = used.each[i].ns as f64 - idle.each[i].ns as f64 * share;
-            let each = (more / plan.changes as f64 / 1e3).max(0.0);
+            let each = (more / changes as f64 / 1e3).max(0.0);
             let what = format!("one more, {} time", Processes::NAMES[i]);
             add(&what, Unit::Microseconds, vec![each]);
         }
@@ -167,15 +168,18 @@ impl Crowd {
         probed.map(|[accepted, _]| accepted.saturating_sub(listened) as f64 / 1e6)
     }
 
-    /// Opens and closes so many ports, one after the other, without a client.
-    fn change(&mut self, count: usize) {
-        for _ in 0..count {
+    /// Opens and closes ports for so long, one after the other, without a client; how many. For as long
+    /// as it is idle before, so that what is taken off for the polls is what they took.
+    fn change(&mut self, time: Duration) -> usize {
+        let (start, before) = (Instant::now(), self.done);
+        while start.elapsed() < time {
             let port = self.next();
             self.guest.tell(&format!("listen 127.0.0.1:{port} silent"));
             self.until_listening(port, true);
             self.guest.tell(&format!("close 127.0.0.1:{port}"));
             self.until_listening(port, false);
         }
+        self.done - before
     }
 
     fn until_listening(&mut self, port: u16, wanted: bool) {
