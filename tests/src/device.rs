@@ -232,12 +232,15 @@ impl Device {
     }
 
     fn has_room(&self) -> bool {
+        let Some(most) = self.defects.backlog else {
+            return true;
+        };
         let waits = |connect: &&Connect| {
             let carried = connect.carried.upgrade();
             carried.is_some_and(|carried| !carried.served.load(Relaxed))
         };
         let waiting = self.connects().iter().filter(waits).count();
-        self.defects.backlog.is_none_or(|most| waiting < most)
+        waiting < most
     }
 
     fn say_ok(&self, mut host: &UnixStream) -> std::io::Result<()> {
