@@ -1,5 +1,7 @@
 //! What the host's own kernel says: who holds a port, and which boot this is.
 
+use std::sync::atomic::AtomicBool;
+
 use rum_agent::kernel::process;
 use rum_agent::kernel::sock_diag::SockDiag;
 use rum_shared::listener::Process;
@@ -22,7 +24,7 @@ pub fn holder(addr: HostAddr) -> Option<Process> {
         .filter(|s| s.port == addr.0.port() && overlaps(s.ip))
         .map(|s| s.inode)
         .collect();
-    let mut found = process::find(&inodes, None, MAX_DESCRIPTORS);
+    let mut found = process::find(&inodes, None, MAX_DESCRIPTORS, &AtomicBool::new(false));
     let holder = inodes.iter().find_map(|inode| found.remove(inode))?;
     Some(Process {
         pid: holder.pid,

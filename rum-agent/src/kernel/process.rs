@@ -13,6 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rum_shared::listener::{MAX_NAME, Process};
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, fstat, openat, readlinkat};
@@ -27,12 +28,17 @@ const NEWEST: u64 = 16;
 pub const MAX_PROCESSES: usize = 10_000;
 
 /// The processes that hold the sockets with these inodes; `first_pid` is looked at first, and at most
-/// `descriptors` descriptors in all. Of several holders of one socket the first found is named. An inode without a readable holder
-/// is missing from the answer.
+/// `descriptors` descriptors in all, as long as nobody raises `stop`. Of several holders of one socket the
+/// first found is named. An inode without a readable holder is missing from the answer.
 ///
 /// Takes some milliseconds on a busy machine: not for the path between a hint and its report.
-pub fn find(inodes: &[u64], first_pid: Option<u32>, descriptors: usize) -> HashMap<u64, Process> {
-    find_in(Path::new("/proc"), inodes, first_pid, descriptors)
+pub fn find(
+    inodes: &[u64],
+    first_pid: Option<u32>,
+    descriptors: usize,
+    stop: &AtomicBool,
+) -> HashMap<u64, Process> {
+    find_in(Path::new("/proc"), inodes, first_pid, descriptors, stop)
 }
 
 fn find_in(
@@ -40,8 +46,10 @@ fn find_in(
     inodes: &[u64],
     first_pid: Option<u32>,
     descriptors: usize,
+    stop: &AtomicBool,
 ) -> HashMap<u64, Process> {
     let mut search = Search {
+        stop,
         wanted: inodes.iter().copied().filter(|i| *i != 0).collect(),
         found: HashMap::new(),
         descriptors,
@@ -69,7 +77,9 @@ fn find_in(
     search.found
 }
 
-struct Search {
+struct Search<'a> {
+    /// Raised when nobody wants to know any more.
+    stop: &'a AtomicBool,
     wanted: HashSet<u64>,
     found: HashMap<u64, Process>,
     /// How many descriptors may still be looked at.
@@ -78,9 +88,9 @@ struct Search {
     link: Vec<u8>,
 }
 
-impl Search {
+impl Search<'_> {
     fn is_over(&self) -> bool {
-        self.wanted.is_empty() || self.descriptors == 0
+        self.wanted.is_empty() || self.descriptors == 0 || self.stop.load(Ordering::Relaxed)
     }
 
     /// Looks at one process. It may end or be out of reach: then there is nothing to find.
@@ -187,6 +197,8 @@ mod tests {
 
     use super::*;
 
+    static GO_ON: AtomicBool = AtomicBool::new(false);
+
     #[test]
     fn our_own_listener_is_found_with_and_without_the_hint() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -195,7 +207,7 @@ mod tests {
         let own = std::process::id();
         let name = fs::read_to_string("/proc/self/comm").unwrap();
         for first in [None, Some(own), Some(1), Some(0), Some(u32::MAX)] {
-            let found = find(&[inode, 0, u64::MAX], first, usize::MAX);
+            let found = find(&[inode, 0, u64::MAX], first, usize::MAX, &GO_ON);
             assert_eq!(found.len(), 1);
             assert_eq!(found[&inode].pid, own);
             assert_eq!(found[&inode].name, name.trim_end());
@@ -223,11 +235,13 @@ mod tests {
         // Other tests of this process have some of the newest, or leave it an old number.
         let soon = || {
             let newest = TcpListener::bind("127.0.0.1:0").unwrap();
-            find(&[inode(&newest)], Some(own), 2 * NEWEST as usize).len() == 1
+            find(&[inode(&newest)], Some(own), 2 * NEWEST as usize, &GO_ON).len() == 1
         };
         assert!((0..50).any(|_| soon()));
-        let found = find(&[inode(&oldest)], Some(own), usize::MAX);
+        let found = find(&[inode(&oldest)], Some(own), usize::MAX, &GO_ON);
         assert_eq!(found.len(), 1);
+        let stop = AtomicBool::new(true);
+        assert!(find(&[inode(&oldest)], Some(own), usize::MAX, &stop).is_empty());
     }
 
     #[test]
@@ -250,13 +264,13 @@ mod tests {
         make("self", b"no pid", &["socket:[9]"]);
         fs::create_dir(proc.path().join("9")).unwrap();
 
-        let found = find_in(proc.path(), &[5, 6, 9], Some(9), MAX_DESCRIPTORS);
+        let found = find_in(proc.path(), &[5, 6, 9], Some(9), MAX_DESCRIPTORS, &GO_ON);
         assert_eq!(found.len(), 2);
         assert_eq!(found[&6].name, "né");
         assert_eq!(found[&6].pid, 8);
         assert!(found[&5].name.len() <= MAX_NAME);
         assert!(found[&5].name.starts_with('\u{fffd}'));
-        assert!(find_in(proc.path(), &[5], Some(7), 0).is_empty());
-        assert_eq!(find_in(proc.path(), &[5], Some(7), 3).len(), 1);
+        assert!(find_in(proc.path(), &[5], Some(7), 0, &GO_ON).is_empty());
+        assert_eq!(find_in(proc.path(), &[5], Some(7), 3, &GO_ON).len(), 1);
     }
 }

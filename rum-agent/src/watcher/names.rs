@@ -5,6 +5,8 @@
 //! owns that.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rum_shared::listener::{Change, Process};
@@ -29,6 +31,8 @@ pub(super) type Found = (HashMap<u64, Process>, Vec<u16>);
 pub(super) struct Names {
     /// Inodes and their ports.
     wanted: BTreeSet<(u64, u16)>,
+    /// Those that a look-up is under way for, and what ends it.
+    sought: (BTreeSet<(u64, u16)>, Arc<AtomicBool>),
     /// When the first of them was wanted.
     since: Instant,
     /// Where to look first: the process of the last hint.
@@ -42,6 +46,7 @@ impl Names {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             wanted: BTreeSet::new(),
+            sought: Default::default(),
             since: now,
             first: None,
             pace: Pace::new(now),
@@ -53,9 +58,13 @@ impl Names {
     /// Takes note of the listeners in `change` that have no name yet. What was wanted of its ports
     /// before is there no more: to look for it would take the longest.
     pub(super) fn want(&mut self, change: &Change) {
-        if !self.wanted.is_empty() {
+        let (sought, stop) = &mut self.sought;
+        if !self.wanted.is_empty() || !sought.is_empty() {
             let ports: HashSet<u16> = change.ports().collect();
-            self.wanted.retain(|(_, port)| !ports.contains(port));
+            let still = |(_, port): &(u64, u16)| !ports.contains(port);
+            self.wanted.retain(still);
+            sought.retain(still);
+            stop.store(sought.is_empty(), Ordering::Relaxed);
         }
         if self.wanted.is_empty() {
             self.since = Instant::now();
@@ -76,11 +85,13 @@ impl Names {
     pub(super) fn look_up(&mut self) {
         self.began = Instant::now();
         let wanted = std::mem::take(&mut self.wanted);
-        let (inodes, ports): (Vec<u64>, Vec<u16>) = wanted.into_iter().unzip();
+        let (inodes, ports): (Vec<u64>, Vec<u16>) = wanted.iter().copied().unzip();
+        let stop = Arc::new(AtomicBool::new(false));
+        self.sought = (wanted, stop.clone());
         let first = self.first.take();
         self.running.spawn_blocking(move || {
             let spent = used(ClockId::ThreadCPUTime);
-            let found = process::find(&inodes, first, process::MAX_DESCRIPTORS);
+            let found = process::find(&inodes, first, process::MAX_DESCRIPTORS, &stop);
             let cost = used(ClockId::ThreadCPUTime).saturating_sub(spent);
             ((found, ports), cost)
         });
@@ -89,6 +100,7 @@ impl Names {
     /// What a look-up has found; `None` while none is running.
     pub(super) async fn found(&mut self) -> Option<Found> {
         let result = self.running.join_next().await?;
+        self.sought.0.clear();
         let (found, cost) = result
             .inspect_err(|error| warn!("looking up process names failed: {error}"))
             .ok()
@@ -125,5 +137,36 @@ mod tests {
             ..Change::default()
         });
         assert_eq!(names.due(), None);
+    }
+
+    #[tokio::test]
+    async fn a_look_up_ends_with_the_last_that_it_is_for() {
+        let mut names = Names::new(Instant::now());
+        let listener = |port| Listener {
+            inode: u64::from(port),
+            ..Listener::bare(port)
+        };
+        names.want(&Change {
+            opened: vec![listener(80), listener(81)],
+            ..Change::default()
+        });
+        names.look_up();
+        let stop = names.sought.1.clone();
+        for port in [80, 81] {
+            assert!(!stop.load(Ordering::Relaxed));
+            names.want(&Change {
+                closed: vec![port],
+                ..Change::default()
+            });
+        }
+        assert!(stop.load(Ordering::Relaxed));
+        let (_, ports) = names.found().await.expect("one is running");
+        assert_eq!(ports, [80, 81]);
+        names.want(&Change {
+            opened: vec![listener(82)],
+            ..Change::default()
+        });
+        names.look_up();
+        assert!(!names.sought.1.load(Ordering::Relaxed));
     }
 }
