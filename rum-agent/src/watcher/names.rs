@@ -31,10 +31,10 @@ pub(super) type Found = (HashMap<u64, Process>, Vec<u16>);
 pub(super) struct Names {
     /// Inodes and their ports.
     wanted: BTreeSet<(u64, u16)>,
-    /// Those that a look-up is under way for, and what ends it.
-    sought: (BTreeSet<(u64, u16)>, Arc<AtomicBool>),
     /// When the first of them was wanted.
     since: Instant,
+    /// Those that a look-up is under way for, and what ends it.
+    sought: (BTreeSet<(u64, u16)>, Arc<AtomicBool>),
     /// Where to look first: the process of the last hint.
     pub(super) first: Option<u32>,
     pace: Pace,
@@ -46,8 +46,8 @@ impl Names {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             wanted: BTreeSet::new(),
-            sought: Default::default(),
             since: now,
+            sought: Default::default(),
             first: None,
             pace: Pace::new(now),
             began: now,
