@@ -146,7 +146,6 @@ fn move_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
     let spaces = ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
     // A root's guest has no user namespace of its own, and to enter the one we are in is refused
     // with EINVAL (setns(2)).

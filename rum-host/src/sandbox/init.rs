@@ -28,7 +28,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use super::holder::{Door, Holder};
 use super::keeper::read_lifeline;
 use super::status::Status;
-use super::{AGENT, Failure, SELF, TERMINATE, seccomp, signals};
+use super::{AGENT, Failure, KILL, SELF, TERMINATE, seccomp, signals, sysv};
 
 /// Pause before an agent is started again that died twice within [`WELL`]; doubled with each
 /// further time up to [`MAX_PAUSE`]. Its sockets stay open meanwhile, so that who dials waits in
@@ -77,6 +77,15 @@ impl Pauses {
     }
 }
 
+/// How the guest is being ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Everybody was asked.
+    Asked,
+    /// Everybody is killed.
+    Killed,
+}
+
 struct Init {
     args: Vec<OsString>,
     signals: SignalFd,
@@ -85,7 +94,7 @@ struct Init {
     _door: Door,
     agent: Agent,
     pauses: Pauses,
-    ending: bool,
+    ending: Option<Ending>,
 }
 
 impl Init {
@@ -104,14 +113,15 @@ impl Init {
             _door: door,
             agent,
             pauses: Pauses::default(),
-            ending: false,
+            ending: None,
         })
     }
 
     fn serve(&mut self) -> Result<(), Failure> {
         let stdin = rustix::stdio::stdin();
         loop {
-            if self.ending && nobody_is_left() {
+            if self.is_over() {
+                sysv::remove_segments();
                 return Ok(());
             }
             let mut fds = [
@@ -130,6 +140,7 @@ impl Init {
             if lifeline {
                 match read_lifeline() {
                     Some(TERMINATE) => self.terminate(),
+                    Some(KILL) => self.ending = Some(Ending::Killed),
                     Some(_) => {}
                     // The keeper is gone. Our end is the end of everything inside.
                     None => return Ok(()),
@@ -141,7 +152,7 @@ impl Init {
 
     fn timeout(&self) -> Option<Timespec> {
         let wait = match self.agent {
-            _ if self.ending => LOOK,
+            _ if self.ending.is_some() => LOOK,
             Agent::Running { .. } => return None,
             Agent::StartAt(at) => at.saturating_duration_since(Instant::now()),
         };
@@ -159,7 +170,7 @@ impl Init {
             }
             let pause = self.pauses.after(since.elapsed());
             self.agent = Agent::StartAt(Instant::now() + pause);
-            if !self.ending {
+            if self.ending.is_none() {
                 eprintln!("rum: the agent {}, starting it again", describe(status));
             }
         }
@@ -170,7 +181,7 @@ impl Init {
             return;
         };
         let now = Instant::now();
-        if self.ending || now < at {
+        if self.ending.is_some() || now < at {
             return;
         }
         self.agent = start_agent(&self.args, self.holder.as_deref()).unwrap_or_else(|failure| {
@@ -181,16 +192,27 @@ impl Init {
 
     /// Asks everybody; who is stopped is woken up to hear it.
     fn terminate(&mut self) {
-        self.ending = true;
+        self.ending = Some(Ending::Asked);
         for signal in [Signal::SIGTERM, Signal::SIGCONT] {
-            let _ = signal::kill(NixPid::from_raw(-1), signal);
+            let _ = signal_everybody(Some(signal));
         }
+    }
+
+    /// Whether it is being ended and nobody is left.
+    fn is_over(&self) -> bool {
+        let signal = match self.ending {
+            None => return false,
+            Some(Ending::Asked) => None,
+            // Again each time: somebody may just have come in from outside.
+            Some(Ending::Killed) => Some(Signal::SIGKILL),
+        };
+        signal_everybody(signal) == Err(nix::errno::Errno::ESRCH)
     }
 }
 
 /// From PID 1, -1 is everybody else in the PID namespace (kill(2)).
-fn nobody_is_left() -> bool {
-    signal::kill(NixPid::from_raw(-1), None) == Err(nix::errno::Errno::ESRCH)
+fn signal_everybody(signal: Option<Signal>) -> nix::Result<()> {
+    signal::kill(NixPid::from_raw(-1), signal)
 }
 
 fn describe(status: WaitStatus) -> String {

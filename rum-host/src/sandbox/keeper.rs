@@ -8,15 +8,20 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::status::Status;
-use super::{Failure, INIT, SELF, TERMINATE, bad_arguments, number, setup, signals};
+use super::{Failure, INIT, KILL, SELF, TERMINATE, bad_arguments, number, setup, signals};
 use crate::runtime_dir;
+
+/// Time for init to end when rum is gone: it kills everything inside and removes the shared memory
+/// that is left. It takes milliseconds; a stopped init never answers.
+const KILL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Runs the keeper: `DIR LOCK_FD AGENT_ARGS…`.
 pub fn run(args: Vec<OsString>) -> ExitCode {
@@ -92,14 +97,21 @@ fn wait(mut child: Child, lifeline: ChildStdin) -> Result<ExitStatus, Failure> {
     let init = Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(init, PidfdFlags::empty()).map_err(failed)?;
     let stdin = rustix::stdio::stdin();
-    let mut rum_is_there = true;
+    let mut kill_at = None;
     loop {
         let mut fds = [
             PollFd::new(&pidfd, PollFlags::IN),
             PollFd::new(&stdin, PollFlags::IN),
         ];
-        let watched = if rum_is_there { 2 } else { 1 };
-        match poll(&mut fds[..watched], None) {
+        let watched = if kill_at.is_none() { 2 } else { 1 };
+        let left = kill_at.map(|at: Instant| at.saturating_duration_since(Instant::now()));
+        // A second at most.
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds[..watched], timeout.as_ref()) {
+            Ok(0) => {
+                let _ = rustix::process::kill_process(init, Signal::KILL);
+                break;
+            }
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => return Err(failed(error)),
@@ -114,8 +126,9 @@ fn wait(mut child: Child, lifeline: ChildStdin) -> Result<ExitStatus, Failure> {
             }
             Some(_) => {}
             None => {
-                rum_is_there = false;
-                let _ = rustix::process::kill_process(init, Signal::KILL);
+                // In vain if init has ended, as above.
+                let _ = rustix::io::write(&lifeline, &[KILL]);
+                kill_at = Some(Instant::now() + KILL_DEADLINE);
             }
         }
     }

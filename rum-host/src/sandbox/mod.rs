@@ -16,7 +16,8 @@
 //!
 //! # Nothing inside outlives rum
 //! - **rum ends**, in whatever way: only rum holds the other end of the keeper's standard input,
-//!   the *lifeline*. At its end of file the keeper kills init with SIGKILL.
+//!   the *lifeline*. At its end of file the keeper has init kill everything and end, and kills init
+//!   with SIGKILL if it does not at once.
 //! - **the keeper ends**: init's standard input is a lifeline too, only the keeper holds it; and
 //!   init's parent death signal is SIGKILL.
 //! - **init ends**: the kernel kills everything in its PID namespace, and the keeper sees it.
@@ -32,7 +33,7 @@
 //! what the keeper is to init.
 //!
 //! Keeper, init and agent are a session of their own: no key of the terminal reaches them.
-//! Through the lifelines goes one more thing, the byte [`TERMINATE`].
+//! Through the lifelines go bytes, too: [`TERMINATE`], and [`KILL`] to init.
 //!
 //! Everything that is in a user's way is reported in words, see [`status`].
 
@@ -49,6 +50,7 @@ pub mod seccomp;
 pub(crate) mod setup;
 mod signals;
 pub mod status;
+mod sysv;
 mod warden;
 
 /// Hidden first argument of the keeper: `DIR LOCK_FD AGENT_ARGS…`.
@@ -67,6 +69,9 @@ pub const SELF: &str = "/proc/self/exe";
 
 /// In a lifeline: ask every process inside to end (SIGTERM), then end when they have.
 pub const TERMINATE: u8 = b'T';
+
+/// In init's lifeline: kill everything inside at once, then end.
+pub const KILL: u8 = b'K';
 
 /// In a warden's lifeline: start the next program.
 pub const START: u8 = b'S';

@@ -1,15 +1,16 @@
 //! Making the namespaces of a guest, in two halves.
 //!
-//! The keeper calls [`unshare`]: as root network, PID, mount, IPC and UTS namespaces; as an
-//! ordinary user a user namespace too, in which his uid and gid are mapped to themselves (a
-//! mapped root would be refused by programs such as PostgreSQL's initdb). The UTS and IPC
-//! namespaces keep a host name set inside and System V objects from outliving the guest.
+//! The keeper calls [`unshare`]: as root network, PID, mount and UTS namespaces; as an ordinary
+//! user a user namespace too, in which his uid and gid are mapped to themselves (a mapped root would
+//! be refused by programs such as PostgreSQL's initdb). The UTS namespace keeps a host name that is
+//! set inside from the host. The IPC namespace stays the caller's: see [`super::sysv`].
 //!
 //! Its child, the first process of the new PID namespace, calls [`furnish`] before it executes
 //! init: only there can the guest's own /proc be mounted, and only until the exec does an
 //! ordinary user have the capabilities for it.
 
 use std::fs;
+use std::ops::Range;
 
 use rustix::io::Errno;
 use rustix::ioctl::Setter;
@@ -23,11 +24,8 @@ const DISABLED: &str = "user namespaces are not available to ordinary users on t
 
 /// Moves this process into new namespaces; its next child is PID 1 of a new PID namespace.
 pub fn unshare() -> Result<(), Failure> {
-    let spaces = UnshareFlags::NEWNET
-        | UnshareFlags::NEWPID
-        | UnshareFlags::NEWNS
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWUTS;
+    let spaces =
+        UnshareFlags::NEWNET | UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS;
     if is_privileged() {
         // SAFETY: the flags do not include FILES, and this process has one thread.
         return unsafe { rustix::thread::unshare_unsafe(spaces) }
@@ -119,9 +117,21 @@ pub fn furnish() -> Result<(), Failure> {
         ),
         error => Failure::new("cannot mount the guest's own /proc", error),
     })?;
+    scatter_pids();
     loopback_up().map_err(|error| Failure::new("cannot bring up the guest's `lo`", error))?;
     let start = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     fs::write(start, "0").map_err(|error| Failure::new("cannot free the ports below 1024", error))
+}
+
+/// Where the process ids of a guest may begin. Every kernel's largest is beyond (`pid_max` in proc(5)).
+const FIRST_PIDS: Range<u32> = 1_000..32_000;
+
+/// Has the ids of the guest's processes begin at a random number. Else all guests have the same few small
+/// ones, and whoever finds an id of another guest in a lock file takes a process of its own for that
+/// one (`pg_ctl start` does). Kernels without CONFIG_CHECKPOINT_RESTORE count from 1.
+fn scatter_pids() {
+    let last = fastrand::u32(FIRST_PIDS).to_string();
+    let _ = fs::write("/proc/sys/kernel/ns_last_pid", last);
 }
 
 /// `struct ifreq` of netdevice(7) with `ifr_flags`.

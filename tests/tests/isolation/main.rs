@@ -1,0 +1,7 @@
+//! What a namespace guest shares with its caller and what it keeps apart, as root and as an
+//! ordinary user, with the real `rum` and real programs.
+
+#![allow(clippy::unwrap_used)]
+
+mod ipc;
+mod support;
