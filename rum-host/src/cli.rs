@@ -102,6 +102,11 @@ With --range no file is needed. Ends with Ctrl+C, or when CMD ends.
 With --log-format json a line about a port has `notice` (forwarded, stopped,
 blocked, cut), `guest` and `host`, next to `timestamp`, `level` and `message`.
 
+A namespace guest is no security boundary: its programs have your files and
+your rights. It has its own network, processes and /proc, no way to rum's
+sockets and, unless --privileged is given, only the capabilities that root has
+in a container.
+
 Examples:
   rum up --range 5000-6000 -- python3 -m http.server 5000
   rum up -c dev.toml
@@ -188,6 +193,9 @@ pub struct UpArgs {
     /// Discard what the guest wrote to its image
     #[arg(long)]
     pub reset: bool,
+    /// Leave root's programs in a namespace guest all of root's capabilities
+    #[arg(long)]
+    pub privileged: bool,
     /// One more argument for the agent
     #[arg(long, hide = true, value_name = "ARG", allow_hyphen_values = true)]
     pub agent_arg: Vec<String>,
@@ -206,6 +214,7 @@ impl UpArgs {
             ranges: self.range.clone(),
             bind: self.bind,
             name: self.name.clone(),
+            privileged: self.privileged,
         }
     }
 }

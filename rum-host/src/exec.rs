@@ -34,7 +34,14 @@ pub fn shell(name: Option<&str>) -> GuestError {
 fn try_exec(name: Option<&str>, command: &[OsString]) -> Result<Infallible, GuestError> {
     let guest = control::find(name)?;
     let pidfd = open(&guest)?;
-    let source = enter_command(pidfd.as_fd(), Job::Own, &guest.name, command)?.exec();
+    let enter = enter_command(
+        pidfd.as_fd(),
+        Job::Own,
+        guest.isolation,
+        &guest.name,
+        command,
+    );
+    let source = enter?.exec();
     Err(GuestError::Io {
         action: "enter the guest",
         source,
@@ -61,6 +68,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::runtime_dir::ProcessId;
+    use crate::sandbox::isolation::Isolation;
 
     #[test]
     fn opens_only_what_can_be_entered() {
@@ -70,6 +78,7 @@ mod tests {
             rum: None,
             kind: None,
             init: None,
+            isolation: Isolation::default(),
         };
         let me = ProcessId::current().unwrap();
         assert!(matches!(open(&guest), Err(GuestError::NotReady { .. })));

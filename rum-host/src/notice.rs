@@ -77,6 +77,8 @@ pub enum Notice {
     Repaired(Repair),
     /// A guest of rum's own starts, or tells of itself.
     Guest(Progress),
+    /// What runs in the guest is root on this machine.
+    NoBoundary,
     /// The guest is gone.
     GuestEnded {
         /// How, in words.
@@ -124,6 +126,7 @@ impl Notice {
             Self::Guest(progress) => progress.is_problem(),
             Self::Forwarded { .. }
             | Self::Stopped { .. }
+            | Self::NoBoundary
             | Self::Reloaded { .. }
             | Self::Unchanged
             | Self::Stopping { .. } => false,
@@ -254,6 +257,10 @@ impl fmt::Display for Notice {
             Self::NotReloaded => {
                 f.write_str("Configuration not reloaded: the one from before stays in force")
             }
+            Self::NoBoundary => f.write_str(
+                "As root: a namespace guest is no security boundary, root in it can change this \
+                 machine's files",
+            ),
             Self::NextTime => f.write_str("name and [guest] take effect with the next `rum up`"),
             Self::Stopping { drain } => {
                 write!(f, "Stopping within {drain:?}, again to force")

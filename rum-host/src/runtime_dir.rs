@@ -23,7 +23,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 
 mod error;
 mod process_id;
@@ -33,6 +33,8 @@ mod tests;
 pub use error::RuntimeDirError;
 use error::io_error;
 pub use process_id::ProcessId;
+
+use crate::sandbox::isolation::Isolation;
 
 /// Longest name of a guest, in bytes.
 pub const MAX_NAME: usize = 64;
@@ -199,10 +201,14 @@ impl RuntimeDir {
     }
 
     /// Publishes what others need to enter the guest, at once or not at all.
-    pub fn publish(&self, kind: &str, init: Option<ProcessId>) -> Result<(), RuntimeDirError> {
+    pub fn publish(
+        &self,
+        kind: &str,
+        inside: Option<(ProcessId, Isolation)>,
+    ) -> Result<(), RuntimeDirError> {
         let mut text = format!("kind {kind}\n");
-        if let Some(init) = init {
-            text.push_str(&format!("init {init}\n"));
+        if let Some((init, isolation)) = inside {
+            text.push_str(&format!("init {init}\nisolation {}\n", isolation.word()));
         }
         let new = self.path.join(STATE_NEW);
         fs::File::create(&new)
@@ -214,18 +220,29 @@ impl RuntimeDir {
 
 impl Drop for RuntimeDir {
     fn drop(&mut self) {
-        clean(self.dir.as_fd(), &self.path);
+        clean(self.dir.as_fd(), CWD, &self.path);
     }
 }
 
-/// Removes everything of ours from `dir`, and the directory `path` itself if it is that one.
-/// Errors are of no use here: the next owner of the name takes over what is left.
-pub(crate) fn clean(dir: BorrowedFd<'_>, path: &Path) {
+/// Removes everything of ours from `dir`, and the directory itself if it is `path`, which starts at
+/// `base`. Errors are of no use here: the next owner of the name takes over what is left.
+pub(crate) fn clean(dir: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &Path) {
     for file in FILES {
         let _ = rustix::fs::unlinkat(dir, file, AtFlags::empty());
     }
     // A successor's directory has its lock in it, or it makes a new one: rmdir hurts neither.
-    let _ = rustix::fs::rmdir(path);
+    let _ = rustix::fs::unlinkat(base, path, AtFlags::REMOVEDIR);
+}
+
+/// The directory in which the guest's directory `path` is, and the guest's name in it.
+pub(crate) fn open_base(path: &Path) -> Result<(OwnedFd, &Path), RuntimeDirError> {
+    let (Some(base), Some(name)) = (path.parent(), path.file_name()) else {
+        let name = path.display().to_string();
+        return Err(RuntimeDirError::Name { name });
+    };
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let base = rustix::fs::open(base, flags, Mode::empty()).map_err(io_error("open", base))?;
+    Ok((base, Path::new(name)))
 }
 
 /// Opens `path` as a directory that is safe to use.
@@ -339,6 +356,8 @@ pub struct RunningGuest {
     pub kind: Option<String>,
     /// The first process in it, for kinds that have one on this machine.
     pub init: Option<ProcessId>,
+    /// How far it is kept apart, for those kinds.
+    pub isolation: Isolation,
 }
 
 impl RunningGuest {
@@ -411,6 +430,9 @@ fn look(base: &Path, name: String) -> Option<RunningGuest> {
         rum,
         kind: field("kind").map(str::to_owned),
         init: field("init").and_then(|text| text.parse().ok()),
+        isolation: field("isolation")
+            .and_then(Isolation::parse)
+            .unwrap_or_default(),
         name,
         path,
     })
@@ -426,6 +448,63 @@ pub fn base() -> PathBuf {
         uid,
         |path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid),
     )
+}
+
+/// A file that lies in what a guest sees in the place of a directory for guests; it has the guest's
+/// name. Its own name is none that a guest can have.
+pub(crate) const INSIDE: &str = ".inside";
+
+/// The guest of rum in which this process is, if it would look for guests there.
+pub(crate) fn inside() -> Option<String> {
+    let name = fs::read_to_string(base().join(INSIDE)).ok()?;
+    check_name(&name).is_ok().then_some(name)
+}
+
+/// The directories that the guest with the runtime directory `path` must not see: all for guests that this
+/// user's environment can mean, that are there. One that is for other things, too, stays; then it
+/// is only the guests in it.
+pub(crate) fn to_hide(path: &Path) -> Vec<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw();
+    let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
+    let rum = |dir: PathBuf| dir.join("rum");
+    let mut named = vec![
+        rum(PathBuf::from(format!("/run/user/{uid}"))),
+        PathBuf::from(format!("/tmp/rum-{uid}")),
+    ];
+    named.extend(set("XDG_RUNTIME_DIR").map(|dir| rum(dir.into())));
+    if uid == 0 {
+        named.push("/run/rum".into());
+    }
+    let chosen = set("RUM_RUNTIME_DIR").map(PathBuf::from);
+    let chosen = chosen.into_iter().chain(path.parent().map(Path::to_owned));
+    let mut hidden = named;
+    for base in chosen {
+        let (guests, others) = entries(&base);
+        match others {
+            false => hidden.push(base),
+            true => hidden.extend(guests),
+        }
+    }
+    hidden.retain(|dir| dir.is_absolute() && open_private(dir).is_ok());
+    hidden.sort();
+    hidden.dedup();
+    hidden
+}
+
+/// The directories of guests in `base`, and whether there is anything else.
+fn entries(base: &Path) -> (Vec<PathBuf>, bool) {
+    let names = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name())
+    };
+    let is_guest = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let known = |file: std::ffi::OsString| FILES.iter().any(|known| file == **known);
+        name.is_some_and(|name| check_name(name).is_ok()) && path.is_dir() && names(path).all(known)
+    };
+    let (guests, others): (Vec<_>, Vec<_>) =
+        names(base).map(|name| base.join(name)).partition(is_guest);
+    (guests, !others.is_empty())
 }
 
 /// The rule of this module's documentation; `ours` says whether a directory exists and is ours.

@@ -194,6 +194,9 @@ pub async fn up(
         number = signals.next() => return Ok(End::Signal(number).exit_code()),
     };
     let guest = guest.inspect_err(|_| ui.rest.flush(FLUSH))?;
+    if matches!(settings.guest, GuestKind::Namespace(_)) && rustix::process::geteuid().is_root() {
+        ui.say(&Notice::NoBoundary);
+    }
     let info = control_info(settings);
     let board = Arc::new(Board::new(info.boot.clone(), reload::status(settings)));
     let control = Server::bind(&dir.control_socket(), info, board.clone())
@@ -242,9 +245,13 @@ pub async fn up(
 
 /// What does not go with the guest's kind, before anything is started.
 fn refuse(args: &UpArgs, settings: &Settings) -> Result<(), RumError> {
-    if !args.command.is_empty() && settings.guest != GuestKind::Namespace {
+    if !args.command.is_empty() && !matches!(settings.guest, GuestKind::Namespace(_)) {
         let kind = settings.guest.name().to_owned();
         return Err(GuestError::NoCommands { kind }.into());
+    }
+    if args.privileged && !matches!(settings.guest, GuestKind::Namespace(_)) {
+        return Err(RumError::usage("`--privileged` is for namespace guests")
+            .hint("leave it out: root in a VM has all of root's capabilities there"));
     }
     if args.reset && !settings.guest.has_disk() {
         return Err(

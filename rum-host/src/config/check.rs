@@ -10,6 +10,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::guest::GuestKind;
 use crate::policy::{DRAIN, GuestPort, HostAddr, Policy, StaticForward, overlap};
 
 use super::error::Problem;
@@ -90,7 +91,10 @@ impl Check<'_> {
             (None, None) => DEFAULT_NAME.to_owned(),
         };
         let guest = raw.guest.clone().unwrap_or_default();
-        let guest = self.guest(root.table("guest"), &guest);
+        let mut guest = self.guest(root.table("guest"), &guest);
+        if let (true, GuestKind::Namespace(isolation)) = (overrides.privileged, &mut guest) {
+            isolation.privileged = true;
+        }
         let drain = match &raw.drain {
             Some(drain) => self.text(root, "drain", drain, values::duration),
             None => DRAIN,

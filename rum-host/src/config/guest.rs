@@ -8,6 +8,7 @@ use super::check::{Check, Place};
 use super::raw::GuestConfig;
 use super::values;
 use crate::guest::qemu::{Accel, Boot, Spec, SshKey};
+use crate::sandbox::isolation::Isolation;
 
 /// CIDs 0 to 2 are the hypervisor, the loopback and the host (vsock(7)).
 const FIRST_CID: i64 = 3;
@@ -24,7 +25,10 @@ impl Check<'_> {
     pub(super) fn guest(&mut self, at: Place<'_>, raw: &GuestConfig) -> GuestKind {
         let kind = raw.kind.as_deref().unwrap_or("namespace");
         let setting = match kind {
-            "namespace" => GuestKind::Namespace,
+            "namespace" => GuestKind::Namespace(Isolation {
+                private_tmp: raw.private_tmp.unwrap_or_default(),
+                privileged: raw.privileged.unwrap_or_default(),
+            }),
             "vsock" => self.vsock(at, raw),
             "unix" => self.unix(at, raw),
             "qemu" => GuestKind::Qemu(Box::new(self.qemu(at, raw))),
@@ -34,10 +38,12 @@ impl Check<'_> {
                 let hint = "write `kind = \"namespace\"`, `\"qemu\"`, `\"libvirt\"`, \
                             `\"vsock\"` or `\"unix\"`";
                 self.problem(at, "kind", "not known here", message, hint);
-                return GuestKind::Namespace;
+                return GuestKind::Namespace(Isolation::default());
             }
         };
         for (key, kind_of) in [
+            ("private_tmp", "namespace"),
+            ("privileged", "namespace"),
             ("cid", "vsock"),
             ("socket", "unix"),
             ("image", "qemu"),

@@ -83,6 +83,8 @@ pub struct Overrides {
     pub bind: Option<IpAddr>,
     /// `--name`: takes the place of `name`.
     pub name: Option<String>,
+    /// `--privileged`: as `[guest] privileged = true`.
+    pub privileged: bool,
 }
 
 /// Reads the configuration: the file at `path`, else `rum.toml` in the current directory, else

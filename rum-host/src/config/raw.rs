@@ -33,6 +33,10 @@ pub struct Config {
 pub struct GuestConfig {
     /// `kind` is the kind of guest, such as `kind = "namespace"`
     pub kind: Option<String>,
+    /// `private_tmp` gives the guest a /tmp and a /var/tmp of its own: `private_tmp = true`
+    pub private_tmp: Option<bool>,
+    /// `privileged` leaves root's programs all of root's capabilities: `privileged = true`
+    pub privileged: Option<bool>,
     /// `cid` is the context id of a running VM, such as `cid = 3`
     pub cid: Option<i64>,
     /// `socket` is the path of the VM's vsock device, such as `socket = "/run/vm/vsock.sock"`

@@ -37,6 +37,7 @@ enum Kind {
     Text,
     Texts,
     Number,
+    Truth,
     Table(&'static [Field]),
     Tables(&'static [Field]),
 }
@@ -64,7 +65,9 @@ impl Place {
     /// A key as it is written in this table: `range`, `[guest]`, `[[auto_ports.rule]]`.
     fn key(&self, field: &'static Field) -> String {
         match kind(field) {
-            Kind::Text | Kind::Texts | Kind::Number => field.effective_name().to_owned(),
+            Kind::Text | Kind::Texts | Kind::Number | Kind::Truth => {
+                field.effective_name().to_owned()
+            }
             Kind::Table(_) | Kind::Tables(_) => self.of(field).header(),
         }
     }
@@ -126,7 +129,7 @@ impl Pass {
     fn value(&mut self, value: &Spanned<DeValue<'_>>, field: &'static Field, place: &Place) {
         let span = value.span();
         match (kind(field), value.get_ref()) {
-            (Kind::Text, DeValue::String(_)) => {}
+            (Kind::Text, DeValue::String(_)) | (Kind::Truth, DeValue::Boolean(_)) => {}
             (Kind::Texts, DeValue::Array(array)) => {
                 let others = array.iter().filter(|item| !item.get_ref().is_str());
                 for item in others {
@@ -183,6 +186,7 @@ impl Pass {
             Kind::Text => "a text in quotes",
             Kind::Texts => "a list of texts in quotes",
             Kind::Number => "a number",
+            Kind::Truth => "true or false",
             Kind::Table(_) => "one table",
             Kind::Tables(_) => "a list of tables",
         };
@@ -266,7 +270,7 @@ fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<(String
     }
     fields.iter().find_map(|field| match kind(field) {
         Kind::Table(inner) | Kind::Tables(inner) => home_of(key, inner, &place.of(field)),
-        Kind::Text | Kind::Texts | Kind::Number => None,
+        Kind::Text | Kind::Texts | Kind::Number | Kind::Truth => None,
     })
 }
 
@@ -317,6 +321,7 @@ fn kind(field: &'static Field) -> Kind {
         Def::List(list) => Kind::Tables(fields(list.t())),
         _ if shape.is_type::<String>() => Kind::Text,
         _ if shape.is_type::<i64>() => Kind::Number,
+        _ if shape.is_type::<bool>() => Kind::Truth,
         _ => Kind::Table(fields(shape)),
     }
 }

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::error;
 use crate::plan::{AutoPolicy, GuestPort, HostAddr, OnConflict, StaticForward};
+use crate::sandbox::isolation::Isolation;
 
 fn fixtures(kind: &str) -> Vec<(String, String)> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -193,7 +194,7 @@ fn valid() -> impl Strategy<Value = (String, Settings)> {
         let mut text = format!("drain = \"{drain}ms\"\nname = '{name}'\n");
         let mut settings = Settings {
             name,
-            guest: GuestKind::Namespace,
+            guest: GuestKind::Namespace(Isolation::default()),
             policy: Policy {
                 drain: Duration::from_millis(drain),
                 ..Policy::default()

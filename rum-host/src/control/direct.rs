@@ -33,7 +33,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// The agent does not answer within some seconds.
 pub async fn snapshot(settings: &Settings) -> Option<Result<(ControlInfo, Update), RumError>> {
     let endpoint = match &settings.guest {
-        GuestKind::Namespace => return None,
+        GuestKind::Namespace(_) => return None,
         kind => kind.running_endpoint()?,
     };
     let (events_tx, mut events) = mpsc::channel(8);

@@ -22,7 +22,12 @@ pub fn find(name: Option<&str>) -> Result<RunningGuest, GuestError> {
     if let Some(name) = name {
         check_name(name)?;
     }
-    pick(name, runtime_dir::list()?)
+    pick(name, runtime_dir::list()?).map_err(|error| match (runtime_dir::inside(), error) {
+        (Some(guest), GuestError::NotRunning { .. } | GuestError::NoneRunning) => {
+            GuestError::Inside { guest }
+        }
+        (_, error) => error,
+    })
 }
 
 /// The guest that is meant.
@@ -49,6 +54,7 @@ mod timers_tests;
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::sandbox::isolation::Isolation;
 
     fn guests(names: &[&str]) -> Vec<RunningGuest> {
         let guest = |name: &&str| RunningGuest {
@@ -57,6 +63,7 @@ mod tests {
             rum: None,
             kind: None,
             init: None,
+            isolation: Isolation::default(),
         };
         names.iter().map(guest).collect()
     }

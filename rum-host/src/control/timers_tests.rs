@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::sandbox::isolation::Isolation;
 use std::path::Path;
 use std::time::Duration;
 
@@ -75,6 +76,7 @@ fn guest(dir: &Path) -> RunningGuest {
         rum: None,
         kind: None,
         init: None,
+        isolation: Isolation::default(),
     }
 }
 

@@ -21,6 +21,7 @@ use self::progress::Tell;
 use crate::error::RumError;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::sandbox::Failure;
+use crate::sandbox::isolation::Isolation;
 
 pub mod libvirt;
 pub(crate) mod namespace;
@@ -35,7 +36,7 @@ mod vsock;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuestKind {
     /// Namespaces on this machine, made by rum.
-    Namespace,
+    Namespace(Isolation),
     /// A VM that rum boots.
     Qemu(Box<qemu::Spec>),
     /// A running VM with an agent in it, by its context id.
@@ -56,7 +57,7 @@ impl GuestKind {
     /// Its name in the configuration.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Namespace => NAMESPACE,
+            Self::Namespace(_) => NAMESPACE,
             Self::Qemu(_) => "qemu",
             Self::Vsock { .. } => "vsock",
             Self::Unix { .. } => "unix",
@@ -69,7 +70,7 @@ impl GuestKind {
     /// Where the agent of a guest is to be dialled that rum does not start; None for the others.
     pub fn running_endpoint(&self) -> Option<Endpoint> {
         match self {
-            Self::Namespace | Self::Qemu(_) | Self::Libvirt(_) => None,
+            Self::Namespace(_) | Self::Qemu(_) | Self::Libvirt(_) => None,
             Self::Vsock { cid } => Some(vsock::endpoint(*cid)),
             Self::Unix { socket } => Some(unix::endpoint(socket)),
         }
@@ -165,6 +166,12 @@ pub enum GuestError {
         /// Those that are.
         running: Vec<String>,
     },
+    /// It is asked inside a guest, to which the guests outside are hidden.
+    #[error("this is inside the guest `{guest}`, which hides the `rum up` outside")]
+    Inside {
+        /// The guest that we are in.
+        guest: String,
+    },
     /// No guest runs.
     #[error("no guest is running")]
     NoneRunning,
@@ -247,6 +254,7 @@ impl GuestError {
             Self::NotRunning { .. } | Self::NoneRunning => {
                 Some("start one with `rum up`".to_owned())
             }
+            Self::Inside { .. } => Some("run it outside of the guest".to_owned()),
             Self::Ambiguous { running } => {
                 let first = running.first()?;
                 Some(format!("name the one you mean, as in `--name {first}`"))
@@ -309,8 +317,9 @@ impl Guest {
     ) -> Result<Self, GuestError> {
         let kind = spec.kind.clone();
         let (endpoint, running) = match &kind {
-            GuestKind::Namespace => {
-                let (endpoint, guest) = namespace::Namespace::start(dir, &link.agent_args).await?;
+            GuestKind::Namespace(isolation) => {
+                let guest = namespace::Namespace::start(dir, *isolation, &link.agent_args);
+                let (endpoint, guest) = guest.await?;
                 (endpoint, Running::Namespace(Box::new(guest)))
             }
             GuestKind::Qemu(vm) => {
@@ -330,11 +339,13 @@ impl Guest {
             kind,
             running,
         };
-        let init = match &this.running {
-            Running::Namespace(guest) => Some(guest.init()),
-            Running::Qemu(_) | Running::Libvirt(_) | Running::Found => None,
+        let inside = match (&this.running, &this.kind) {
+            (Running::Namespace(guest), GuestKind::Namespace(isolation)) => {
+                Some((guest.init(), *isolation))
+            }
+            _ => None,
         };
-        dir.publish(this.kind.name(), init)?;
+        dir.publish(this.kind.name(), inside)?;
         Ok(this)
     }
 

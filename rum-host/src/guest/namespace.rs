@@ -25,6 +25,7 @@ use super::{GuestEnd, GuestError, Stopped};
 use crate::descriptors;
 use crate::runtime_dir::{ProcessId, RuntimeDir};
 use crate::sandbox::enter::Job;
+use crate::sandbox::isolation::Isolation;
 use crate::sandbox::status::{MAX_LINE, Status};
 use crate::sandbox::{ENTER, Failure, KEEPER, SELF, TERMINATE};
 
@@ -39,6 +40,7 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
+    isolation: Isolation,
     keeper: Child,
     lifeline: Option<ChildStdin>,
     status: StatusLines,
@@ -51,6 +53,7 @@ impl Namespace {
     /// Starts the guest in `dir`.
     pub async fn start(
         dir: &RuntimeDir,
+        isolation: Isolation,
         agent_args: &[String],
     ) -> Result<(Endpoint, Self), GuestError> {
         let endpoint = Endpoint::Unix {
@@ -64,8 +67,8 @@ impl Namespace {
             .arg0("rum")
             .arg(KEEPER)
             .arg(dir.path())
-            .arg(dir.lock().as_raw_fd().to_string())
-            .args(agent_command_line(&rpc, &channel))
+            .args([dir.lock(), rpc.as_fd(), channel.as_fd()].map(|fd| fd.as_raw_fd().to_string()))
+            .arg(isolation.word())
             .args(agent_args)
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -94,6 +97,7 @@ impl Namespace {
             .map_err(|error| io_error("watch the guest")(error.into()))?;
         let this = Self {
             name: dir.name().to_owned(),
+            isolation,
             keeper,
             lifeline,
             status,
@@ -112,8 +116,8 @@ impl Namespace {
     /// As [`super::Guest::spawn`].
     pub fn spawn(&self, command: &[OsString]) -> Result<Child, GuestError> {
         let pidfd = self.pidfd.get_ref().as_fd();
-        let mut enter: Command = enter_command(pidfd, Job::Shared, &self.name, command)?.into();
-        enter
+        let enter = enter_command(pidfd, Job::Shared, self.isolation, &self.name, command)?;
+        Command::from(enter)
             .spawn()
             .map_err(io_error("start a command in the guest"))
     }
@@ -173,16 +177,6 @@ fn listen(path: &Path) -> Result<UnixListener, GuestError> {
     bind().map_err(io_error("make the agent's sockets"))
 }
 
-/// The agent's two inherited sockets in the words of its command line.
-fn agent_command_line(rpc: &UnixListener, channel: &UnixListener) -> [String; 4] {
-    [
-        "--rpc".to_owned(),
-        format!("fd:{}", rpc.as_raw_fd()),
-        "--channel".to_owned(),
-        format!("fd:{}", channel.as_raw_fd()),
-    ]
-}
-
 /// Lets the child of `command` keep `fds`, under their numbers, and nobody else's child.
 pub(super) fn inherit(command: &mut Command, fds: &[BorrowedFd<'_>]) {
     inherit_std(command.as_std_mut(), fds);
@@ -208,6 +202,7 @@ fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
 pub fn enter_command(
     pidfd: BorrowedFd<'_>,
     job: Job,
+    isolation: Isolation,
     name: &str,
     command: &[OsString],
 ) -> Result<std::process::Command, GuestError> {
@@ -220,7 +215,7 @@ pub fn enter_command(
         .arg0("rum")
         .arg(ENTER)
         .arg(pidfd.as_raw_fd().to_string())
-        .args([job.word(), name])
+        .args([job.word(), &isolation.word(), name])
         .args(command);
     inherit_std(&mut enter, &[pidfd]);
     Ok(enter)

@@ -85,6 +85,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             reason: why(reason),
             ..about("agent-lost")
         },
+        Notice::NoBoundary => about("no-boundary"),
         Notice::GuestRebooted => about("guest-rebooted"),
         Notice::GraceOver => about("grace-over"),
         Notice::Forwarded { host, guest, .. } => Record {

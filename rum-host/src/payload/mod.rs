@@ -19,7 +19,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 
 pub mod initramfs;
@@ -68,6 +68,9 @@ fn execute(args: &[OsString]) -> io::Result<Infallible> {
         &file,
         SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
     )?;
+    // Not to be read: executing such a file guards the process from the first moment on against
+    // who would attach to it (`would_dump` in fs/exec.c), as `sandbox::rights::guard` does before.
+    rustix::fs::fchmod(&file, Mode::XUSR | Mode::XGRP | Mode::XOTH)?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Err(Command::new(path).arg0(AGENT).args(args).exec())
 }

@@ -92,7 +92,8 @@ fn a_late_cleaner_leaves_the_successor_alone() {
     let keeper = first.dir.try_clone().unwrap();
     drop(first);
     let second = RuntimeDir::create_in(base.path(), "dev").unwrap();
-    clean(keeper.as_fd(), &path);
+    let (at, name) = open_base(&path).unwrap();
+    clean(keeper.as_fd(), at.as_fd(), name);
     assert!(is_at(&second.lock, &second.dir));
     assert!(path.join(LOCK).exists());
 }
@@ -106,7 +107,11 @@ fn lists_what_is_held() {
     fs::create_dir(base.path().join("stray")).unwrap();
     fs::write(base.path().join(".hidden"), "").unwrap();
     let me = ProcessId::current().unwrap();
-    b.publish("namespace", Some(me)).unwrap();
+    let isolation = Isolation {
+        private_tmp: true,
+        privileged: true,
+    };
+    b.publish("namespace", Some((me, isolation))).unwrap();
     a.publish("vsock", None).unwrap();
 
     let found = list_in(base.path()).unwrap();
@@ -114,7 +119,9 @@ fn lists_what_is_held() {
     assert_eq!(names, ["a", "b"]);
     assert_eq!(found[0].kind.as_deref(), Some("vsock"));
     assert_eq!(found[0].init, None);
+    assert_eq!(found[0].isolation, Isolation::default());
     assert_eq!(found[1].init, Some(me));
+    assert_eq!(found[1].isolation, isolation);
     assert_eq!(found[1].rum, Some(me));
 }
 
@@ -149,4 +156,18 @@ fn a_path_too_long_for_a_socket_is_refused_before_anything_is_made() {
     let error = RuntimeDir::create_in(&deep, "dev").unwrap_err();
     assert!(matches!(error, RuntimeDirError::TooLong { .. }), "{error}");
     assert!(!deep.exists());
+}
+
+#[test]
+fn a_directory_for_other_things_is_not_hidden() {
+    let base = base();
+    let a = RuntimeDir::create_in(base.path(), "a").unwrap();
+    assert!(to_hide(a.path()).contains(&base.path().to_owned()));
+    // What a dead one left is a guest's as well.
+    fs::create_dir(base.path().join("b")).unwrap();
+    assert!(to_hide(a.path()).contains(&base.path().to_owned()));
+    fs::write(base.path().join("notes"), "").unwrap();
+    let hidden = to_hide(a.path());
+    assert!(!hidden.contains(&base.path().to_owned()), "{hidden:?}");
+    assert!(hidden.contains(&a.path().to_owned()), "{hidden:?}");
 }

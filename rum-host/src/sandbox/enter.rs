@@ -27,8 +27,8 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::holder::UNHELD;
 use super::{
-    EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, bad_arguments, holder, number,
-    signals,
+    EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, bad_arguments, holder, isolation,
+    number, open_descriptors, rights, signals,
 };
 
 /// Signals that the command gets when somebody sends them to us.
@@ -67,7 +67,7 @@ impl Job {
     }
 }
 
-/// Runs a command in a guest: `PIDFD JOB NAME CMD…`.
+/// Runs a command in a guest: `PIDFD JOB ISOLATION NAME CMD…`.
 pub fn run(args: Vec<OsString>) -> ExitCode {
     enter(args).unwrap_or_else(|failure| {
         eprintln!("error: {}", failure.message);
@@ -85,6 +85,7 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Some(word) if word == Job::Own.word() => Job::Own,
         _ => Job::Shared,
     };
+    let isolation = isolation(&mut args)?;
     let name = args.next().ok_or_else(bad_arguments)?;
     let program = args.next().ok_or_else(bad_arguments)?;
 
@@ -104,11 +105,23 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let terminal = (job == Job::Own).then(Terminal::ours).flatten();
 
     move_into(pidfd.as_fd())?;
+    if !isolation.privileged {
+        rights::bound().map_err(|error| {
+            Failure::new("cannot take capabilities from the command", error)
+                .hint("`rum up --privileged` leaves it all of them")
+        })?;
+    }
     let args: Vec<_> = args.collect();
     let start = |holder| {
         let mut command = Command::new(&program);
         command.args(&args).env(GUEST_VARIABLE, &name);
-        start(command, mask, terminal.is_some(), holder)
+        let prepare = Prepare {
+            mask,
+            own_group: terminal.is_some(),
+            privileged: isolation.privileged,
+            holder,
+        };
+        start(command, prepare)
     };
     let started = match start(holder::find()) {
         Err(error) if error.raw_os_error() == Some(UNHELD.raw_os_error()) => start(None),
@@ -128,11 +141,7 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
 /// Marks everything but the standard streams, so that a command inside holds nothing of the
 /// host's that its caller did not mean it to have.
 fn close_on_exec() -> io::Result<()> {
-    let open: Vec<_> = std::fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|fd| *fd > 2)
-        .collect();
-    for fd in open {
+    for fd in open_descriptors()? {
         // SAFETY: only looked at; the one that read the directory is closed by now, which makes
         // fcntl fail.
         let _ = rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::CLOEXEC);
@@ -166,12 +175,15 @@ fn move_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(
-    mut command: Command,
+/// What is to be done between fork and exec.
+struct Prepare {
     mask: SigSet,
     own_group: bool,
+    privileged: bool,
     holder: Option<OwnedFd>,
-) -> io::Result<Child> {
+}
+
+fn start(mut command: Command, to_do: Prepare) -> io::Result<Child> {
     let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -183,14 +195,18 @@ fn start(
         if poll(&mut [PollFd::new(&me, PollFlags::IN)], Some(&now))? > 0 {
             return Err(Errno::SRCH.into());
         }
-        if let Some(holder) = &holder {
+        if let Some(holder) = &to_do.holder {
             holder::enlist(holder)?;
         }
-        if own_group {
+        // Not before: the filter wants CAP_SYS_ADMIN.
+        if !to_do.privileged {
+            rights::reduce()?;
+        }
+        if to_do.own_group {
             rustix::process::setpgid(None, None)?;
             rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpid())?;
         }
-        Ok(mask.thread_set_mask()?)
+        Ok(to_do.mask.thread_set_mask()?)
     };
     // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
     unsafe { command.pre_exec(prepare) };

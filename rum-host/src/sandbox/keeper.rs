@@ -4,7 +4,7 @@
 //! happens there, and cleans up after it. It waits for two things only: its lifeline and init.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
@@ -15,15 +15,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::setup::Furnishing;
 use super::status::Status;
-use super::{Failure, INIT, KILL, SELF, TERMINATE, bad_arguments, number, setup, signals};
+use super::{
+    Failure, INIT, KILL, SELF, TERMINATE, bad_arguments, isolation, number, open_descriptors,
+    rights, setup, signals,
+};
 use crate::runtime_dir;
 
 /// Time for init to end when rum is gone: it kills everything inside and removes the shared memory
 /// that is left. It takes milliseconds; a stopped init never answers.
 const KILL_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Runs the keeper: `DIR LOCK_FD AGENT_ARGS…`.
+/// Runs the keeper: `DIR LOCK_FD RPC_FD CHANNEL_FD ISOLATION AGENT_ARGS…`.
 pub fn run(args: Vec<OsString>) -> ExitCode {
     match keep(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,20 +43,44 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let path = args.next().ok_or_else(bad_arguments)?;
     let path = Path::new(&path);
     let lock = inherited(number(&mut args)?)?;
-    let dir = runtime_dir::open_private(path)
-        .map_err(|error| Failure::new("cannot open the runtime directory", error))?;
+    let sockets = [number(&mut args)?, number(&mut args)?];
+    let isolation = isolation(&mut args)?;
+    close_all_but(&[lock.as_raw_fd(), sockets[0], sockets[1]])
+        .map_err(|error| Failure::new("cannot look at /proc/self/fd", error))?;
+    let failed = |error| Failure::new("cannot open the runtime directory", error);
+    let dir = runtime_dir::open_private(path).map_err(failed)?;
+    // The guest's mounts, which become ours, hide the directory.
+    let (base, name) = runtime_dir::open_base(path).map_err(failed)?;
 
     // No signal but SIGKILL and SIGSTOP ends or stops the keeper; and no terminal sends it any.
     let _blocked = signals::watch(&SigSet::all())?;
     let _ = rustix::process::setsid();
 
-    let guest = setup::unshare().and_then(|()| start(args.collect()));
+    let guest = setup::unshare().and_then(|()| {
+        // Not before: its own /proc/self/uid_map would be root's.
+        rights::guard();
+        let [rpc, channel] = sockets.map(|fd| OsString::from(format!("fd:{fd}")));
+        let mut agent = vec!["--rpc".into(), rpc, "--channel".into(), channel];
+        agent.extend(args);
+        let path = path.to_owned();
+        start(agent, Furnishing { isolation, path })
+    });
     let ended = guest.and_then(|(child, lifeline)| wait(child, lifeline));
     // Also when nothing was started: whoever asked for the guest may be gone already. The lock
     // is held until here, so that nobody else is at home in the directory.
-    runtime_dir::clean(dir.as_fd(), path);
+    runtime_dir::clean(dir.as_fd(), base.as_fd(), name);
     drop(lock);
     Status::Ended(describe(ended?)).send();
+    Ok(())
+}
+
+/// Closes what rum's caller left open in it, which is nobody's business here or further below.
+fn close_all_but(kept: &[i32]) -> std::io::Result<()> {
+    for fd in open_descriptors()?.filter(|fd| !kept.contains(fd)) {
+        // SAFETY: nothing in this process has opened it or knows of it: it just begins. The one that
+        // reads the directory is closed by now, and closing it again fails.
+        unsafe { libc::close(fd) };
+    }
     Ok(())
 }
 
@@ -66,16 +94,16 @@ pub(super) fn inherited(fd: i32) -> Result<OwnedFd, Failure> {
 }
 
 /// Starts init, which finishes setting up between fork and exec.
-fn start(agent: Vec<OsString>) -> Result<(Child, ChildStdin), Failure> {
+fn start(agent: Vec<OsString>, furnishing: Furnishing) -> Result<(Child, ChildStdin), Failure> {
     let mut command = Command::new(SELF);
     command
         .arg0("rum")
         .arg(INIT)
         .args(agent)
         .stdin(Stdio::piped());
-    let enclose = || {
+    let enclose = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        setup::furnish().map_err(|failure| {
+        setup::furnish(&furnishing).map_err(|failure| {
             failure.send();
             std::io::Error::other("reported")
         })

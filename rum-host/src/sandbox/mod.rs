@@ -41,11 +41,16 @@ use std::ffi::{CStr, OsString};
 use std::fmt;
 use std::process::ExitCode;
 
+use self::isolation::Isolation;
+
 mod asked;
 pub mod enter;
 pub mod holder;
 mod init;
+pub mod isolation;
 mod keeper;
+mod mounts;
+mod rights;
 pub mod seccomp;
 pub(crate) mod setup;
 mod signals;
@@ -53,7 +58,7 @@ pub mod status;
 mod sysv;
 mod warden;
 
-/// Hidden first argument of the keeper: `DIR LOCK_FD AGENT_ARGS…`.
+/// Hidden first argument of the keeper: `DIR LOCK_FD RPC_FD CHANNEL_FD ISOLATION AGENT_ARGS…`.
 pub const KEEPER: &str = "__rum-keeper";
 /// Hidden first argument of init: `AGENT_ARGS…`.
 pub const INIT: &str = "__rum-init";
@@ -61,7 +66,7 @@ pub const INIT: &str = "__rum-init";
 pub const AGENT: &str = "__rum-agent";
 /// Hidden first argument of the warden of a VM: `DIR LOCK_FD (COUNT PROGRAM ARGS…)…`.
 pub const WARDEN: &str = "__rum-warden";
-/// Hidden first argument of a command's way into the guest: `PIDFD JOB NAME CMD…`.
+/// Hidden first argument of a command's way into the guest: `PIDFD JOB ISOLATION NAME CMD…`.
 pub const ENTER: &str = "__rum-enter";
 
 /// The program to re-execute: still this one when its file was replaced, and found from inside.
@@ -125,10 +130,12 @@ pub fn dispatch_internal(agent: impl FnOnce(Vec<OsString>) -> ExitCode) -> Optio
         }
         INIT => {
             show_as(c"rum-init");
+            rights::guard();
             init::run(args)
         }
         AGENT => {
             show_as(c"rum-agent");
+            rights::guard();
             agent(args)
         }
         WARDEN => {
@@ -137,6 +144,7 @@ pub fn dispatch_internal(agent: impl FnOnce(Vec<OsString>) -> ExitCode) -> Optio
         }
         ENTER => {
             show_as(c"rum-enter");
+            rights::guard();
             enter::run(args)
         }
         _ => return None,
@@ -148,6 +156,23 @@ fn number(args: &mut impl Iterator<Item = OsString>) -> Result<i32, Failure> {
     args.next()
         .and_then(|text| text.to_str()?.parse().ok())
         .filter(|number| *number >= 0)
+        .ok_or_else(bad_arguments)
+}
+
+/// What this process has open beside the standard streams. Collected: the descriptor that reads the
+/// directory is among them, and closed when this returns.
+fn open_descriptors() -> std::io::Result<impl Iterator<Item = i32>> {
+    let open: Vec<_> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    Ok(open.into_iter())
+}
+
+/// Reads how far the guest is kept apart.
+fn isolation(args: &mut impl Iterator<Item = OsString>) -> Result<Isolation, Failure> {
+    args.next()
+        .and_then(|word| Isolation::parse(word.to_str()?))
         .ok_or_else(bad_arguments)
 }
 

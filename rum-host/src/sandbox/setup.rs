@@ -11,14 +11,15 @@
 
 use std::fs;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use rustix::ioctl::Setter;
-use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::Failure;
+use super::isolation::Isolation;
 
 const DISABLED: &str = "user namespaces are not available to ordinary users on this machine";
 
@@ -90,33 +91,19 @@ pub(crate) fn user_namespace_hint() -> String {
     }
 }
 
-/// Makes the new namespaces habitable: mounts that tell the host nothing, an own /proc, `lo` up,
-/// every port free for every user.
-pub fn furnish() -> Result<(), Failure> {
-    // Slave rather than private: nothing done inside is seen outside, yet what the host unmounts
-    // does not stay busy for as long as the guest lives.
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-    )
-    .map_err(|error| Failure::new("cannot cut the guest's mounts off from the host's", error))?;
-    rustix::mount::mount(
-        "proc",
-        "/proc",
-        "proc",
-        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-        None,
-    )
-    .map_err(|error| match error {
-        // The kernel shows no more of /proc than what was visible before (mount_too_revealing
-        // in fs/namespace.c).
-        Errno::PERM => Failure::new("cannot mount the guest's own /proc", error).hint(
-            "parts of /proc are covered by other mounts, as container runtimes do it: start \
-             the container with a plain /proc (podman run --security-opt unmask=ALL, \
-             docker run --security-opt systempaths=unconfined)",
-        ),
-        error => Failure::new("cannot mount the guest's own /proc", error),
-    })?;
+/// What the guest is to be like.
+#[derive(Debug, Clone)]
+pub struct Furnishing {
+    /// How far it is kept apart.
+    pub isolation: Isolation,
+    /// Its runtime directory.
+    pub path: PathBuf,
+}
+
+/// Makes the new namespaces habitable: mounts ([`super::mounts`]), `lo` up, every port free for every
+/// user.
+pub fn furnish(furnishing: &Furnishing) -> Result<(), Failure> {
+    super::mounts::arrange(furnishing, is_privileged())?;
     scatter_pids();
     loopback_up().map_err(|error| Failure::new("cannot bring up the guest's `lo`", error))?;
     let start = "/proc/sys/net/ipv4/ip_unprivileged_port_start";

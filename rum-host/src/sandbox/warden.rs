@@ -18,6 +18,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
@@ -59,7 +60,7 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
 
     let ended = watch(programs);
     if matches!(ended, Ok(None)) {
-        runtime_dir::clean(dir.as_fd(), path);
+        runtime_dir::clean(dir.as_fd(), CWD, path);
     }
     drop(lock);
     let ended = ended?.unwrap_or_else(|| "was ended by rum".to_owned());

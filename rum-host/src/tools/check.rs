@@ -47,7 +47,7 @@ fn summary(settings: &Settings) -> String {
         None => "The command line is valid, and there is no rum.toml".to_owned(),
     });
     let kind = match &settings.guest {
-        GuestKind::Namespace => "a network namespace of this machine".to_owned(),
+        GuestKind::Namespace(_) => "a network namespace of this machine".to_owned(),
         GuestKind::Qemu(vm) => format!("a VM that boots from {}", vm.boot.file().display()),
         GuestKind::Vsock { cid } => format!("the VM with context id {cid} (vsock)"),
         GuestKind::Unix { socket } => format!("the VM behind {} (unix)", socket.display()),

@@ -78,9 +78,14 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # How long open connections may go on when their port closes: "500ms", "10s", "2m"; "0" cuts.
 # drain = "10s"
 
-# Where programs run. The default is a network namespace of this machine, made by rum.
+# Where programs run. The default is a network namespace of this machine, made by rum. It is no
+# security boundary: its programs have your files and your rights.
 [guest]
 # kind = "namespace"
+# A /tmp and a /var/tmp of its own, empty at the start and gone at the end.
+# private_tmp = false
+# All of root's capabilities for root's programs, not only those that root has in a container.
+# privileged = false
 
 # A running VM with rum-agent in it, by its context id:
 # kind = "vsock"

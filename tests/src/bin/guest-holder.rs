@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use rum_host::guest::{Guest, GuestKind, GuestSpec, Link};
 use rum_host::runtime_dir::RuntimeDir;
+use rum_host::sandbox::isolation::Isolation;
 use rum_host::{exec, sandbox};
 
 /// Long enough for anything that does end, short enough for a test of what does not.
@@ -72,7 +73,7 @@ async fn up(name: &str, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>
     let dir = Arc::new(RuntimeDir::create(name)?);
     let spec = GuestSpec {
         name: name.to_owned(),
-        kind: GuestKind::Namespace,
+        kind: GuestKind::Namespace(Isolation::default()),
         reset: false,
     };
     let link = Link::unheard(vec!["--hint".to_owned(), "poll".to_owned()]);

@@ -4,4 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ipc;
+mod privilege;
+mod reach;
 mod support;
+mod tmp;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use rum_tests::rum::{Rum, Setup};
@@ -49,7 +49,10 @@ impl House {
 
     /// Starts the guest `name` and waits for its agent.
     pub fn up(&self, name: &str, more: &[&str]) -> Rum {
-        let mut args = vec!["up", "--name", name, "--range", "5000-5999"];
+        let mut args = vec!["up", "--name", name];
+        if !more.contains(&"--range") {
+            args.extend(["--range", "5000-5999"]);
+        }
         args.extend(more);
         let rum = self.setup.start(args);
         rum.stderr.wait("connected");
@@ -85,14 +88,18 @@ pub struct Postgres {
 
 impl Postgres {
     pub fn new(house: &House, name: &str) -> Self {
+        Self::new_in(house, &house.setup.path().join(name))
+    }
+
+    /// With its directory at `dir`, which is made.
+    pub fn new_in(house: &House, dir: &Path) -> Self {
         let versions = fs::read_dir("/usr/lib/postgresql").unwrap();
         let newest = versions.map(|entry| entry.unwrap().path()).max().unwrap();
-        let dir = house.setup.path().join(name);
-        fs::create_dir(&dir).unwrap();
-        chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
+        fs::create_dir(dir).unwrap();
+        chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
         let this = Self {
             bin: newest.join("bin"),
-            dir,
+            dir: dir.to_owned(),
             who: house.who,
         };
         let data = this.data();
@@ -103,7 +110,7 @@ impl Postgres {
         this
     }
 
-    fn data(&self) -> String {
+    pub fn data(&self) -> String {
         self.dir.join("data").to_str().unwrap().to_owned()
     }
 

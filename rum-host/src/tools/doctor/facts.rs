@@ -25,6 +25,7 @@ use rustix::thread::UnshareFlags;
 use crate::agent::client;
 use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link};
 use crate::runtime_dir::{self, RunningGuest, RuntimeDir};
+use crate::sandbox::isolation::Isolation;
 use crate::sandbox::setup;
 use crate::tools::check;
 
@@ -177,7 +178,7 @@ async fn guest(base: &Path) -> Tried<GuestFacts> {
         let dir = Arc::new(dir);
         let spec = GuestSpec {
             name: "guest".to_owned(),
-            kind: GuestKind::Namespace,
+            kind: GuestKind::Namespace(Isolation::default()),
             reset: false,
         };
         let link = Link::unheard(vec!["-q".to_owned()]);

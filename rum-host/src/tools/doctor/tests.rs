@@ -3,6 +3,7 @@
 use super::facts::{GuestFacts, No, Tried};
 use super::*;
 use crate::runtime_dir::RunningGuest;
+use crate::sandbox::isolation::Isolation;
 
 fn no<T>(why: &str, remedy: Option<&str>) -> Tried<T> {
     Err(No {
@@ -44,6 +45,7 @@ fn everything() -> Facts {
                 rum: Some("4121 1".parse().unwrap()),
                 kind: Some("name\u{1b}space".to_owned()),
                 init: None,
+                isolation: Isolation::default(),
             },
             RunningGuest {
                 name: "new".to_owned(),
@@ -51,6 +53,7 @@ fn everything() -> Facts {
                 rum: None,
                 kind: None,
                 init: None,
+                isolation: Isolation::default(),
             },
         ]),
     }
