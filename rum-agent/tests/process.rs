@@ -64,6 +64,7 @@ impl Agent {
         Endpoint::Unix {
             rpc: path("rpc"),
             channel: path("channel"),
+            net: None,
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::handover;
+use crate::netns::NetCookie;
 use crate::transport::{Endpoint, Service, Stream};
 
 /// Longest payload of one frame, in bytes. A reader need not buffer a frame, so this only
@@ -71,7 +72,7 @@ impl From<u8> for DialStatus {
 /// The stream's; [`io::ErrorKind::UnexpectedEof`] when it ends before the status.
 pub async fn open(mut stream: Stream, port: u16) -> io::Result<Result<Connected, DialStatus>> {
     stream.write_all(&port.to_be_bytes()).await?;
-    answered(stream).await
+    answered(stream, None).await
 }
 
 /// As [`open`], over a new stream to `endpoint`.
@@ -82,7 +83,7 @@ pub async fn dial(endpoint: &Endpoint, port: u16) -> io::Result<Result<Connected
     let header = port.to_be_bytes();
     let stream = endpoint.dial_saying(Service::Channel, &header).await?;
     match endpoint {
-        Endpoint::Unix { .. } => answered(stream).await,
+        Endpoint::Unix { net, .. } => answered(stream, *net).await,
         // A device or a VM has no socket of this kernel to give.
         Endpoint::Vsock { .. } | Endpoint::Connect { .. } => plainly_answered(stream).await,
     }
@@ -97,12 +98,15 @@ async fn plainly_answered(mut stream: Stream) -> io::Result<Result<Connected, Di
     })
 }
 
-/// Waits for the answer to a header.
-async fn answered(stream: Stream) -> io::Result<Result<Connected, DialStatus>> {
+/// Waits for the answer to a header. A socket that comes with it must be of `net`.
+async fn answered(
+    stream: Stream,
+    net: Option<NetCookie>,
+) -> io::Result<Result<Connected, DialStatus>> {
     let Stream::Unix(unix) = &stream else {
         return plainly_answered(stream).await;
     };
-    let (status, socket) = handover::receive(unix).await?;
+    let (status, socket) = handover::receive(unix, net).await?;
     Ok(match (DialStatus::from(status), socket) {
         (DialStatus::Connected, Some(socket)) => Ok(Connected::Direct(socket)),
         (DialStatus::Connected, None) => Ok(Connected::Framed(stream)),

@@ -3,7 +3,7 @@
 //!
 //! The agent's status byte carries the socket (SCM_RIGHTS, unix(7)). Both sides need it to be
 //! so: the agent hands over only when it was told to, the host takes only what is a connected
-//! TCP socket and closes anything else.
+//! TCP socket of the guest's network namespace and closes anything else.
 //!
 //! Faster still is [`request`]: the host asks for sockets that are not connected yet. A socket
 //! belongs to the network namespace in which it was made, so the host can connect it by itself.
@@ -26,6 +26,7 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::netns::NetCookie;
 use crate::transport::{Endpoint, Service, Stream};
 
 /// How many unconnected sockets an agent offers at once.
@@ -48,7 +49,12 @@ pub async fn request(endpoint: &Endpoint) -> io::Result<Vec<OwnedFd>> {
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(OFFER))];
         let received = receive_all(&stream, &mut space).await?;
-        received.sockets.into_iter().map(checked).collect()
+        let net = match endpoint {
+            Endpoint::Unix { net, .. } => *net,
+            _ => None,
+        };
+        let sockets = received.sockets.into_iter();
+        sockets.map(|socket| checked(socket, net)).collect()
     };
     let timed = tokio::time::timeout(REQUEST_DEADLINE, requested).await;
     timed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -96,12 +102,15 @@ async fn send_all(
         .await
 }
 
-/// Receives one byte and, where one is attached, a connected TCP socket.
+/// Receives one byte and, where one is attached, a connected TCP socket, which must be of `net`.
 ///
 /// # Errors
 /// The stream's; [`io::ErrorKind::UnexpectedEof`] at its end; [`io::ErrorKind::InvalidData`]
 /// when what is attached is something else; EMFILE when there is no descriptor left for it.
-pub async fn receive(stream: &UnixStream) -> io::Result<(u8, Option<TcpStream>)> {
+pub async fn receive(
+    stream: &UnixStream,
+    net: Option<NetCookie>,
+) -> io::Result<(u8, Option<TcpStream>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut received = receive_all(stream, &mut space).await?;
     let socket = received.sockets.pop();
@@ -111,7 +120,8 @@ pub async fn receive(stream: &UnixStream) -> io::Result<(u8, Option<TcpStream>)>
             "the agent handed over more than one descriptor",
         ));
     }
-    Ok((received.byte, socket.map(connected).transpose()?))
+    let socket = socket.map(|socket| connected(socket, net)).transpose()?;
+    Ok((received.byte, socket))
 }
 
 /// A message.
@@ -154,14 +164,14 @@ async fn receive_all(stream: &UnixStream, space: &mut [MaybeUninit<u8>]) -> io::
 }
 
 /// `socket` as a TCP stream, if it is one and connected.
-fn connected(socket: OwnedFd) -> io::Result<TcpStream> {
-    let socket = checked(socket)?;
+fn connected(socket: OwnedFd, net: Option<NetCookie>) -> io::Result<TcpStream> {
+    let socket = checked(socket, net)?;
     rustix::net::getpeername(&socket)?;
     TcpStream::from_std(socket.into())
 }
 
-/// `socket`, non-blocking, if it is a TCP socket.
-fn checked(socket: OwnedFd) -> io::Result<OwnedFd> {
+/// `socket`, non-blocking, if it is a TCP socket of `net`.
+fn checked(socket: OwnedFd, net: Option<NetCookie>) -> io::Result<OwnedFd> {
     let fd = socket.as_fd();
     let family = sockopt::socket_domain(fd)?;
     let is_tcp = [AddressFamily::INET, AddressFamily::INET6].contains(&family)
@@ -171,6 +181,15 @@ fn checked(socket: OwnedFd) -> io::Result<OwnedFd> {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "the agent handed over something that is no TCP socket",
+        ));
+    }
+    // One of the host's own would lead the client somewhere on the host.
+    if let Some(net) = net
+        && NetCookie::of(fd)? != net
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the agent handed over a socket that is not of its guest",
         ));
     }
     rustix::io::ioctl_fionbio(fd, true)?;
@@ -196,7 +215,7 @@ mod tests {
         let (agent, host) = UnixStream::pair().unwrap();
         send(&agent, 7, client.as_fd()).await.unwrap();
         drop((client, agent));
-        let (byte, received) = receive(&host).await.unwrap();
+        let (byte, received) = receive(&host, None).await.unwrap();
         assert_eq!(byte, 7);
         received.unwrap().write_all(b"over").await.unwrap();
         let mut text = String::new();
@@ -208,10 +227,23 @@ mod tests {
     async fn a_byte_alone_and_an_end_are_told_apart() {
         let (mut agent, host) = UnixStream::pair().unwrap();
         agent.write_all(&[3]).await.unwrap();
-        assert!(matches!(receive(&host).await, Ok((3, None))));
+        assert!(matches!(receive(&host, None).await, Ok((3, None))));
         drop(agent);
-        let error = receive(&host).await.unwrap_err();
+        let error = receive(&host, None).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_another_network_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let client = client.await.unwrap();
+        let here = NetCookie::of(&client).unwrap();
+        let (agent, host) = UnixStream::pair().unwrap();
+        for (net, is_taken) in [(here, true), (NetCookie(here.0 + 1), false)] {
+            send(&agent, 0, client.as_fd()).await.unwrap();
+            assert_eq!(receive(&host, Some(net)).await.is_ok(), is_taken);
+        }
     }
 
     #[tokio::test]
@@ -222,7 +254,7 @@ mod tests {
         let (agent, host) = UnixStream::pair().unwrap();
         for wrong in [file.as_fd(), udp.as_fd(), host.as_fd(), listener.as_fd()] {
             send(&agent, 0, wrong).await.unwrap();
-            receive(&host).await.unwrap_err();
+            receive(&host, None).await.unwrap_err();
         }
     }
 
@@ -232,7 +264,13 @@ mod tests {
         let [rpc, channel] = ["rpc", "channel"].map(|name| dir.path().join(name));
         let _deaf = tokio::net::UnixListener::bind(&channel).unwrap();
         let start = tokio::time::Instant::now();
-        let error = request(&Endpoint::Unix { rpc, channel }).await.unwrap_err();
+        let error = request(&Endpoint::Unix {
+            rpc,
+            channel,
+            net: None,
+        })
+        .await
+        .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(start.elapsed(), REQUEST_DEADLINE);
     }
@@ -251,10 +289,10 @@ mod tests {
             assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets)));
             let data = [IoSlice::new(&[0])];
             sendmsg(&agent, &data, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-            let error = receive(&host).await.unwrap_err();
+            let error = receive(&host, None).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         send(&agent, 0, client.as_fd()).await.unwrap();
-        assert!(receive(&host).await.unwrap().1.is_some());
+        assert!(receive(&host, None).await.unwrap().1.is_some());
     }
 }

@@ -17,6 +17,7 @@ pub mod channel;
 pub mod handover;
 pub mod link;
 pub mod listener;
+pub mod netns;
 pub mod range;
 pub mod relay;
 pub mod rpc;

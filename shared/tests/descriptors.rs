@@ -35,18 +35,18 @@ async fn a_full_table_is_no_broken_promise() {
     for _ in 0..3 {
         send(&agent, 7, client.as_fd()).await.expect("a peer");
         let full = fill();
-        let error = receive(&host).await.expect_err("no room");
+        let error = receive(&host, None).await.expect_err("no room");
         assert_eq!(Errno::from_io_error(&error), Some(Errno::MFILE), "{error}");
         drop(full);
         assert_eq!(open(), before, "nothing is left of it");
         // The stream is as good as before.
         send(&agent, 8, client.as_fd()).await.expect("a peer");
-        let (byte, socket) = receive(&host).await.expect("room");
+        let (byte, socket) = receive(&host, None).await.expect("room");
         assert_eq!(byte, 8);
         assert!(socket.is_some());
         drop(socket);
     }
     drop(agent);
-    let error = receive(&host).await.expect_err("the end");
+    let error = receive(&host, None).await.expect_err("the end");
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }

@@ -72,7 +72,14 @@ impl FakeAgent {
                 sessions.spawn(serve(stream, Limits::AGENT, handler));
             }
         });
-        (Endpoint::Unix { rpc, channel }, tasks)
+        (
+            Endpoint::Unix {
+                rpc,
+                channel,
+                net: None,
+            },
+            tasks,
+        )
     }
 }
 

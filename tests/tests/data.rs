@@ -108,6 +108,7 @@ fn all_bytes_arrive_in_frames_over_a_unix_socket() {
         let endpoint = Endpoint::Unix {
             rpc: machine.device.socket("rpc"),
             channel: machine.device.socket("channel"),
+            net: None,
         };
         let policy = Policy {
             auto: Some(AutoPolicy::new("5000-6000".parse().expect("a range"))),

@@ -34,6 +34,7 @@ fn endpoint(dir: &Path) -> Endpoint {
     Endpoint::Unix {
         rpc: dir.join("rpc"),
         channel: dir.join("channel"),
+        net: None,
     }
 }
 

@@ -82,6 +82,7 @@ impl Control {
         let endpoint = Endpoint::Unix {
             rpc: socket.clone(),
             channel: socket,
+            net: None,
         };
         let stream = endpoint.dial(Service::Rpc).await.map_err(|e| gone(&e))?;
         let session = Session::<RumControlClient>::connect(stream, LIMITS)

@@ -115,6 +115,7 @@ async fn a_quiet_watch_has_a_heart() {
     let endpoint = Endpoint::Unix {
         rpc: socket.clone(),
         channel: socket,
+        net: None,
     };
     let stream = endpoint.dial(Service::Rpc).await.unwrap();
     let session = Session::<RumControlClient>::connect(stream, LIMITS).await;

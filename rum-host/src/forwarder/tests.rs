@@ -27,6 +27,7 @@ impl Fixture {
         let endpoint = Endpoint::Unix {
             rpc: dir.path().join("rpc"),
             channel,
+            net: None,
         };
         let link = watch::Sender::new(LinkState::Polling);
         let successions = watch::Sender::new(0);

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rum_shared::netns::NetCookie;
 use rum_shared::transport::Endpoint;
 use rustix::io::FdFlags;
 use tokio::io::unix::AsyncFd;
@@ -56,10 +57,6 @@ impl Namespace {
         isolation: Isolation,
         agent_args: &[String],
     ) -> Result<(Endpoint, Self), GuestError> {
-        let endpoint = Endpoint::Unix {
-            rpc: dir.rpc_socket(),
-            channel: dir.channel_socket(),
-        };
         let rpc = listen(&dir.rpc_socket())?;
         let channel = listen(&dir.channel_socket())?;
         let mut command = Command::new(SELF);
@@ -82,7 +79,7 @@ impl Namespace {
         let mut status = StatusLines::new(stdout);
 
         // Ours are closed on return: when the agent and those above it are gone, dialling fails.
-        let init = tokio::time::timeout(START_DEADLINE, status.started())
+        let (init, net) = tokio::time::timeout(START_DEADLINE, status.started())
             .await
             .unwrap_or_else(|_| Err(failure("its helper processes do not answer")))
             .map_err(GuestError::Setup)?;
@@ -104,6 +101,11 @@ impl Namespace {
             init,
             pidfd,
             end: None,
+        };
+        let endpoint = Endpoint::Unix {
+            rpc: dir.rpc_socket(),
+            channel: dir.channel_socket(),
+            net,
         };
         Ok((endpoint, this))
     }
@@ -254,15 +256,16 @@ impl StatusLines {
         }
     }
 
-    /// Init's id, once everything is set up.
-    async fn started(&mut self) -> Result<u32, Failure> {
-        let (mut init, mut ready) = (None, false);
+    /// Init's id and the guest's network, once everything is set up.
+    async fn started(&mut self) -> Result<(u32, Option<NetCookie>), Failure> {
+        let (mut init, mut net, mut ready) = (None, None, false);
         loop {
             if let (Some(init), true) = (init, ready) {
-                return Ok(init);
+                return Ok((init, net));
             }
             match self.next().await {
                 Some(Status::Init(pid)) => init = Some(pid),
+                Some(Status::Net(cookie)) => net = Some(NetCookie(cookie)),
                 Some(Status::Ready) => ready = true,
                 Some(Status::Error(message)) => {
                     let hint = match self.next().await {

@@ -59,6 +59,9 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let guest = setup::unshare().and_then(|()| {
         // Not before: its own /proc/self/uid_map would be root's.
         rights::guard();
+        if let Some(net) = setup::net_cookie() {
+            Status::Net(net.0).send();
+        }
         let [rpc, channel] = sockets.map(|fd| OsString::from(format!("fd:{fd}")));
         let mut agent = vec!["--rpc".into(), rpc, "--channel".into(), channel];
         agent.extend(args);

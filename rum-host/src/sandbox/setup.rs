@@ -11,8 +11,10 @@
 
 use std::fs;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use rum_shared::netns::NetCookie;
 use rustix::io::Errno;
 use rustix::ioctl::Setter;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -121,6 +123,11 @@ fn scatter_pids() {
     let _ = fs::write("/proc/sys/kernel/ns_last_pid", last);
 }
 
+/// The network namespace that this process is in; None on a kernel that has no name for it.
+pub fn net_cookie() -> Option<NetCookie> {
+    NetCookie::of(datagram_socket().ok()?).ok()
+}
+
 /// `struct ifreq` of netdevice(7) with `ifr_flags`.
 #[repr(C)]
 struct InterfaceFlags {
@@ -132,13 +139,13 @@ struct InterfaceFlags {
 const SIOCSIFFLAGS: rustix::ioctl::Opcode = 0x8914;
 const IFF_UP: i16 = 1;
 
+fn datagram_socket() -> rustix::io::Result<OwnedFd> {
+    let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC);
+    rustix::net::socket_with(AddressFamily::INET, kind, flags, None)
+}
+
 fn loopback_up() -> rustix::io::Result<()> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = datagram_socket()?;
     let mut request = InterfaceFlags {
         name: [0; 16],
         flags: IFF_UP,

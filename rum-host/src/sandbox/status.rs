@@ -1,6 +1,7 @@
 //! What the helpers of a guest tell rum: lines of text on their standard output, a pipe.
 //!
-//! `init PID` from the keeper and `ready` from init, in whatever order, when all went well;
+//! `net COOKIE` and `init PID` from the keeper and `ready` from init, the last two in whatever order, when
+//! all went well;
 //! `error …` and perhaps `hint …` when not; `ended …` when the guest has ended. The end of the
 //! pipe says that both helpers are gone.
 
@@ -16,6 +17,8 @@ pub const MAX_LINE: usize = 2048;
 pub enum Status {
     /// Init has this id, as seen from outside.
     Init(u32),
+    /// The guest's network namespace, on kernels that name it.
+    Net(u64),
     /// Everything is set up and the agent was started.
     Ready,
     /// Setting up failed; this is why.
@@ -32,6 +35,7 @@ impl Status {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         Some(match word {
             "init" => Self::Init(rest.parse().ok().filter(|pid| *pid > 0)?),
+            "net" => Self::Net(rest.parse().ok()?),
             "ready" => Self::Ready,
             "error" => Self::Error(rest.to_owned()),
             "hint" => Self::Hint(rest.to_owned()),
@@ -56,6 +60,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Init(pid) => write!(f, "init {pid}"),
+            Self::Net(cookie) => write!(f, "net {cookie}"),
             Self::Ready => f.write_str("ready"),
             Self::Error(text) => write!(f, "error {text}"),
             Self::Hint(text) => write!(f, "hint {text}"),
@@ -83,6 +88,7 @@ mod tests {
         let text = || "no /proc: gone away".to_owned();
         for status in [
             Status::Init(7),
+            Status::Net(4097),
             Status::Ready,
             Status::Error(text()),
             Status::Hint(text()),

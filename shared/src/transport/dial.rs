@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio_vsock::{VsockAddr, VsockStream};
 
 use super::{Gate, Gated, Stream};
+use crate::netns::NetCookie;
 use crate::{CHANNEL_PORT, RPC_PORT};
 
 /// Time for a whole dial, `CONNECT` included. Local transports answer in microseconds; a guest
@@ -52,6 +53,8 @@ pub enum Endpoint {
         rpc: PathBuf,
         /// Socket of the forward channel.
         channel: PathBuf,
+        /// The network namespace that the sockets which it hands over must be of, where that is known.
+        net: Option<NetCookie>,
     },
     /// A VM by its context id.
     Vsock {
@@ -102,7 +105,7 @@ impl Endpoint {
     pub async fn dial_saying(&self, service: Service, first: &[u8]) -> io::Result<Stream> {
         let dialled = async {
             match self {
-                Self::Unix { rpc, channel } => {
+                Self::Unix { rpc, channel, .. } => {
                     let path = match service {
                         Service::Rpc => rpc,
                         Service::Channel => channel,

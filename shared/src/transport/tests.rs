@@ -99,7 +99,11 @@ async fn a_full_backlog_is_waited_for() {
         unreachable!("that is what was bound");
     };
     rustix::net::listen(listener, 0).unwrap();
-    let endpoint = Endpoint::Unix { rpc, channel };
+    let endpoint = Endpoint::Unix {
+        rpc,
+        channel,
+        net: None,
+    };
     let _first = endpoint.dial(Service::Channel).await.unwrap();
     let start = tokio::time::Instant::now();
     // Nobody accepts: until the deadline.
@@ -122,7 +126,11 @@ async fn unix_endpoints_have_a_socket_a_service() {
     let dir = TempDir::new().unwrap();
     let [rpc, channel] = ["rpc", "channel"].map(|name| dir.path().join(name));
     let mut acceptor = ListenAddr::Unix(channel.clone()).bind().unwrap();
-    let endpoint = Endpoint::Unix { rpc, channel };
+    let endpoint = Endpoint::Unix {
+        rpc,
+        channel,
+        net: None,
+    };
     let mut dialled = endpoint.dial(Service::Channel).await.unwrap();
     let (mut accepted, cid) = acceptor.accept().await.unwrap();
     assert_eq!(cid, None);

@@ -51,6 +51,7 @@ impl Agent {
         let endpoint = Endpoint::Unix {
             rpc: self.rpc.clone(),
             channel: self.channel.clone(),
+            net: None,
         };
         until("a session", || {
             runtime.block_on(async {

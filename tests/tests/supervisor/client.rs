@@ -41,6 +41,7 @@ impl Client {
             endpoint: Endpoint::Unix {
                 rpc: dir.path().join("rpc"),
                 channel: dir.path().join("channel"),
+                net: None,
             },
             range,
             stream: true,
