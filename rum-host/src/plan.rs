@@ -8,7 +8,8 @@
 //! result, and asks again until the plan is empty.
 //!
 //! What is looked at twice gives the same plan, and the plan is the one that a look at
-//! everything would give; the tests have that look written down, and compare.
+//! everything would give, as long as no more than [`PROMPT`] forwards wait for a port; the tests have
+//! that look written down, and compare.
 //!
 //! Invariants: pure and deterministic (no clock, no socket: `now` comes in, the next deadline
 //! goes out); actions are sorted, what frees a port before what takes one; a plan for a state
@@ -28,11 +29,13 @@ pub use crate::policy::{
 
 mod candidate;
 
-/// A host port that is taken is tried again this often: soon enough that a user who frees it
-/// does not wait, and an attempt costs two system calls.
+/// A host port that is taken is tried again after this at the earliest: soon enough that a user who
+/// frees it does not wait. Where many are taken, whoever tries them waits longer.
 pub const CONFLICT_RETRY: Duration = Duration::from_millis(250);
 /// With [`OnConflict::Next`] at most this many ports are tried in one go.
 pub const MAX_NEXT_TRIES: usize = 64;
+/// At most this many forwards are looked at before their time because a host port became free.
+const PROMPT: usize = 64;
 
 /// Whether a forward should be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -242,13 +245,14 @@ impl Planner {
         self.forwards.entry(key).or_default().binding = Some(binding);
     }
 
-    /// An action's result: `at` could not be bound.
-    pub fn blocked(&mut self, key: Key, want: Want, at: HostAddr, now: Instant) {
-        let (retry_at, mut tried) = match self.ended(key) {
+    /// An action's result: `at` could not be bound at `now`. Once nothing is left to try, it
+    /// starts over when `pause` has passed since the last attempt, however long those took.
+    pub fn blocked(&mut self, key: Key, want: Want, at: HostAddr, now: Instant, pause: Duration) {
+        let mut tried = match self.ended(key) {
             Some(Binding::Blocked {
                 retry_at, tried, ..
-            }) if retry_at > now => (retry_at, tried),
-            _ => (now + CONFLICT_RETRY, BTreeSet::new()),
+            }) if retry_at > now => tried,
+            _ => BTreeSet::new(),
         };
         tried.insert(at.0.port());
         if at != want.host {
@@ -257,9 +261,14 @@ impl Planner {
         }
         self.forwards.entry(key).or_default().binding = Some(Binding::Blocked {
             want,
-            retry_at,
+            retry_at: now + pause,
             tried,
         });
+    }
+
+    /// How many forwards wait to be looked at again.
+    pub fn waiting(&self) -> usize {
+        self.due.len()
     }
 
     /// An action's result: it is neither bound nor tried any more. Returns what it was.
@@ -277,10 +286,11 @@ impl Planner {
         self.freed();
     }
 
-    /// Whoever waits for another port than its own may have one now.
+    /// Whoever waits for another port than its own may have one now. Where many wait, they find out
+    /// when they are due: each of their attempts would have all of them looked at.
     fn freed(&mut self) {
         let next = |auto: &AutoPolicy| auto.on_conflict == OnConflict::Next;
-        if self.policy.auto.as_ref().is_some_and(next) {
+        if self.due.len() <= PROMPT && self.policy.auto.as_ref().is_some_and(next) {
             self.touched.extend(self.due.iter().map(|(_, key)| *key));
         }
     }

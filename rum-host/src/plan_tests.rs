@@ -108,7 +108,9 @@ impl Host {
                 return;
             }
             Action::Bind { key, want, at } if self.bound(at) => {
-                self.planner.blocked(key, want, at, self.now);
+                // As uneven as they are measured.
+                let pause = CONFLICT_RETRY * (1 + u32::from(at.0.port()) % 2);
+                self.planner.blocked(key, want, at, self.now, pause);
                 key
             }
             Action::Bind { key, want, at } => {
@@ -223,7 +225,7 @@ proptest! {
                 let addr = HostAddr(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), *p));
                 !host.actual.values().any(|b| matches!(b, Binding::Bound { at, .. } if *at == addr))
             }).collect();
-            host.now += CONFLICT_RETRY;
+            host.now += CONFLICT_RETRY * 2;
             let guest: Vec<_> = guest.into_iter().collect();
             host.settle(&guest);
             let ranges = host.policy.auto.as_ref().unwrap().ranges.clone();

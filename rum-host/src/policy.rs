@@ -14,6 +14,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use rum_shared::listener::Listener;
@@ -209,7 +210,10 @@ impl AutoPolicy {
 
 /// The host ports that `want` may have instead of its own: those of its territory, from the
 /// one after it on, round to the first.
-pub(crate) fn others(want: &Want, territories: &[Territory]) -> impl Iterator<Item = u16> + use<> {
+pub(crate) fn others(
+    want: &Want,
+    territories: &[Territory],
+) -> impl Iterator<Item = RangeInclusive<u16>> + use<> {
     let first = want.host.0.port();
     let offset = i32::from(first) - i32::from(want.guest.0);
     let same = |t: &&Territory| t.offset == offset && t.bind == want.host.0.ip();
@@ -218,9 +222,15 @@ pub(crate) fn others(want: &Want, territories: &[Territory]) -> impl Iterator<It
     let territories = territories.iter().filter(same).filter(own);
     let host = territories.fold(PortRanges::default(), |all, t| all.union(&t.host()));
     let ranges: Vec<PortRange> = host.iter().collect();
-    let ports = |ranges: Vec<PortRange>| ranges.into_iter().flat_map(|r| r.min()..=r.max());
-    let before = ports(ranges.clone()).take_while(move |p| *p < first);
-    ports(ranges).skip_while(move |p| *p <= first).chain(before)
+    let before = ranges.clone().into_iter().filter_map(move |r| {
+        let last = r.max().min(first.checked_sub(1)?);
+        (r.min() <= last).then(|| r.min()..=last)
+    });
+    let after = ranges.into_iter().filter_map(move |r| {
+        let next = r.min().max(first.checked_add(1)?);
+        (next <= r.max()).then(|| next..=r.max())
+    });
+    after.chain(before)
 }
 
 /// What to forward, as the user configured it.

@@ -2,18 +2,18 @@
 //! listeners, asks the plan what to do, does it, and tells the user.
 //!
 //! Sources -> [`AgentEvent`](crate::agent::client::AgentEvent), finished tasks, the clock and [`Stop`] -> one handler each ->
-//! `settle`, which plans and executes until nothing is left to do. All state
+//! `settle`, which plans and executes until nothing is left to do, in turns that are bounded. All state
 //! lives here; every task it starts is in one `JoinSet` and ends with it.
 //!
 //! Invariants: a forward counts as bound only after its bind succeeded; losing the agent
 //! closes nothing before [`GRACE`] is over; rum's own listeners are never forwarded; when
 //! [`Supervisor::run`] returns, no task and no socket of it is left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rum_shared::listener::{ListenerSet, Process};
+use rum_shared::listener::ListenerSet;
 use rum_shared::range::PortRange;
 use rum_shared::transport::Endpoint;
 use tokio::sync::{mpsc, watch};
@@ -21,18 +21,23 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::guest::Guest;
+use self::holders::Holders;
+use self::pace::Pace;
 use self::publish::{Drain, Notes};
 use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
 use crate::clock;
 use crate::control::board::Board;
 use crate::forwarder::{Dialer, Forwarder};
+use crate::host_port::Taken;
 use crate::notice::{BlockReason, Notice};
-use crate::plan::{Binding, GuestPort, HostAddr, Key, Planner, Policy};
+use crate::plan::{GuestPort, HostAddr, Key, Planner, Policy};
 use crate::reconcile::Reconciler;
 
 mod execute;
 mod guest;
+mod holders;
 mod learn;
+mod pace;
 mod publish;
 
 /// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
@@ -95,10 +100,9 @@ enum Done {
         guest: GuestPort,
         cut: usize,
     },
-    Holder {
-        key: Key,
-        at: HostAddr,
-        holder: Option<Process>,
+    Holders {
+        found: Vec<(Key, HostAddr, Taken)>,
+        took: Duration,
     },
 }
 
@@ -118,6 +122,12 @@ pub struct Supervisor {
     draining: BTreeMap<(GuestPort, u64), Drain>,
     /// Forwards whose block the user was told of.
     told: BTreeMap<Key, Told>,
+    /// Forwards whose own port is taken, while others are tried.
+    untold: BTreeSet<Key>,
+    /// Who has what is taken.
+    holders: Holders,
+    /// How soon it is tried again.
+    pace: Pace,
     agent: AgentState,
     /// What the set of guest listeners is about.
     covers: Option<PortRange>,
@@ -175,6 +185,9 @@ impl Supervisor {
             serial: 0,
             draining: BTreeMap::new(),
             told: BTreeMap::new(),
+            untold: BTreeSet::new(),
+            holders: Holders::default(),
+            pace: Pace::default(),
             agent: AgentState::Awaited,
             covers: None,
             took: BTreeMap::new(),
@@ -227,6 +240,10 @@ impl Supervisor {
             let wake = self.settle(&mut shell);
             self.publish(clock::now());
             let wake = wake.into_iter().chain(self.notes.tick_at()).min();
+            if wake.is_some_and(|at| at <= clock::now()) {
+                // There is more to do: not before all others had a turn.
+                tokio::task::yield_now().await;
+            }
             tokio::select! {
                 how = at_least(&mut stop, Stop::Drain(Duration::ZERO)) => {
                     events.close();
@@ -301,21 +318,7 @@ impl Supervisor {
                 let connections = cut;
                 (shell.notify)(Notice::Cut { guest, connections });
             }
-            Done::Holder { key, at, holder } => {
-                // Bound or given up meanwhile: no longer news.
-                if let Some(Binding::Blocked { want, .. }) = self.planner.binding(key) {
-                    let guest = want.guest;
-                    let reason = BlockReason::Conflict { holder };
-                    (shell.notify)(Notice::Blocked {
-                        host: at,
-                        guest,
-                        reason: reason.clone(),
-                    });
-                    let reason = Some(reason);
-                    self.told.insert(key, Told { at, reason });
-                    self.notes.port(guest);
-                }
-            }
+            Done::Holders { found, took } => self.holders_found(found, took, shell),
         }
     }
 

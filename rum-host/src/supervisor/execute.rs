@@ -1,43 +1,83 @@
 //! The executor: carries the plan out on the host, and has no choices of its own (steps 4 and 5).
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use super::publish::Drain;
 use super::{AgentState, Done, GRACE, Shell, Supervisor, Told};
 use crate::clock;
 use crate::forwarder::{BindError, Forwarder};
-use crate::host_port;
 use crate::notice::{BlockReason, Notice};
 use crate::plan::{Action, Binding, HostAddr, Key, OnConflict, Want};
 
+/// How long one turn carries out what is planned, before agent, control socket and signals get
+/// theirs: short enough that nobody waits, long enough for some hundred ports.
+const TURN: Duration = Duration::from_millis(20);
+
 impl Supervisor {
-    /// Plans and executes until the host is as wanted. Returns the next deadline.
+    /// Plans and executes until the host is as wanted, for about a [`TURN`]. Returns the next
+    /// deadline, which is now if there is more to do.
     pub(super) fn settle(&mut self, shell: &mut Shell<'_>) -> Option<Instant> {
-        loop {
+        let (started, cpu) = (clock::now(), cpu_time());
+        let mut turn = Turn {
+            until: started + TURN,
+            tried: 0,
+        };
+        let settled = loop {
+            let planned_at = clock::now();
             let guest = &self.guest;
-            let plan = self.planner.plan(|port| guest.heard(port), clock::now());
+            let plan = self.planner.plan(|port| guest.heard(port), planned_at);
             for key in plan.decided {
                 if let Key::Auto(port) = key {
                     self.notes.port(port);
                 }
             }
             if plan.actions.is_empty() {
+                self.tell_of_taken();
                 let grace = match self.agent {
                     AgentState::Lost(since) => Some(since + GRACE),
                     _ => None,
                 };
-                let deadlines = [plan.wake, grace, self.confirm_at];
-                return deadlines.into_iter().flatten().min();
+                let deadlines = [plan.wake, grace, self.confirm_at, self.holders.wake()];
+                break deadlines.into_iter().flatten().min();
             }
-            for action in plan.actions {
-                match action {
-                    Action::Unbind(key) => self.unbind(key, shell),
-                    Action::Forget(key) => self.forget(key),
-                    Action::Bind { key, want, at } => self.bind(key, want, at, shell),
+            // A plan for very many takes its time: as much is carried out of it, if that is bearable.
+            let now = clock::now();
+            let planning = (now - planned_at).min(TURN * 4);
+            turn.until = turn.until.max(now + planning * 2);
+            if !self.carry_out(plan.actions, &mut turn, shell) {
+                break Some(clock::now());
+            }
+        };
+        if turn.tried > 0 || self.planner.waiting() > 0 {
+            let spent = cpu_time().saturating_sub(cpu);
+            self.pace.measured(spent, turn.tried);
+        }
+        self.look_for_holders(shell);
+        settled
+    }
+
+    /// Carries `actions` out as far as the turn goes; whether that was all.
+    fn carry_out(&mut self, actions: Vec<Action>, turn: &mut Turn, shell: &mut Shell<'_>) -> bool {
+        let is_retry = |action: &Action| matches!(action, Action::Bind { key, .. } if self.planner.binding(*key).is_some());
+        // Thousands that wait must not keep one waiting that is new.
+        let (later, first): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_retry);
+        for action in first.into_iter().chain(later) {
+            match action {
+                Action::Unbind(key) => self.unbind(key, shell),
+                Action::Forget(key) => self.forget(key),
+                Action::Bind { key, want, at } => {
+                    turn.tried += u32::from(at == want.host);
+                    self.bind(key, want, at, shell);
                 }
             }
+            if clock::now() >= turn.until {
+                return false;
+            }
         }
+        true
     }
 
     fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
@@ -59,6 +99,7 @@ impl Supervisor {
                 self.notes.port(guest);
                 self.planner.bound(key, want, at);
                 self.told.remove(&key);
+                self.holders.forget(key);
                 (shell.notify)(Notice::Forwarded {
                     key,
                     host: at,
@@ -78,20 +119,17 @@ impl Supervisor {
         error: BindError,
         shell: &mut Shell<'_>,
     ) {
-        self.planner.blocked(key, want, at, clock::now());
+        let pause = self.pace.pause(self.planner.waiting());
+        self.planner.blocked(key, want, at, clock::now(), pause);
         let reason = match error {
             // Another port may do: nothing to tell yet.
-            _ if at == want.host && want.on_conflict == OnConflict::Next => return,
+            BindError::InUse if at == want.host && want.on_conflict == OnConflict::Next => {
+                self.untold.insert(key);
+                return;
+            }
             _ if self.told.contains_key(&key) => return,
             BindError::InUse => {
-                self.told.insert(key, Told { at, reason: None });
-                self.notes.port(want.guest);
-                // Looking through /proc takes milliseconds: not in this loop.
-                shell.tasks.spawn(async move {
-                    let find = tokio::task::spawn_blocking(move || host_port::holder(at));
-                    let holder = find.await.ok().flatten();
-                    Done::Holder { key, at, holder }
-                });
+                self.taken(key, want, at);
                 return;
             }
             BindError::Privileged => BlockReason::Privileged,
@@ -107,12 +145,33 @@ impl Supervisor {
         self.notes.port(want.guest);
     }
 
+    /// `at` is taken; by whom will be said.
+    fn taken(&mut self, key: Key, want: Want, at: HostAddr) {
+        self.untold.remove(&key);
+        self.told.insert(key, Told { at, reason: None });
+        self.notes.port(want.guest);
+        self.holders.ask(key, at);
+    }
+
+    /// Those whose port is taken, and which found no other that they could try.
+    fn tell_of_taken(&mut self) {
+        for key in std::mem::take(&mut self.untold) {
+            if let Some(Binding::Blocked { want, .. }) = self.planner.binding(key)
+                && !self.told.contains_key(&key)
+            {
+                let want = *want;
+                self.taken(key, want, want.host);
+            }
+        }
+    }
+
     /// Forgets a forward that never came to be bound.
     fn forget(&mut self, key: Key) {
         if let Some(Binding::Blocked { want, .. }) = self.planner.ended(key) {
             self.notes.port(want.guest);
         }
         self.told.remove(&key);
+        self.holders.forget(key);
     }
 
     fn unbind(&mut self, key: Key, shell: &mut Shell<'_>) {
@@ -138,4 +197,19 @@ impl Supervisor {
             (shell.notify)(Notice::Stopped { guest, draining });
         }
     }
+}
+
+/// What one call of [`Supervisor::settle`] may do, and has done.
+struct Turn {
+    /// Then others get theirs.
+    until: Instant,
+    /// Forwards for which their own port was tried.
+    tried: u32,
+}
+
+/// What this thread has cost so far: unlike the time of day it knows nothing of others who kept the
+/// processor meanwhile.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }

@@ -1,0 +1,133 @@
+//! Who has the host ports that are taken (step 4): found out beside the loop, in one look for all.
+//!
+//! A look reads the descriptors of every process, which takes milliseconds and on a busy machine
+//! more. So there is one at a time, for whatever was asked meanwhile, and the pause after it is as
+//! long as [`SHARE`] of them. What is known is looked at again: a port can get another holder while
+//! it stays taken. That costs one dump of the listening sockets, unless something differs.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::{Done, Shell, Supervisor, Told};
+use crate::clock;
+use crate::host_port::{self, Taken};
+use crate::notice::{BlockReason, Notice};
+use crate::plan::{Binding, HostAddr, Key};
+
+/// Looks take at most this part of a core.
+const SHARE: u32 = 20;
+/// What is known is looked at again this often, or less where that would be too much.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Holders {
+    /// The addresses that are taken, and by whom as far as that is known.
+    taken: BTreeMap<Key, (HostAddr, Option<Taken>)>,
+    /// There is one that nobody has looked for.
+    asked: bool,
+    /// One looks at this moment.
+    looking: bool,
+    /// When one may look next.
+    not_before: Option<Instant>,
+    /// When what is known is looked at again.
+    again: Option<Instant>,
+}
+
+impl Holders {
+    /// `at` is taken, which `key` should have.
+    pub fn ask(&mut self, key: Key, at: HostAddr) {
+        self.taken.insert(key, (at, None));
+        self.asked = true;
+    }
+
+    /// Nobody wants to know any more.
+    pub fn forget(&mut self, key: Key) {
+        self.taken.remove(&key);
+    }
+
+    /// When to look.
+    pub fn wake(&self) -> Option<Instant> {
+        match (self.taken.is_empty(), self.looking, self.asked) {
+            (true, ..) | (_, true, _) => None,
+            (.., true) => self.not_before,
+            (.., false) => self.again,
+        }
+    }
+
+    /// What to look at, if it is time to.
+    fn due(&mut self, now: Instant) -> Option<Vec<(Key, HostAddr, Option<Taken>)>> {
+        let wanted = !self.taken.is_empty() && !self.looking;
+        let is_over = |at: Option<Instant>| at.is_none_or(|at| at <= now);
+        let due = match self.asked {
+            true => is_over(self.not_before),
+            false => is_over(self.again),
+        };
+        if !(wanted && due) {
+            return None;
+        }
+        (self.asked, self.looking) = (false, true);
+        let all = self.taken.iter();
+        Some(
+            all.map(|(key, (at, who))| (*key, *at, who.clone()))
+                .collect(),
+        )
+    }
+
+    /// Somebody looked, for so long.
+    fn looked(&mut self, took: Duration, now: Instant) {
+        let pause = took * SHARE;
+        self.looking = false;
+        self.not_before = Some(now + pause);
+        self.again = Some(now + pause.max(AGAIN));
+    }
+}
+
+impl Supervisor {
+    /// Has somebody look for who has the taken ports, if it is time to.
+    pub(super) fn look_for_holders(&mut self, shell: &mut Shell<'_>) {
+        let Some(wanted) = self.holders.due(clock::now()) else {
+            return;
+        };
+        shell.tasks.spawn(async move {
+            let started = clock::now();
+            let look = tokio::task::spawn_blocking(move || host_port::holders(wanted));
+            let found = look.await.unwrap_or_default();
+            let took = clock::now() - started;
+            Done::Holders { found, took }
+        });
+    }
+
+    /// Takes over what a look has found.
+    pub(super) fn holders_found(
+        &mut self,
+        found: Vec<(Key, HostAddr, Taken)>,
+        took: Duration,
+        shell: &mut Shell<'_>,
+    ) {
+        self.holders.looked(took, clock::now());
+        for (key, at, taken) in found {
+            // Bound or given up meanwhile, or blocked elsewhere: no longer news.
+            let Some(entry) = self.holders.taken.get_mut(&key).filter(|(a, _)| *a == at) else {
+                continue;
+            };
+            let Some(Binding::Blocked { want, .. }) = self.planner.binding(key) else {
+                continue;
+            };
+            let guest = want.guest;
+            let holder = taken.holder.clone();
+            let is_first = entry.1.replace(taken).is_none();
+            let reason = BlockReason::Conflict { holder };
+            if is_first {
+                (shell.notify)(Notice::Blocked {
+                    host: at,
+                    guest,
+                    reason: reason.clone(),
+                });
+            }
+            let reason = Some(reason);
+            self.told.insert(key, Told { at, reason });
+            self.notes.port(guest);
+        }
+    }
+}
