@@ -27,6 +27,7 @@ impl Check<'_> {
         let setting = match kind {
             "namespace" => GuestKind::Namespace(Isolation {
                 private_tmp: raw.private_tmp.unwrap_or_default(),
+                private_pts: raw.private_pts.unwrap_or_default(),
                 privileged: raw.privileged.unwrap_or_default(),
             }),
             "vsock" => self.vsock(at, raw),
@@ -43,6 +44,7 @@ impl Check<'_> {
         };
         for (key, kind_of) in [
             ("private_tmp", "namespace"),
+            ("private_pts", "namespace"),
             ("privileged", "namespace"),
             ("cid", "vsock"),
             ("socket", "unix"),

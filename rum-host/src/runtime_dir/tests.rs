@@ -110,6 +110,7 @@ fn lists_what_is_held() {
     let isolation = Isolation {
         private_tmp: true,
         privileged: true,
+        ..Isolation::default()
     };
     b.publish("namespace", Some((me, isolation))).unwrap();
     a.publish("vsock", None).unwrap();

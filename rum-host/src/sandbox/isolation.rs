@@ -5,12 +5,15 @@
 pub struct Isolation {
     /// It has an empty /tmp and /var/tmp of its own.
     pub private_tmp: bool,
+    /// It has terminals of its own: a /dev/pts that begins empty.
+    pub private_pts: bool,
     /// Programs of root have all of root's capabilities, not only those of a container's root.
     pub privileged: bool,
 }
 
 /// Their words on the hidden command lines.
 const PRIVATE_TMP: &str = "private-tmp";
+const PRIVATE_PTS: &str = "private-pts";
 const PRIVILEGED: &str = "privileged";
 /// The word for none of them.
 const PLAIN: &str = "plain";
@@ -20,6 +23,7 @@ impl Isolation {
     pub fn word(self) -> String {
         let words = [
             (self.private_tmp, PRIVATE_TMP),
+            (self.private_pts, PRIVATE_PTS),
             (self.privileged, PRIVILEGED),
         ];
         let chosen: Vec<_> = words
@@ -38,6 +42,7 @@ impl Isolation {
         for word in word.split(',') {
             match word {
                 PRIVATE_TMP => this.private_tmp = true,
+                PRIVATE_PTS => this.private_pts = true,
                 PRIVILEGED => this.privileged = true,
                 PLAIN => {}
                 _ => return None,
@@ -53,14 +58,13 @@ mod tests {
 
     #[test]
     fn words_round_trip_and_others_are_refused() {
-        for private_tmp in [false, true] {
-            for privileged in [false, true] {
-                let this = Isolation {
-                    private_tmp,
-                    privileged,
-                };
-                assert_eq!(Isolation::parse(&this.word()), Some(this));
-            }
+        for chosen in 0..8 {
+            let this = Isolation {
+                private_tmp: chosen & 1 != 0,
+                private_pts: chosen & 2 != 0,
+                privileged: chosen & 4 != 0,
+            };
+            assert_eq!(Isolation::parse(&this.word()), Some(this));
         }
         for word in ["", "all", "private-tmp,", "--rpc"] {
             assert_eq!(Isolation::parse(word), None, "{word:?}");

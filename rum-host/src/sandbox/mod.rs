@@ -46,6 +46,7 @@ use self::isolation::Isolation;
 mod asked;
 pub mod enter;
 pub mod holder;
+mod ids;
 mod init;
 pub mod isolation;
 mod keeper;

@@ -1,11 +1,11 @@
-//! What a guest sees of the file system: the caller's, but for three things.
+//! What a guest sees of the file system: the caller's, but for a few things.
 //!
 //! - **/proc** is the guest's own. As root the host's does not lie beneath it, nor is it mounted
 //!   anywhere else, so that no `umount` uncovers it. In the guest of an ordinary user it lies beneath and the
 //!   kernel keeps it there: mounts that a user namespace inherits are locked (mount_namespaces(7)).
 //! - **rum's runtime directories** are empty: no control socket and no agent's socket is in reach.
 //!   A `rum up` inside makes its own in there.
-//! - **/tmp and /var/tmp**, with `private_tmp`.
+//! - **/tmp and /var/tmp**, with `private_tmp`; **/dev/pts**, with `private_pts`.
 //!
 //! All of it goes with the mount namespace, and so with the guest.
 
@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::Failure;
+use super::ids;
 use super::setup::Furnishing;
 use crate::runtime_dir;
 
@@ -40,6 +41,9 @@ pub fn arrange(furnishing: &Furnishing, is_root: bool) -> Result<(), Failure> {
     let hidden = runtime_dir::to_hide(&furnishing.path);
     if furnishing.isolation.private_tmp {
         private_tmp()?;
+    }
+    if furnishing.isolation.private_pts {
+        private_pts()?;
     }
     let name = furnishing.path.file_name().unwrap_or_default();
     for dir in hidden.iter().filter(|dir| dir.is_dir()) {
@@ -152,6 +156,38 @@ fn private_tmp() -> Result<(), Failure> {
         done = fs::metadata(dir).ok().map(|stat| (stat.dev(), stat.ino()));
     }
     Ok(())
+}
+
+/// Terminals whose group is known inside. Those of the machine have its group `tty`, which is nobody's in
+/// a user namespace; sshd then cannot give the terminal to that group, and gives none.
+fn private_pts() -> Result<(), Failure> {
+    let group = ids::tty_group();
+    let options = format!("newinstance,ptmxmode=0666,mode=0620,gid={group}");
+    // Digits and words: no zero byte.
+    let options = std::ffi::CString::new(options).unwrap_or_default();
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    let what = "cannot make the guest's own terminals";
+    rustix::mount::mount(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        flags,
+        Some(options.as_c_str()),
+    )
+    .map_err(|error| match error {
+        // The kernel's words for a group that is not mapped.
+        Errno::INVAL => Failure::new(what, format_args!("the group tty ({group}) is not mapped"))
+            .hint(
+                "install newuidmap (Debian's package uidmap) and give the user ranges: \
+                     usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
+            ),
+        error => Failure::new(what, error),
+    })?;
+    let ptmx = "/dev/ptmx";
+    if fs::symlink_metadata(ptmx).is_ok_and(|meta| meta.is_symlink()) {
+        return Ok(());
+    }
+    rustix::mount::mount_bind("/dev/pts/ptmx", ptmx).map_err(|error| Failure::new(what, error))
 }
 
 /// Mounts an empty directory over `dir`, with a mark in it for a `rum` inside.

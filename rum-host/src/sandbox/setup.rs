@@ -1,8 +1,8 @@
 //! Making the namespaces of a guest, in two halves.
 //!
 //! The keeper calls [`unshare`]: as root network, PID, mount and UTS namespaces; as an ordinary
-//! user a user namespace too, in which his uid and gid are mapped to themselves (a mapped root would
-//! be refused by programs such as PostgreSQL's initdb). The UTS namespace keeps a host name that is
+//! user a user namespace too, in which his uid and gid are mapped to themselves ([`super::ids`]; a
+//! mapped root would be refused by programs such as PostgreSQL's initdb). The UTS namespace keeps a host name that is
 //! set inside from the host. The IPC namespace stays the caller's: see [`super::sysv`].
 //!
 //! Its child, the first process of the new PID namespace, calls [`furnish`] before it executes
@@ -21,6 +21,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::Failure;
+use super::ids::Mapper;
 use super::isolation::Isolation;
 
 const DISABLED: &str = "user namespaces are not available to ordinary users on this machine";
@@ -34,9 +35,8 @@ pub fn unshare() -> Result<(), Failure> {
         return unsafe { rustix::thread::unshare_unsafe(spaces) }
             .map_err(|error| Failure::new("cannot make namespaces", error));
     }
-    // Before the unshare: afterwards they are those of nobody until the maps are written.
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
+    let failed = |error| Failure::new("cannot start a process", error);
+    let mapper = Mapper::start().map_err(failed)?;
     // SAFETY: as above.
     unsafe { rustix::thread::unshare_unsafe(spaces | UnshareFlags::NEWUSER) }.map_err(|error| {
         match error {
@@ -46,19 +46,10 @@ pub fn unshare() -> Result<(), Failure> {
             error => Failure::new("cannot make namespaces", error),
         }
     })?;
-    // A gid map may be written without privilege only once setgroups(2) is off
-    // (user_namespaces(7)).
-    for (file, text) in [
-        ("setgroups", "deny".to_owned()),
-        ("uid_map", format!("{uid} {uid} 1")),
-        ("gid_map", format!("{gid} {gid} 1")),
-    ] {
-        fs::write(format!("/proc/self/{file}"), text).map_err(|error| {
-            Failure::new(DISABLED, format_args!("cannot write {file}: {error}"))
-                .hint(user_namespace_hint())
-        })?;
-    }
-    Ok(())
+    mapper.map().map_err(|(file, error)| {
+        Failure::new(DISABLED, format_args!("cannot write {file}: {error}"))
+            .hint(user_namespace_hint())
+    })
 }
 
 /// Whether we can do without a user namespace. Root of a container often cannot.

@@ -84,6 +84,8 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # kind = "namespace"
 # A /tmp and a /var/tmp of its own, empty at the start and gone at the end.
 # private_tmp = false
+# Terminals of its own: sshd of an ordinary user can give one only then.
+# private_pts = false
 # All of root's capabilities for root's programs, not only those that root has in a container.
 # privileged = false
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod ids;
 mod ipc;
 mod privilege;
 mod reach;

@@ -68,6 +68,8 @@ pub struct GuestFacts {
     pub source: String,
     /// Whether it has a user namespace of its own.
     pub user_namespace: bool,
+    /// Whether more users and groups than the user's own are mapped in it.
+    pub more_ids: bool,
 }
 
 /// Everything that was found.
@@ -206,6 +208,10 @@ async fn ask(guest: &Guest) -> Tried<GuestFacts> {
         hint: info.hint,
         source: info.source,
         user_namespace: !setup::is_privileged(),
+        more_ids: ["uid_map", "gid_map"].iter().all(|map| {
+            let map = format!("/proc/{}/{map}", guest.init_pid().unwrap_or_default());
+            std::fs::read_to_string(map).is_ok_and(|map| map.lines().count() > 1)
+        }),
     })
 }
 

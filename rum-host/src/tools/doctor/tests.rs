@@ -22,6 +22,7 @@ fn everything() -> Facts {
             hint: "tracepoint".to_owned(),
             source: "netlink".to_owned(),
             user_namespace: false,
+            more_ids: false,
         }),
         tracepoint: Ok(()),
         perf_event_paranoid: Some("2".to_owned()),
@@ -67,6 +68,7 @@ fn ordinary() -> Facts {
             hint: "poll".to_owned(),
             source: "netlink".to_owned(),
             user_namespace: true,
+            more_ids: false,
         }),
         tracepoint: no(
             "tracefs cannot be read",

@@ -137,6 +137,10 @@ fn kernel(release: &str) -> Check {
 
 fn guest(facts: &Facts) -> Check {
     match &facts.guest {
+        Ok(guest) if guest.user_namespace && guest.more_ids => ok(
+            "namespace guest",
+            "started, entered and ended, in a user namespace with the ids of /etc/subuid and subgid",
+        ),
         Ok(guest) if guest.user_namespace => ok(
             "namespace guest",
             "started, entered and ended, in a user namespace of its own",
