@@ -122,6 +122,7 @@ Exit codes:
     /// Stop a running `rum up`
     #[command(
         after_help = "Returns when it has ended. Connections get the drain time to finish.
+With --force one that does not answer gets signals: SIGTERM, then SIGKILL.
 
 Exit codes:
   0  it has ended
@@ -202,6 +203,9 @@ pub struct UpArgs {
     /// Ask the agent once a second instead of following its events
     #[arg(long, hide = true)]
     pub no_stream: bool,
+    /// Where it begins.
+    #[command(flatten)]
+    pub workdir: WorkdirArg,
     /// Program to run in the guest, with its arguments
     #[arg(last = true, value_name = "CMD", value_hint = clap::ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
@@ -236,6 +240,9 @@ pub struct ExecArgs {
     /// Name of the guest [default: the one in rum.toml, or the only one]
     #[arg(long, value_parser = values::name, add = ArgValueCandidates::new(guests))]
     pub name: Option<String>,
+    /// Where it begins.
+    #[command(flatten)]
+    pub workdir: WorkdirArg,
     /// Program to run, with its arguments
     #[arg(
         required = true,
@@ -252,6 +259,24 @@ pub struct ShellArgs {
     /// Name of the guest [default: the one in rum.toml, or the only one]
     #[arg(long, value_parser = values::name, add = ArgValueCandidates::new(guests))]
     pub name: Option<String>,
+    /// Where it begins.
+    #[command(flatten)]
+    pub workdir: WorkdirArg,
+}
+
+/// Where a program in the guest begins.
+#[derive(Debug, Clone, Default, Args)]
+pub struct WorkdirArg {
+    /// Directory of the guest to run it in [default: this one]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    workdir: Option<PathBuf>,
+}
+
+impl WorkdirArg {
+    /// The directory; empty for the caller's.
+    pub fn path(&self) -> PathBuf {
+        self.workdir.clone().unwrap_or_default()
+    }
 }
 
 /// Arguments of `rum console`.

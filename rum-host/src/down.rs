@@ -1,37 +1,126 @@
 //! `rum down`: ends the `rum up` of a guest, and returns when it is gone.
+//!
+//! It asks by the control socket. A `rum up` that is stopped or hangs, is of another version, or has
+//! no place for one more client does not answer there; with `--force` it gets signals instead. It is
+//! that very process: its id and the time of its start are in its lock file, and from then on a pidfd
+//! means it.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::control::client::Control;
 use crate::control::find;
 use crate::error::RumError;
+use crate::runtime_dir::RunningGuest;
 
-/// Asks the `rum up` that holds the guest `name`, or the only one, to end; with `force` at once.
-/// Returns a pidfd of it, unless it is gone already.
+/// With `--force`: how long an answer may take, which takes milliseconds.
+const ANSWER: Duration = Duration::from_secs(2);
+/// With `--force`: how long the end may take of one that has said yes. It kills what is in the guest,
+/// and waits 10 s at most for what even then does not end.
+const FORCED: Duration = Duration::from_secs(15);
+/// Between two SIGTERM, which together mean "at once". Two that come together would be one.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long the end may take after that, before SIGKILL.
+const TERMINATED: Duration = Duration::from_secs(3);
+/// For what is left to end when `rum up` was killed: its keeper needs a second where init hangs.
+const LEFT: Duration = Duration::from_secs(5);
+/// Pause between two looks whether the name is free.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Ends the `rum up` that holds the guest `name`, or the only one; with `force` at once, whether it
+/// answers or not. Returns what there is to be said about how.
 ///
 /// # Errors
-/// No such guest runs, or its `rum up` does not answer.
-pub async fn ask(name: Option<&str>, force: bool) -> Result<Option<OwnedFd>, RumError> {
+/// No such guest runs, its `rum up` does not answer, or something of it is left.
+pub async fn down(name: Option<&str>, force: bool) -> Result<Option<String>, RumError> {
     let guest = find(name)?;
     // Opened first, so that it is this very process whose end is waited for.
     let process = guest.rum.and_then(|rum| rum.open().ok());
-    Control::connect(&guest).await?.stop(force).await?;
-    Ok(process)
+    let asked = async { Control::connect(&guest).await?.stop(force).await };
+    let asked = match force {
+        true => tokio::time::timeout(ANSWER, asked).await,
+        false => Ok(asked.await),
+    };
+    let Some(process) = process else {
+        return match asked {
+            Ok(asked) => Ok(asked.map(|()| None)?),
+            // It was gone before it could be opened.
+            Err(_) => Ok(None),
+        };
+    };
+    match asked {
+        Ok(Ok(())) if !force => wait(&process, None).map(|_| None),
+        Ok(Ok(())) if wait(&process, Some(FORCED))? => Ok(None),
+        Ok(Err(error)) if !force => Err(error.into()),
+        _ => end_by_signals(&guest, &process).map(Some),
+    }
 }
 
-/// Waits for the end of the process behind a pidfd, for as long as that takes: `rum up` gives its
-/// connections and its guest time to end.
-///
-/// # Errors
-/// As poll(2).
-pub fn wait(process: &OwnedFd) -> Result<(), RumError> {
+fn end_by_signals(guest: &RunningGuest, process: &OwnedFd) -> Result<String, RumError> {
+    let send = |signal| match pidfd_send_signal(process, signal) {
+        // It ends just now.
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(RumError::new("cannot send a signal to `rum up`").caused_by(error)),
+    };
+    let who = match guest.rum {
+        Some(rum) => format!(
+            "the `rum up` of guest `{}` (process {})",
+            guest.name,
+            rum.pid()
+        ),
+        None => format!("the `rum up` of guest `{}`", guest.name),
+    };
+    for limit in [AGAIN, TERMINATED] {
+        send(Signal::TERM)?;
+        // One that is stopped hears nothing else.
+        send(Signal::CONT)?;
+        if wait(process, Some(limit))? {
+            until_free(guest)?;
+            return Ok(format!("{who} did not answer, and ended on SIGTERM"));
+        }
+    }
+    send(Signal::KILL)?;
+    if !wait(process, Some(LEFT))? {
+        return Err(RumError::new(format!(
+            "{who} does not even end when killed"
+        )));
+    }
+    until_free(guest)?;
+    Ok(format!(
+        "{who} did not answer, nor end on SIGTERM, and was killed"
+    ))
+}
+
+/// Waits until the helpers of a `rum up` that has ended are gone, too.
+fn until_free(guest: &RunningGuest) -> Result<(), RumError> {
+    let deadline = Instant::now() + LEFT;
+    while guest.is_held() {
+        if Instant::now() >= deadline {
+            return Err(RumError::new(format!(
+                "`rum up` has ended, but something of guest `{}` has not",
+                guest.name
+            )));
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Waits for the end of the process behind a pidfd: for as long as that takes, since `rum up` gives its
+/// connections and its guest time to end, or for `limit`. Whether it has ended.
+fn wait(process: &OwnedFd, limit: Option<Duration>) -> Result<bool, RumError> {
+    let deadline = limit.map(|limit| Instant::now() + limit);
     loop {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        // Some seconds.
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
         // Readable once the process has ended (pidfd_open(2)).
-        match poll(&mut [PollFd::new(process, PollFlags::IN)], None) {
-            Ok(_) => return Ok(()),
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
             Err(Errno::INTR) => {}
             Err(error) => {
                 return Err(RumError::new("cannot wait for `rum up`").caused_by(error));

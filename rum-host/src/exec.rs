@@ -8,40 +8,45 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 
 use crate::control;
-use crate::guest::namespace::enter_command;
+use crate::guest::namespace::Entrance;
 use crate::guest::{GuestError, NAMESPACE};
 use crate::runtime_dir::RunningGuest;
 use crate::sandbox::enter::Job;
 
-/// Runs `command` in the running guest `name`, or in the only one there is. Returns only if that
+/// Runs `command` in the running guest `name`, or in the only one there is, in the directory `workdir` or,
+/// if that is empty, in ours. Returns only if that
 /// cannot be tried: this process becomes another, whose exit code is the command's (128 + N after
 /// signal N, 125 if rum failed, 126 if it is not executable, 127 if it is not there).
-pub fn exec(name: Option<&str>, command: &[OsString]) -> GuestError {
-    match try_exec(name, command) {
+pub fn exec(name: Option<&str>, workdir: &Path, command: &[OsString]) -> GuestError {
+    match try_exec(name, workdir, command) {
         Err(error) => error,
         Ok(never) => match never {},
     }
 }
 
 /// Runs the user's shell, `$SHELL` or else /bin/sh, as [`exec`] does it.
-pub fn shell(name: Option<&str>) -> GuestError {
+pub fn shell(name: Option<&str>, workdir: &Path) -> GuestError {
     let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
-    exec(name, &[shell.unwrap_or_else(|| "/bin/sh".into())])
+    exec(name, workdir, &[shell.unwrap_or_else(|| "/bin/sh".into())])
 }
 
-fn try_exec(name: Option<&str>, command: &[OsString]) -> Result<Infallible, GuestError> {
+fn try_exec(
+    name: Option<&str>,
+    workdir: &Path,
+    command: &[OsString],
+) -> Result<Infallible, GuestError> {
     let guest = control::find(name)?;
-    let pidfd = open(&guest)?;
-    let enter = enter_command(
-        pidfd.as_fd(),
-        Job::Own,
-        guest.isolation,
-        &guest.name,
-        command,
-    );
-    let source = enter?.exec();
+    let init = open(&guest)?;
+    let entrance = Entrance {
+        name: &guest.name,
+        dir: &guest.path,
+        init: init.as_fd(),
+        isolation: guest.isolation,
+    };
+    let source = entrance.command(Job::Own, workdir, command)?.exec();
     Err(GuestError::Io {
         action: "enter the guest",
         source,

@@ -38,6 +38,7 @@ pub mod reconcile;
 pub mod reload;
 pub mod runtime_dir;
 pub mod sandbox;
+pub mod signals;
 pub mod status;
 pub mod supervisor;
 pub mod tools;
@@ -55,10 +56,12 @@ pub fn main() -> ExitCode {
         Command::Ports(args) => run_ports(args, &cli.global),
         Command::Wait(args) => run_wait(args),
         Command::Exec(args) => Err(run_inside(args.name.clone(), |name| {
-            exec::exec(name, &args.command)
+            exec::exec(name, &args.workdir.path(), &args.command)
         })),
         Command::Console(args) => run_console(args),
-        Command::Shell(args) => Err(run_inside(args.name.clone(), exec::shell)),
+        Command::Shell(args) => Err(run_inside(args.name.clone(), |name| {
+            exec::shell(name, &args.workdir.path())
+        })),
         Command::Agent(command) => tools::agent::run(command),
         Command::Init(args) => tools::init::run(args),
         Command::Check(args) => tools::check::run(args, &cli.global),
@@ -117,8 +120,10 @@ fn small_runtime() -> Result<tokio::runtime::Runtime, RumError> {
 
 fn run_down(args: &DownArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    let asked = small_runtime()?.block_on(down::ask(name.as_deref(), args.force))?;
-    asked.map_or(Ok(()), |process| down::wait(&process))?;
+    let told = small_runtime()?.block_on(down::down(name.as_deref(), args.force))?;
+    if let Some(told) = told {
+        output::tell(&told);
+    }
     Ok(exit::OK)
 }
 

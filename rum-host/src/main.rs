@@ -3,6 +3,12 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+/// Run by the loader, before the Rust runtime has SIGPIPE ignored.
+#[used]
+// SAFETY: the loader calls what lies there once, with a single thread; what is called needs nothing else.
+#[unsafe(link_section = ".init_array")]
+static NOTE: extern "C" fn() = rum_host::signals::note;
+
 fn main() -> ExitCode {
     // Before any thread or runtime exists: some of the modes need a single thread.
     match rum_host::sandbox::dispatch_internal(agent) {

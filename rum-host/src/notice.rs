@@ -86,8 +86,8 @@ pub enum Notice {
     },
     /// What ran in the guest did not end when asked, and was killed.
     GuestKilled {
-        /// How long it had.
-        deadline: Duration,
+        /// How long it had; None: somebody did not want to wait.
+        deadline: Option<Duration>,
     },
     /// Another configuration is in force.
     Reloaded {
@@ -243,8 +243,11 @@ impl fmt::Display for Notice {
             ),
             Self::Guest(progress) => progress.fmt(f),
             Self::GuestEnded { reason } => write!(f, "The guest ended: {reason}"),
-            Self::GuestKilled { deadline } => {
-                write!(f, "Killed what was left in the guest after {deadline:?}")
+            Self::GuestKilled {
+                deadline: Some(deadline),
+            } => write!(f, "Killed what was left in the guest after {deadline:?}"),
+            Self::GuestKilled { deadline: None } => {
+                f.write_str("Killed what was left in the guest, as asked")
             }
             Self::Reloaded { forwards: 0 } => f.write_str("Configuration reloaded"),
             Self::Reloaded { forwards: 1 } => {

@@ -161,6 +161,11 @@ fn write_all(
     Ok(())
 }
 
+/// Prints a line to stderr, for commands that say little. That nobody reads it is no error.
+pub(crate) fn tell(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 /// Sets up colour and the log. Once per process.
 ///
 /// The log's level is that of `-q` and `-v`, unless `RUST_LOG` says otherwise.

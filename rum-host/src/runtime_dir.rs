@@ -55,6 +55,8 @@ const RPC: &str = "agent-rpc.sock";
 const CHANNEL: &str = "agent-channel.sock";
 const CONTROL: &str = "control.sock";
 const QMP: &str = "qmp.sock";
+/// The pipe of which a namespace guest's init has the writing end, for as long as it lives.
+const ALIVE: &str = "alive";
 const CONSOLE: &str = "console.sock";
 const CONSOLE_LOCK: &str = "console.lock";
 const VHOST: &str = "vhost.sock";
@@ -62,7 +64,8 @@ const VSOCK: &str = "vm.vsock";
 /// Where the agent of a VM knocks (see `rum_shared::transport`).
 const KNOCK: &str = "vm.vsock_2224";
 /// Everything rum ever creates in the directory; `lock` is last, since it guards the others.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
+    ALIVE,
     RPC,
     CHANNEL,
     CONTROL,
@@ -245,6 +248,23 @@ pub(crate) fn open_base(path: &Path) -> Result<(OwnedFd, &Path), RuntimeDirError
     Ok((base, Path::new(name)))
 }
 
+/// Makes the pipe that says whether the guest lives, and opens it for writing. That is for reading as
+/// well, or it would have to wait for a reader (fifo(7)).
+pub(crate) fn make_alive(dir: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::mkfifoat(dir, ALIVE, Mode::RUSR | Mode::WUSR)?;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, ALIVE, flags, Mode::empty())
+}
+
+/// Opens the pipe of the guest with the directory `path` for reading, anew for each reader.
+///
+/// # Errors
+/// As open(2); the guest has no such pipe.
+pub(crate) fn open_alive(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path.join(ALIVE), flags, Mode::empty())?)
+}
+
 /// Opens `path` as a directory that is safe to use.
 pub(crate) fn open_private(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     let refuse = |problem: String| RuntimeDirError::Unsafe {
@@ -327,7 +347,8 @@ fn take(name: &str, path: &Path) -> Result<(OwnedFd, OwnedFd), RuntimeDirError> 
     }
 }
 
-fn is_at(lock: &OwnedFd, dir: &OwnedFd) -> bool {
+/// Whether `lock` is the lock file of the directory.
+pub(crate) fn is_at(lock: &OwnedFd, dir: &OwnedFd) -> bool {
     let ours = rustix::fs::fstat(lock);
     let there = rustix::fs::statat(dir, LOCK, AtFlags::SYMLINK_NOFOLLOW);
     matches!((ours, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
@@ -371,6 +392,11 @@ impl RunningGuest {
         self.path.join(CONSOLE)
     }
 
+    /// Whether its `rum up` or a helper of that is still there.
+    pub(crate) fn is_held(&self) -> bool {
+        open_private(&self.path).is_ok_and(|dir| holder_of(&dir).is_some())
+    }
+
     /// What is locked, with flock(2), by who is attached to that console.
     pub fn console_lock(&self) -> PathBuf {
         self.path.join(CONSOLE_LOCK)
@@ -402,25 +428,31 @@ pub fn list_in(base: &Path) -> Result<Vec<RunningGuest>, RuntimeDirError> {
     Ok(running)
 }
 
+fn open_in(dir: &OwnedFd, file: &str) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, file, flags, Mode::empty()).ok()
+}
+
+/// The lock file of a directory that somebody holds.
+fn holder_of(dir: &OwnedFd) -> Option<OwnedFd> {
+    let lock = open_in(dir, LOCK)?;
+    // Held for an instant if it was free; a `rum up` that meets us there tries again.
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => None,
+        Err(_) => Some(lock),
+    }
+}
+
 /// None if nobody holds the directory, or if it is not fit to be read.
 fn look(base: &Path, name: String) -> Option<RunningGuest> {
     let path = base.join(&name);
     let dir = open_private(&path).ok()?;
-    let open = |file| {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&dir, file, flags, Mode::empty()).ok()
-    };
-    let lock = open(LOCK)?;
-    // Held for an instant if it was free; a `rum up` that meets us there tries again.
-    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() {
-        return None;
-    }
-    let rum = read_holder(&lock);
+    let rum = read_holder(&holder_of(&dir)?);
     if rum.is_some_and(|rum| !rum.is_alive()) {
         // Its helpers are about to end the guest.
         return None;
     }
-    let state = open(STATE).map(read_text).unwrap_or_default();
+    let state = open_in(&dir, STATE).map(read_text).unwrap_or_default();
     let field = |key: &str| {
         state
             .lines()

@@ -3,7 +3,8 @@
 //!
 //! What can end it: the command, the guest, a signal, or the reader of stdout. Then it stops
 //! accepting, gives connections the drain time, ends the guest and what is in it, and returns
-//! the exit code. A second signal cuts all of that short.
+//! the exit code. A second signal cuts all of that short. A signal
+//! that rum's caller ignores is none of them ([`crate::signals`]).
 //!
 //! Who gets Ctrl+C: with a command the terminal is the command's, and the terminal driver sends
 //! SIGINT to it as well as to rum, which lets the first one be. A second one soon after is
@@ -12,14 +13,13 @@
 //! SIGHUP makes it read its configuration file again (`reload`). Without such a file, and when
 //! its terminal is gone, it ends rum as SIGTERM does.
 
-use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::process::Child;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
@@ -39,6 +39,7 @@ use crate::output::{Output, Target};
 use crate::policy::Policy;
 use crate::reload::{self, Reload, Told};
 use crate::runtime_dir::RuntimeDir;
+use crate::signals::Signals;
 use crate::supervisor::{Options, Stop, Summary, Supervisor};
 
 /// Time for a command to end whose guest is gone.
@@ -88,33 +89,6 @@ impl End {
             Self::Signal(number) => format!("signal {number}"),
             Self::Reader => "nobody reads its output any more".to_owned(),
         }
-    }
-}
-
-/// The signals that end it.
-struct Signals {
-    int: Signal,
-    term: Signal,
-    hup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            int: signal(SignalKind::interrupt())?,
-            term: signal(SignalKind::terminate())?,
-            hup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// The number of the next one. Cancel-safe.
-    async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.int.recv() => SignalKind::interrupt(),
-            _ = self.term.recv() => SignalKind::terminate(),
-            _ = self.hup.recv() => SignalKind::hangup(),
-        }
-        .as_raw_value()
     }
 }
 
@@ -202,7 +176,7 @@ pub async fn up(
     let control = Server::bind(&dir.control_socket(), info, board.clone())
         .map_err(io("listen on the control socket"))?;
     let asked = control.asked();
-    let command = start_command(&guest, &args.command)?;
+    let command = start_command(&guest, args)?;
     let (new_policy, policy) = watch::channel(settings.policy.clone());
     let reload = Reload::new(settings, args.overrides(), new_policy, board.clone());
     let options = Options {
@@ -274,10 +248,10 @@ fn control_info(settings: &Settings) -> ControlInfo {
     }
 }
 
-fn start_command(guest: &Guest, command: &[OsString]) -> Result<Option<Child>, RumError> {
-    match command {
+fn start_command(guest: &Guest, args: &UpArgs) -> Result<Option<Child>, RumError> {
+    match args.command.as_slice() {
         [] => Ok(None),
-        command => Ok(Some(guest.spawn(command)?)),
+        command => Ok(Some(guest.spawn(command, &args.workdir.path())?)),
     }
 }
 
@@ -332,6 +306,10 @@ impl Running {
             };
             let number = tokio::select! {
                 status = command => match status {
+                    // Killed with the guest, which is the reason then.
+                    Ok(_) if self.guest.is_ending() => {
+                        return End::Guest(self.guest.ended().await.reason);
+                    }
                     Ok(status) => return End::Command(status),
                     Err(error) => return End::Guest(format!("its command is lost: {error}")),
                 },
@@ -402,12 +380,19 @@ impl Running {
         let stopped = tokio::select! {
             stopped = self.guest.stop(deadline) => stopped,
             // Dropping the guest kills it at once.
-            () = force(&mut self.signals, &mut self.asked, forced) => Stopped::Killed,
+            () = force(&mut self.signals, &mut self.asked, forced) => {
+                if !forced {
+                    self.ui.say(&Notice::GuestKilled { deadline: None });
+                }
+                Stopped::Clean
+            }
         };
         match stopped {
             Stopped::Clean => {}
             Stopped::Killed if forced => {}
-            Stopped::Killed => self.ui.say(&Notice::GuestKilled { deadline }),
+            Stopped::Killed => self.ui.say(&Notice::GuestKilled {
+                deadline: Some(deadline),
+            }),
             Stopped::Stuck => tracing::error!("something in the guest cannot be killed"),
         }
         if let Some(mut child) = self.command {

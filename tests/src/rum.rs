@@ -161,6 +161,14 @@ impl Setup {
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);
         }
+        // A shell that runs these tests in the background has them, and so `rum`, ignore SIGINT.
+        let heed = || {
+            // SAFETY: no handler is installed.
+            unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+            Ok(())
+        };
+        // SAFETY: one system call, nothing else.
+        unsafe { command.pre_exec(heed) };
         command
     }
 

@@ -45,10 +45,12 @@ impl ControlError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Gone { .. } => {
-                "look whether it is just starting or ending, stopped (Ctrl+Z), \
-                 or out of file descriptors"
+                "look whether it is just starting or ending, stopped (Ctrl+Z), or out of file \
+                 descriptors; `rum down --force` ends it in any case"
             }
-            Self::Version { .. } => "stop it and start it again with this version",
+            Self::Version { .. } => {
+                "end it (`rum down --force`) and start it again with this version"
+            }
         }
     }
 }

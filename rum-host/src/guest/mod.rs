@@ -268,10 +268,10 @@ impl GuestError {
     }
 }
 
-/// How a guest came to its end, in words that continue "the guest …".
+/// How a guest came to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestEnd {
-    /// For instance "ended: its init was killed by signal 9".
+    /// For instance "its init was killed by signal 9"; in words that follow "the guest ended:".
     pub reason: String,
 }
 
@@ -354,13 +354,13 @@ impl Guest {
         &self.endpoint
     }
 
-    /// Starts `command` inside, in our process group and with our standard streams and
+    /// Starts `command` inside, in the directory `workdir` (ours if it is empty), in our process group and with our standard streams and
     /// environment. The child is a process of rum's outside the guest: its exit code is the
     /// command's (128 + N after signal N; 125, 126 and 127 as from env(1)), SIGTERM to it reaches
     /// the command, and if it is killed so is the command.
-    pub fn spawn(&self, command: &[OsString]) -> Result<Child, GuestError> {
+    pub fn spawn(&self, command: &[OsString], workdir: &Path) -> Result<Child, GuestError> {
         match &self.running {
-            Running::Namespace(guest) => guest.spawn(command),
+            Running::Namespace(guest) => guest.spawn(command, workdir),
             Running::Qemu(_) | Running::Libvirt(_) | Running::Found => {
                 Err(GuestError::NoCommands {
                     kind: self.kind.name().to_owned(),
@@ -374,6 +374,14 @@ impl Guest {
         match &self.running {
             Running::Namespace(guest) => Some(guest.init().pid()),
             Running::Qemu(_) | Running::Libvirt(_) | Running::Found => None,
+        }
+    }
+
+    /// Whether the guest has begun to end, and what ends in it ends for that reason.
+    pub fn is_ending(&self) -> bool {
+        match &self.running {
+            Running::Namespace(guest) => guest.is_ending(),
+            Running::Qemu(_) | Running::Libvirt(_) | Running::Found => false,
         }
     }
 

@@ -11,12 +11,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use rum_shared::netns::NetCookie;
 use rum_shared::transport::Endpoint;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -24,11 +25,12 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::{GuestEnd, GuestError, Stopped};
 use crate::descriptors;
-use crate::runtime_dir::{ProcessId, RuntimeDir};
+use crate::runtime_dir::{self, ProcessId, RuntimeDir};
 use crate::sandbox::enter::Job;
 use crate::sandbox::isolation::Isolation;
 use crate::sandbox::status::{MAX_LINE, Status};
 use crate::sandbox::{ENTER, Failure, KEEPER, SELF, TERMINATE};
+use crate::signals;
 
 /// Setting up takes milliseconds; on a machine where it takes longer than this something is wrong.
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -42,6 +44,9 @@ const BACKLOG: i32 = 4096;
 pub struct Namespace {
     name: String,
     isolation: Isolation,
+    dir: PathBuf,
+    /// The pipe that init lets go of first when it ends.
+    alive: OwnedFd,
     keeper: Child,
     lifeline: Option<ChildStdin>,
     status: StatusLines,
@@ -92,9 +97,12 @@ impl Namespace {
         // SAFETY: an `OwnedFd` always says the same descriptor, and the `AsyncFd` owns it.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
             .map_err(|error| io_error("watch the guest")(error.into()))?;
+        let alive = runtime_dir::open_alive(dir.path()).map_err(io_error("watch the guest"))?;
         let this = Self {
             name: dir.name().to_owned(),
             isolation,
+            dir: dir.path().to_owned(),
+            alive,
             keeper,
             lifeline,
             status,
@@ -116,12 +124,28 @@ impl Namespace {
     }
 
     /// As [`super::Guest::spawn`].
-    pub fn spawn(&self, command: &[OsString]) -> Result<Child, GuestError> {
-        let pidfd = self.pidfd.get_ref().as_fd();
-        let enter = enter_command(pidfd, Job::Shared, self.isolation, &self.name, command)?;
+    pub fn spawn(&self, command: &[OsString], workdir: &Path) -> Result<Child, GuestError> {
+        let entrance = Entrance {
+            name: &self.name,
+            dir: &self.dir,
+            init: self.pidfd.get_ref().as_fd(),
+            isolation: self.isolation,
+        };
+        let enter = entrance.command(Job::Shared, workdir, command)?;
         Command::from(enter)
             .spawn()
             .map_err(io_error("start a command in the guest"))
+    }
+
+    /// As [`super::Guest::is_ending`].
+    pub fn is_ending(&self) -> bool {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // No writer is left.
+        let mut fds = [PollFd::new(&self.alive, PollFlags::empty())];
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// As [`super::Guest::ended`].
@@ -131,11 +155,13 @@ impl Namespace {
         }
         // Both: a keeper that was killed is gone before everything inside is.
         let _ = self.pidfd.readable().await;
+        // Wakes up a keeper that is stopped.
+        self.lifeline = None;
         let keeper = self.keeper.wait().await;
         let reason = match (self.status.ended().await, keeper) {
-            (Some(text), _) => format!("ended: its init {text}"),
-            (None, Ok(status)) => format!("ended with its keeper ({status})"),
-            (None, Err(_)) => "ended".to_owned(),
+            (Some(text), _) => format!("its init {text}"),
+            (None, Ok(status)) => format!("its keeper ended ({status})"),
+            (None, Err(_)) => "its keeper is gone".to_owned(),
         };
         self.end.insert(GuestEnd { reason }).clone()
     }
@@ -193,6 +219,7 @@ fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
             let fd = unsafe { BorrowedFd::borrow_raw(*number) };
             rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
+        signals::restore();
         descriptors::restore()
     };
     // SAFETY: between fork and exec of a process with many threads only what is safe in a signal
@@ -200,27 +227,57 @@ fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
     unsafe { command.pre_exec(keep) };
 }
 
-/// The command line that runs `command` in the guest whose first process is behind `pidfd`.
-pub fn enter_command(
-    pidfd: BorrowedFd<'_>,
-    job: Job,
-    isolation: Isolation,
-    name: &str,
-    command: &[OsString],
-) -> Result<std::process::Command, GuestError> {
-    use std::os::unix::process::CommandExt;
-    if command.is_empty() {
-        return Err(GuestError::NoCommand);
+/// What it takes to enter a guest.
+#[derive(Debug)]
+pub struct Entrance<'a> {
+    /// The guest's name.
+    pub name: &'a str,
+    /// Its runtime directory.
+    pub dir: &'a Path,
+    /// A pidfd of its first process.
+    pub init: BorrowedFd<'a>,
+    /// How far it is kept apart.
+    pub isolation: Isolation,
+}
+
+impl Entrance<'_> {
+    /// The command line that runs `command` in the guest, in `workdir` or, if that is empty, in the
+    /// caller's working directory.
+    pub fn command(
+        &self,
+        job: Job,
+        workdir: &Path,
+        command: &[OsString],
+    ) -> Result<std::process::Command, GuestError> {
+        use std::os::unix::process::CommandExt;
+        if command.is_empty() {
+            return Err(GuestError::NoCommand);
+        }
+        let failed = io_error("enter the guest");
+        let alive = runtime_dir::open_alive(self.dir).map_err(failed)?;
+        let workdir = match workdir.as_os_str().is_empty() {
+            true => PathBuf::new(),
+            false => std::path::absolute(workdir).map_err(io_error("find the directory"))?,
+        };
+        let mut enter = std::process::Command::new(SELF);
+        enter
+            .arg0("rum")
+            .arg(ENTER)
+            .args([self.init, alive.as_fd()].map(|fd| fd.as_raw_fd().to_string()))
+            .args([job.word(), &self.isolation.word()])
+            .arg(workdir)
+            .arg(self.name)
+            .args(command);
+        inherit_std(&mut enter, &[self.init, alive.as_fd()]);
+        let hold = move || {
+            // Open for as long as the command line is there.
+            let _ = &alive;
+            Ok(())
+        };
+        // SAFETY: it does nothing.
+        unsafe { enter.pre_exec(hold) };
+        Ok(enter)
     }
-    let mut enter = std::process::Command::new(SELF);
-    enter
-        .arg0("rum")
-        .arg(ENTER)
-        .arg(pidfd.as_raw_fd().to_string())
-        .args([job.word(), &isolation.word(), name])
-        .args(command);
-    inherit_std(&mut enter, &[pidfd]);
-    Ok(enter)
 }
 
 /// The status lines of keeper and init, see [`crate::sandbox::status`].

@@ -35,7 +35,9 @@ async fn a_guest_of_somebody_else_is_dialled_and_left_alone() {
             .unwrap();
         assert_eq!(guest.endpoint(), &endpoint);
         assert_eq!(guest.init_pid(), None);
-        let error = guest.spawn(&["true".into()]).unwrap_err();
+        let error = guest
+            .spawn(&["true".into()], std::path::Path::new(""))
+            .unwrap_err();
         assert!(error.to_string().contains(kind.name()), "{error}");
         assert!(error.hint().is_some());
         let listed = list_in(base.path()).unwrap();

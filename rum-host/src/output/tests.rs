@@ -158,8 +158,9 @@ fn all() -> Vec<Notice> {
             reason: "its init was killed".into(),
         },
         Notice::GuestKilled {
-            deadline: Duration::from_secs(5),
+            deadline: Some(Duration::from_secs(5)),
         },
+        Notice::GuestKilled { deadline: None },
         Notice::Stopping {
             drain: Duration::from_secs(10),
         },

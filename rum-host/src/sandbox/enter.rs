@@ -3,22 +3,27 @@
 //! This process moves into the guest's namespaces, starts the command there and waits for it
 //! outside the PID namespace; its exit code is the command's, 128 + N after signal N, or one of
 //! 125, 126 and 127 as from env(1). The command gets the caller's environment, standard streams,
-//! signal mask and, where it exists inside, working directory; `RUM_GUEST` is added, every
-//! other descriptor is closed. An ordinary user's command has his ids and no capabilities.
+//! signal mask and ignored signals; `RUM_GUEST` is added, every other descriptor is closed. An ordinary
+//! user's command has his ids and no capabilities. Its working directory is the caller's, the very
+//! one: where the guest has none or another under that path, nothing is run, unless the caller names
+//! a directory.
 //!
 //! Signals: what the terminal sends reaches the command by itself. What a process sends is passed
 //! on ([`FORWARDED`]). With [`Job::Own`] the command gets a process group of its own, as a shell
 //! does it for its jobs, so that the group's id means something inside the guest too; and when
 //! the command stops, so does this process, for the shell that started it to notice.
+//!
+//! Invariant: this process, the only one that can reap the command, is not stopped while the guest is
+//! being ended. It has the kernel continue it for that ([`waking`]), and does not stop once it was.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
@@ -28,8 +33,9 @@ use rustix::thread::ThreadNameSpaceType;
 use super::holder::UNHELD;
 use super::{
     EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, bad_arguments, holder, isolation,
-    number, open_descriptors, rights, signals,
+    number, open_descriptors, rights, signals, waking,
 };
+use crate::signals as inherited_signals;
 
 /// Signals that the command gets when somebody sends them to us.
 const FORWARDED: [Signal; 7] = [
@@ -67,7 +73,8 @@ impl Job {
     }
 }
 
-/// Runs a command in a guest: `PIDFD JOB ISOLATION NAME CMD…`.
+/// Runs a command in a guest: `PIDFD ALIVE_FD JOB ISOLATION DIR NAME CMD…`, where an empty DIR is the
+/// caller's.
 pub fn run(args: Vec<OsString>) -> ExitCode {
     enter(args).unwrap_or_else(|failure| {
         eprintln!("error: {}", failure.message);
@@ -80,30 +87,33 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
 
 fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let mut args = args.into_iter();
-    let pidfd = number(&mut args)?;
+    let [pidfd, alive] = [number(&mut args)?, number(&mut args)?];
     let job = match args.next() {
         Some(word) if word == Job::Own.word() => Job::Own,
         _ => Job::Shared,
     };
     let isolation = isolation(&mut args)?;
+    let workdir = args.next().ok_or_else(bad_arguments)?;
     let name = args.next().ok_or_else(bad_arguments)?;
     let program = args.next().ok_or_else(bad_arguments)?;
 
     close_on_exec().map_err(|error| Failure::new("cannot look at /proc/self/fd", error))?;
-    // SAFETY: only looked at; a number that is not open makes fcntl fail.
-    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(pidfd) })
-        .map_err(|_| bad_arguments())?;
-    // SAFETY: it is open, as just seen, and nothing else in this process knows of it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let [pidfd, alive] = [inherited(pidfd)?, inherited(alive)?];
+    waking::by(&alive).map_err(|error| Failure::new("cannot watch the guest", error))?;
 
     let mask = SigSet::thread_get_mask().map_err(|error| Failure::new("no signal mask", error))?;
     let mut watched: SigSet = FORWARDED.into_iter().collect();
     watched.add(Signal::SIGCHLD);
+    watched.add(Signal::SIGCONT);
     // Blocked, it lets a background process give the terminal away (tcsetpgrp(3)).
     watched.add(Signal::SIGTTOU);
     let signals = signals::watch(&watched)?;
-    let terminal = (job == Job::Own).then(Terminal::ours).flatten();
+    // The one that we stop with, also if our caller ignores it.
+    // SAFETY: no handler is installed.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGTSTP, SigHandler::SigDfl) };
+    let mut terminal = (job == Job::Own).then(Terminal::ours).flatten();
 
+    let workdir = Workdir::of(workdir)?;
     move_into(pidfd.as_fd())?;
     if !isolation.privileged {
         rights::bound().map_err(|error| {
@@ -111,6 +121,7 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
                 .hint("`rum up --privileged` leaves it all of them")
         })?;
     }
+    workdir.go()?;
     let args: Vec<_> = args.collect();
     let start = |holder| {
         let mut command = Command::new(&program);
@@ -131,11 +142,19 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Ok(child) => child,
         Err(error) => return not_started(&program, &error),
     };
-    let code = wait(&child, &signals, terminal.as_ref());
-    if let Some(terminal) = terminal {
+    let code = wait(&child, &signals, terminal.as_mut());
+    if let Some(terminal) = &mut terminal {
         terminal.take_back();
     }
     code
+}
+
+/// Takes over the inherited descriptor `fd`.
+fn inherited(fd: i32) -> Result<OwnedFd, Failure> {
+    // SAFETY: only looked at; a number that is not open makes fcntl fail.
+    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).map_err(|_| bad_arguments())?;
+    // SAFETY: it is open, as just seen, and nothing else in this process knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Marks everything but the standard streams, so that a command inside holds nothing of the
@@ -150,8 +169,8 @@ fn close_on_exec() -> io::Result<()> {
 }
 
 /// Moves into the namespaces of the process behind `pidfd`. Those for its children apply to ours.
+/// The working directory is the root directory of the guest's mounts afterwards.
 fn move_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
-    let cwd = std::env::current_dir();
     let spaces = ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::MOUNT
@@ -167,12 +186,65 @@ fn move_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
     .map_err(|error| match error {
         Errno::SRCH => Failure::new("cannot enter the guest", "it has ended"),
         error => Failure::new("cannot enter the guest", error),
-    })?;
-    // The move has put us into the root directory of the guest's mounts.
-    if let Ok(cwd) = cwd {
-        let _ = std::env::set_current_dir::<&Path>(&cwd);
+    })
+}
+
+/// Where the command is to run.
+enum Workdir {
+    /// In a directory that was named, whatever it is inside.
+    Named(PathBuf),
+    /// In the caller's, which is this file.
+    Callers { path: PathBuf, id: FileId },
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+impl Workdir {
+    /// To be called outside.
+    fn of(named: OsString) -> Result<Self, Failure> {
+        if !named.is_empty() {
+            return Ok(Self::Named(named.into()));
+        }
+        let look = || Ok((std::env::current_dir()?, file_id(".")?));
+        look()
+            .map(|(path, id)| Self::Callers { path, id })
+            .map_err(|error: io::Error| {
+                // As the kernel tells it of one that was deleted.
+                let path = std::fs::read_link("/proc/self/cwd").unwrap_or_else(|_| ".".into());
+                no_workdir(&path, &error)
+            })
     }
-    Ok(())
+
+    /// To be called inside.
+    fn go(self) -> Result<(), Failure> {
+        let (path, id) = match self {
+            Self::Named(path) => (path, None),
+            Self::Callers { path, id } => (path, Some(id)),
+        };
+        std::env::set_current_dir(&path).map_err(|error| no_workdir(&path, &error))?;
+        match id {
+            Some(id) if file_id(".").ok() != Some(id) => {
+                Err(no_workdir(&path, &"the guest has another directory there"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn file_id(path: &str) -> io::Result<FileId> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(path)?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+fn no_workdir(path: &std::path::Path, why: &dyn std::fmt::Display) -> Failure {
+    let path = path.to_string_lossy();
+    let what = format!(
+        "cannot run the command in the directory `{}`",
+        path.escape_debug()
+    );
+    Failure::new(&what, why).hint("name another directory of the guest with --workdir")
 }
 
 /// What is to be done between fork and exec.
@@ -206,6 +278,7 @@ fn start(mut command: Command, to_do: Prepare) -> io::Result<Child> {
             rustix::process::setpgid(None, None)?;
             rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpid())?;
         }
+        inherited_signals::restore();
         Ok(to_do.mask.thread_set_mask()?)
     };
     // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
@@ -247,7 +320,7 @@ fn is_there(program: &OsStr) -> bool {
 fn wait(
     child: &Child,
     signals: &SignalFd,
-    terminal: Option<&Terminal>,
+    mut terminal: Option<&mut Terminal>,
 ) -> Result<ExitCode, Failure> {
     let failed = |error: Errno| Failure::new("cannot wait for the command", error);
     let pid = Pid::from_child(child);
@@ -257,14 +330,14 @@ fn wait(
             Err(error) => return Err(failed(error)),
         }
         while let Ok(Some(info)) = signals.read_signal() {
-            if info.ssi_code > LAST_USER_CODE {
-                continue;
-            }
             let number = info.ssi_signo.try_into().unwrap_or(0);
-            if let Ok(signal) = Signal::try_from(number)
-                && FORWARDED.contains(&signal)
-            {
-                // Not reaped yet, so the id is still the command's.
+            let Ok(signal) = Signal::try_from(number) else {
+                continue;
+            };
+            // The command is not reaped yet, so the id is still its own.
+            if signal == Signal::SIGCONT {
+                go_on(pid, terminal.as_deref_mut());
+            } else if info.ssi_code <= LAST_USER_CODE && FORWARDED.contains(&signal) {
                 let _ = nix::sys::signal::kill(nix_pid(pid), signal);
             }
         }
@@ -273,7 +346,7 @@ fn wait(
             rustix::process::waitpid(Some(pid), options).map_err(failed)?
         {
             if status.stopped() {
-                stop_too(pid, terminal);
+                stop_too(terminal.as_deref_mut());
             } else {
                 let signal = status.terminating_signal().map(|signal| 128 + signal);
                 let code = signal.or(status.exit_status()).unwrap_or(-1);
@@ -283,12 +356,40 @@ fn wait(
     }
 }
 
-/// The command has stopped: stop, and when we are continued, so is the command.
-fn stop_too(pid: Pid, terminal: Option<&Terminal>) {
+/// The command has stopped: stop too, for whoever waits for us, unless somebody has us go on since. In a
+/// process group that no shell looks after (orphaned, see setpgid(2)) nobody would, so there we do not.
+fn stop_too(terminal: Option<&mut Terminal>) {
     if let Some(terminal) = terminal {
         terminal.take_back();
     }
-    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+    // SIGTSTP is blocked, so it waits. A SIGCONT from here on takes it back (signal(7)); one that came
+    // before waits as well, and is read by the caller next.
+    if nix::sys::signal::raise(Signal::SIGTSTP).is_err() {
+        return;
+    }
+    let stop: SigSet = std::iter::once(Signal::SIGTSTP).collect();
+    let waiting = pending();
+    if !waiting.contains(Signal::SIGCONT) {
+        // Here we stop.
+        let _ = stop.thread_unblock();
+        let _ = stop.thread_block();
+    } else if waiting.contains(Signal::SIGTSTP) {
+        // It waits, so this does not. Nobody sent it: it is not to be passed on.
+        let _ = stop.wait();
+    }
+}
+
+/// The signals that wait for this process.
+fn pending() -> SigSet {
+    let mut set = SigSet::empty().as_ref().to_owned();
+    // SAFETY: the kernel writes a set there.
+    unsafe { libc::sigpending(&raw mut set) };
+    // SAFETY: it was a set before, and is one if the call succeeded.
+    unsafe { SigSet::from_sigset_t_unchecked(set) }
+}
+
+/// Somebody has us go on, and so the command.
+fn go_on(pid: Pid, terminal: Option<&mut Terminal>) {
     match terminal {
         Some(terminal) => {
             terminal.give_to(pid);
@@ -307,28 +408,36 @@ fn nix_pid(pid: Pid) -> nix::unistd::Pid {
 /// The terminal that all three standard streams are, and our process group, which had it.
 struct Terminal {
     group: Pid,
+    /// Whether the command has it. A shell that has us in the background has taken it.
+    is_given: bool,
 }
 
 impl Terminal {
+    /// None if it is not ours to give. The command takes it when it starts.
     fn ours() -> Option<Self> {
         let stdin = rustix::stdio::stdin();
         let group = rustix::process::getpgrp();
         let is_ours = rustix::termios::tcgetpgrp(stdin) == Ok(group)
             && rustix::termios::isatty(rustix::stdio::stdout())
             && rustix::termios::isatty(rustix::stdio::stderr());
-        is_ours.then_some(Self { group })
+        is_ours.then_some(Self {
+            group,
+            is_given: true,
+        })
     }
 
-    fn take_back(&self) {
-        // It may have hung up meanwhile: then there is nothing to take.
-        let _ = rustix::termios::tcsetpgrp(rustix::stdio::stdin(), self.group);
+    fn take_back(&mut self) {
+        if std::mem::take(&mut self.is_given) {
+            // It may have hung up meanwhile: then there is nothing to take.
+            let _ = rustix::termios::tcsetpgrp(rustix::stdio::stdin(), self.group);
+        }
     }
 
     /// Only if a shell has put us into the foreground.
-    fn give_to(&self, group: Pid) {
+    fn give_to(&mut self, group: Pid) {
         let stdin = rustix::stdio::stdin();
         if rustix::termios::tcgetpgrp(stdin) == Ok(self.group) {
-            let _ = rustix::termios::tcsetpgrp(stdin, group);
+            self.is_given = rustix::termios::tcsetpgrp(stdin, group).is_ok();
         }
     }
 }

@@ -7,7 +7,7 @@
 //! ([`super::holder`]); they block every signal too, and share nothing with this loop but a pipe.
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -26,9 +26,12 @@ use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::holder::{Door, Holder};
-use super::keeper::read_lifeline;
+use super::keeper::{inherited, read_lifeline};
 use super::status::Status;
-use super::{AGENT, Failure, KILL, SELF, TERMINATE, seccomp, signals, sysv};
+use super::{
+    AGENT, ENDING, Failure, KILL, SELF, TERMINATE, bad_arguments, number, seccomp, signals, sysv,
+    waking,
+};
 
 /// Pause before an agent is started again that died twice within [`WELL`]; doubled with each
 /// further time up to [`MAX_PAUSE`]. Its sockets stay open meanwhile, so that who dials waits in
@@ -42,7 +45,7 @@ const WELL: Duration = MAX_PAUSE;
 /// the processes that were started from outside is not announced to init.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Runs init: `AGENT_ARGS…`.
+/// Runs init: `ALIVE_FD AGENT_ARGS…`.
 pub fn run(args: Vec<OsString>) -> ExitCode {
     match Init::new(args).and_then(|mut init| init.serve()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,6 +91,8 @@ enum Ending {
 
 struct Init {
     args: Vec<OsString>,
+    /// The pipe `alive`: what is written there, and our end, continues every [enter](super::enter).
+    alive: OwnedFd,
     signals: SignalFd,
     holder: Option<Arc<Holder>>,
     /// Its name stays taken also where nobody listens.
@@ -99,6 +104,15 @@ struct Init {
 
 impl Init {
     fn new(args: Vec<OsString>) -> Result<Self, Failure> {
+        // Elsewhere, to end the guest would be to end every process of the user.
+        if !rustix::process::getpid().is_init() {
+            return Err(bad_arguments());
+        }
+        let mut args = args.into_iter();
+        let alive = inherited(number(&mut args)?)?;
+        let args: Vec<_> = args.collect();
+        waking::by(rustix::stdio::stdin())
+            .map_err(|error| Failure::new("init cannot watch its lifeline", error))?;
         let signals = signals::watch(&SigSet::all())?;
         let door = Door::new().map_err(|error| Failure::new("init cannot take a name", error))?;
         let holder = wants_holder(&args)
@@ -108,6 +122,7 @@ impl Init {
         Status::Ready.send();
         Ok(Self {
             args,
+            alive,
             signals,
             holder,
             _door: door,
@@ -206,6 +221,9 @@ impl Init {
             // Again each time: somebody may just have come in from outside.
             Some(Ending::Killed) => Some(Signal::SIGKILL),
         };
+        // Who is stopped outside does not reap what has ended inside. It is full only if that went on for
+        // minutes, and then our end does the same.
+        let _ = rustix::io::write(&self.alive, &[ENDING]);
         signal_everybody(signal) == Err(nix::errno::Errno::ESRCH)
     }
 }

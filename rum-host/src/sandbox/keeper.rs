@@ -19,12 +19,12 @@ use super::setup::Furnishing;
 use super::status::Status;
 use super::{
     Failure, INIT, KILL, SELF, TERMINATE, bad_arguments, isolation, number, open_descriptors,
-    rights, setup, signals,
+    rights, setup, signals, waking,
 };
 use crate::runtime_dir;
 
 /// Time for init to end when rum is gone: it kills everything inside and removes the shared memory
-/// that is left. It takes milliseconds; a stopped init never answers.
+/// that is left. It takes milliseconds.
 const KILL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Runs the keeper: `DIR LOCK_FD RPC_FD CHANNEL_FD ISOLATION AGENT_ARGS…`.
@@ -45,16 +45,25 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let lock = inherited(number(&mut args)?)?;
     let sockets = [number(&mut args)?, number(&mut args)?];
     let isolation = isolation(&mut args)?;
-    close_all_but(&[lock.as_raw_fd(), sockets[0], sockets[1]])
-        .map_err(|error| Failure::new("cannot look at /proc/self/fd", error))?;
     let failed = |error| Failure::new("cannot open the runtime directory", error);
     let dir = runtime_dir::open_private(path).map_err(failed)?;
+    // Else we would remove somebody's files.
+    if !runtime_dir::is_at(&lock, &dir) {
+        return Err(bad_arguments());
+    }
     // The guest's mounts, which become ours, hide the directory.
     let (base, name) = runtime_dir::open_base(path).map_err(failed)?;
+    let kept = [dir.as_raw_fd(), base.as_raw_fd(), lock.as_raw_fd()];
+    close_all_but(&[kept.as_slice(), sockets.as_slice()].concat())
+        .map_err(|error| Failure::new("cannot look at /proc/self/fd", error))?;
 
     // No signal but SIGKILL and SIGSTOP ends or stops the keeper; and no terminal sends it any.
     let _blocked = signals::watch(&SigSet::all())?;
     let _ = rustix::process::setsid();
+    waking::by(rustix::stdio::stdin())
+        .map_err(|error| Failure::new("cannot watch the lifeline", error))?;
+    let alive = runtime_dir::make_alive(dir.as_fd())
+        .map_err(|error| Failure::new("cannot make a pipe", error))?;
 
     let guest = setup::unshare().and_then(|()| {
         // Not before: its own /proc/self/uid_map would be root's.
@@ -66,7 +75,7 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
         let mut agent = vec!["--rpc".into(), rpc, "--channel".into(), channel];
         agent.extend(args);
         let path = path.to_owned();
-        start(agent, Furnishing { isolation, path })
+        start(alive, agent, Furnishing { isolation, path })
     });
     let ended = guest.and_then(|(child, lifeline)| wait(child, lifeline));
     // Also when nothing was started: whoever asked for the guest may be gone already. The lock
@@ -96,16 +105,22 @@ pub(super) fn inherited(fd: i32) -> Result<OwnedFd, Failure> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Starts init, which finishes setting up between fork and exec.
-fn start(agent: Vec<OsString>, furnishing: Furnishing) -> Result<(Child, ChildStdin), Failure> {
+/// Starts init, which finishes setting up between fork and exec, and alone has `alive` from then on.
+fn start(
+    alive: OwnedFd,
+    agent: Vec<OsString>,
+    furnishing: Furnishing,
+) -> Result<(Child, ChildStdin), Failure> {
     let mut command = Command::new(SELF);
     command
         .arg0("rum")
         .arg(INIT)
+        .arg(alive.as_raw_fd().to_string())
         .args(agent)
         .stdin(Stdio::piped());
     let enclose = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        rustix::io::fcntl_setfd(&alive, FdFlags::empty())?;
         setup::furnish(&furnishing).map_err(|failure| {
             failure.send();
             std::io::Error::other("reported")
@@ -117,6 +132,8 @@ fn start(agent: Vec<OsString>, furnishing: Furnishing) -> Result<(Child, ChildSt
         .spawn()
         // After a failure reported by the child this is a second line: rum shows the first.
         .map_err(|error| Failure::new("cannot start the guest's init", error))?;
+    // And with it our copy of the pipe.
+    drop(command);
     Status::Init(child.id()).send();
     let lifeline = child.stdin.take().expect("its standard input is a pipe");
     Ok((child, lifeline))

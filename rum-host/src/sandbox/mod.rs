@@ -24,6 +24,7 @@
 //! - **both of the upper two end at once**: init still ends with the keeper. Only the files in
 //!   the runtime directory stay, for the next guest of that name to take over.
 //! - **an enter ends**: the parent death signal of its command is SIGKILL.
+//! - **one of them is stopped**: what wakes it up for its part in this is the kernel, see [`waking`].
 //!
 //! The keeper has no parent death signal: that fires when the *thread* that spawned it ends, and
 //! a thread of an asynchronous runtime may end at any time. The lifeline knows the process.
@@ -57,17 +58,18 @@ pub(crate) mod setup;
 mod signals;
 pub mod status;
 mod sysv;
+mod waking;
 mod warden;
 
 /// Hidden first argument of the keeper: `DIR LOCK_FD RPC_FD CHANNEL_FD ISOLATION AGENT_ARGS…`.
 pub const KEEPER: &str = "__rum-keeper";
-/// Hidden first argument of init: `AGENT_ARGS…`.
+/// Hidden first argument of init: `ALIVE_FD AGENT_ARGS…`.
 pub const INIT: &str = "__rum-init";
 /// Hidden first argument of the agent; what follows is the agent's own command line.
 pub const AGENT: &str = "__rum-agent";
 /// Hidden first argument of the warden of a VM: `DIR LOCK_FD (COUNT PROGRAM ARGS…)…`.
 pub const WARDEN: &str = "__rum-warden";
-/// Hidden first argument of a command's way into the guest: `PIDFD JOB ISOLATION NAME CMD…`.
+/// Hidden first argument of a command's way into the guest: `PIDFD ALIVE_FD JOB ISOLATION DIR NAME CMD…`.
 pub const ENTER: &str = "__rum-enter";
 
 /// The program to re-execute: still this one when its file was replaced, and found from inside.
@@ -75,6 +77,9 @@ pub const SELF: &str = "/proc/self/exe";
 
 /// In a lifeline: ask every process inside to end (SIGTERM), then end when they have.
 pub const TERMINATE: u8 = b'T';
+
+/// In the pipe `alive` of a guest: the guest is being ended. Nobody reads it, it wakes up.
+pub const ENDING: u8 = b'E';
 
 /// In init's lifeline: kill everything inside at once, then end.
 pub const KILL: u8 = b'K';

@@ -24,7 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::keeper::{inherited, read_lifeline};
 use super::status::Status;
-use super::{Failure, START, bad_arguments, number, signals};
+use super::{Failure, START, bad_arguments, number, signals, waking};
 use crate::runtime_dir;
 
 /// A device beside QEMU ends when QEMU does, and may be seen to end first: time for the one
@@ -54,9 +54,15 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let programs = command_lines(args)?;
     let dir = runtime_dir::open_private(path)
         .map_err(|error| Failure::new("cannot open the runtime directory", error))?;
+    // Else we would remove somebody's files.
+    if !runtime_dir::is_at(&lock, &dir) {
+        return Err(bad_arguments());
+    }
     // No signal but SIGKILL and SIGSTOP ends or stops the warden; and no terminal sends any.
     let _blocked = signals::watch(&SigSet::all())?;
     let _ = rustix::process::setsid();
+    waking::by(rustix::stdio::stdin())
+        .map_err(|error| Failure::new("cannot watch the lifeline", error))?;
 
     let ended = watch(programs);
     if matches!(ended, Ok(None)) {

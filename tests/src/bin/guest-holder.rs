@@ -17,6 +17,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["up", name, ..] => up(name, &args[2..]),
         ["exec", name, ..] => {
-            let error = exec::exec(Some(name), &args[2..]);
+            let error = exec::exec(Some(name), Path::new(""), &args[2..]);
             eprintln!("error: {error}");
             Ok(ExitCode::from(sandbox::EXIT_FAILED))
         }
@@ -86,7 +87,7 @@ async fn up(name: &str, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>
         }
     };
     if !command.is_empty() {
-        let status = guest.spawn(command)?.wait().await?;
+        let status = guest.spawn(command, Path::new(""))?.wait().await?;
         guest.stop(DEADLINE).await;
         return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(255))?));
     }

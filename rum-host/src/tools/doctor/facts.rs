@@ -197,7 +197,7 @@ async fn guest(base: &Path) -> Tried<GuestFacts> {
 
 async fn ask(guest: &Guest) -> Tried<GuestFacts> {
     let mut command = guest
-        .spawn(&["true".into()])
+        .spawn(&["true".into()], Path::new("/"))
         .map_err(|e| No::new(chain(&e)))?;
     let status = command.wait().await.map_err(No::new)?;
     if !status.success() {

@@ -1,6 +1,9 @@
 //! How `rum up` starts and ends: exit codes, signals, a terminal, an ordinary user, and that
 //! nothing is left behind whatever ended it.
 
+mod callers;
+mod stopped;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -36,10 +39,14 @@ fn sockets(setup: &Setup) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-fn until_nothing_is_left(setup: &Setup) {
+fn until_no_process_is_left(setup: &Setup) {
     until("every process to be gone", || {
         traces(setup).is_empty().then_some(())
     });
+}
+
+fn until_nothing_is_left(setup: &Setup) {
+    until_no_process_is_left(setup);
     until("every socket file to be gone", || {
         sockets(setup).is_empty().then_some(())
     });

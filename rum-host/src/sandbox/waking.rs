@@ -1,0 +1,82 @@
+//! Has the kernel continue a helper that is stopped, once something happens at a pipe.
+//!
+//! Nothing of a guest outlives rum, but a stopped helper sees no end of file and reaps no child: a
+//! keeper that somebody has sent SIGSTOP, or the [enter](super::enter) of a job that was stopped with
+//! Ctrl+Z. No process of rum's may be left then that could wake it up. The kernel is: it sends a signal
+//! of our choice for each event at a descriptor (`F_SETSIG` in fcntl(2)), and SIGCONT continues a
+//! process even where the signal is blocked or ignored (signal(7)).
+//!
+//! ```text
+//! rum ──lifeline──► keeper ──lifeline──► init ──`alive`──► each enter
+//! ```
+//! Each arrow is a pipe, whose reader is continued when the writer writes or ends. So the end of rum
+//! reaches everybody, whoever is stopped. SIGKILL needs no such help: it ends what is stopped, too.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// From linux/fcntl.h (asm-generic); libc has it for some targets only.
+const F_SETSIG: i32 = 10;
+
+/// Has this process continued whenever something is written to `pipe`, of which it has the reading end,
+/// or its last writer ends. Nobody else may have that open file: the signal goes to one process.
+pub fn by(pipe: impl AsFd) -> io::Result<()> {
+    let fd = pipe.as_fd().as_raw_fd();
+    let set = |command, value: i32| {
+        // SAFETY: these commands take an integer, and the descriptor is open.
+        match unsafe { libc::fcntl(fd, command, value) } {
+            -1 => Err(io::Error::last_os_error()),
+            told => Ok(told),
+        }
+    };
+    set(F_SETSIG, libc::SIGCONT)?;
+    // SAFETY: it cannot fail and touches no memory.
+    set(libc::F_SETOWN, unsafe { libc::getpid() })?;
+    let flags = set(libc::F_GETFL, 0)?;
+    set(libc::F_SETFL, flags | libc::O_ASYNC).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Write;
+
+    use nix::sys::signal::{SigSet, Signal};
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    use super::*;
+
+    /// What the kernel does with SIGCONT for a reader that is stopped, and blocks it.
+    #[test]
+    fn a_stopped_reader_is_continued_by_a_byte_and_by_the_end() {
+        for ends in [false, true] {
+            let (reader, mut writer) = io::pipe().unwrap();
+            // SAFETY: the child makes system calls only, until it ends.
+            let child = match unsafe { fork() }.unwrap() {
+                ForkResult::Child => {
+                    drop(writer);
+                    let code = match by(&reader) {
+                        Ok(()) => {
+                            let _ = SigSet::all().thread_block();
+                            let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+                            0
+                        }
+                        Err(_) => 1,
+                    };
+                    // SAFETY: ends the process without what is the parent's.
+                    unsafe { libc::_exit(code) }
+                }
+                ForkResult::Parent { child } => child,
+            };
+            drop(reader);
+            let stopped = waitpid(child, Some(WaitPidFlag::WUNTRACED)).unwrap();
+            assert_eq!(stopped, WaitStatus::Stopped(child, Signal::SIGSTOP));
+            match ends {
+                true => drop(writer),
+                false => writer.write_all(b"T").unwrap(),
+            }
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        }
+    }
+}
