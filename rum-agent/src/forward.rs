@@ -23,6 +23,7 @@ use rum_shared::transport::Stream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
@@ -31,8 +32,11 @@ use tracing::{debug, trace};
 
 use crate::hub::Hub;
 
-/// Channels that relay at once; each costs two descriptors and the relay's buffers.
-pub const MAX_CHANNELS: usize = 4096;
+/// Channels that relay or dial at once; each costs two descriptors, some 3 kB, and the relay's buffers
+/// while bytes wait in it.
+pub const MAX_CHANNELS: usize = 32_768;
+/// Those of them that may wait for a listener to accept: one that accepts nobody leaves room for others.
+pub const MAX_WAITING: usize = MAX_CHANNELS / 2;
 /// Channels beyond those, which only wait to be told [`DialStatus::Exhausted`].
 pub const MAX_REFUSED: usize = 64;
 /// Time for the host to name the port: it does so at once.
@@ -41,8 +45,6 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 pub const MAX_READY: usize = 16;
 /// How long, so that those of a host that vanished without a word do not keep their places.
 const READY_DEADLINE: Duration = Duration::from_secs(600);
-/// Time for a listener of this machine to accept. Only one with a full backlog needs any.
-const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Serves channels.
 #[derive(Debug, Clone)]
@@ -50,6 +52,7 @@ pub struct Forwarder {
     hub: Arc<Hub>,
     hand_over: bool,
     places: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
     ready: Arc<Semaphore>,
     cut: CancellationToken,
 }
@@ -63,6 +66,7 @@ impl Forwarder {
             hub,
             hand_over,
             places: Arc::new(Semaphore::new(MAX_CHANNELS)),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             ready: Arc::new(Semaphore::new(MAX_READY)),
             cut,
         }
@@ -105,7 +109,11 @@ impl Forwarder {
             return Ok(None);
         }
         let opened = match self.places.try_acquire() {
-            Ok(place) => self.dial(port).await.map(|tcp| (tcp, place)),
+            Ok(place) => tokio::select! {
+                biased;
+                dialled = self.dial(port) => dialled.map(|tcp| (tcp, place)),
+                left = left(stream) => return Err(left),
+            },
             Err(_) => Err(DialStatus::Exhausted),
         };
         trace!(port, refused = ?opened.as_ref().err(), "a channel");
@@ -135,10 +143,9 @@ impl Forwarder {
         let mut first = None;
         for ip in addresses {
             let address = SocketAddr::new(ip, port);
-            let status = match timeout(DIAL_DEADLINE, connect(address)).await {
-                Ok(Ok(tcp)) => return Ok(tcp),
-                Ok(Err(error)) => status(&error),
-                Err(_) => DialStatus::TimedOut,
+            let status = match self.connect(address).await {
+                Ok(tcp) => return Ok(tcp),
+                Err(error) => status(&error),
             };
             if status == DialStatus::Exhausted {
                 return Err(status);
@@ -147,6 +154,42 @@ impl Forwarder {
             first.get_or_insert(status);
         }
         Err(first.unwrap_or(DialStatus::Unreachable))
+    }
+
+    /// Connects to `address`. A listener whose accept queue is full is waited for as the kernel does
+    /// (`net.ipv4.tcp_syn_retries`, tcp(7)). The socket is non-blocking and not registered with the
+    /// event loop: most are handed over, and over loopback a connection is made before connect(2)
+    /// returns, so that there is nothing to wait for.
+    async fn connect(&self, address: SocketAddr) -> io::Result<std::net::TcpStream> {
+        let mut tcp = begin(address)?;
+        let mut writable = [PollFd::new(&tcp, PollFlags::OUT)];
+        if poll(&mut writable, Some(&Timespec::default()))? == 0 {
+            let Ok(_waiting) = self.waiting.try_acquire() else {
+                return Err(Errno::NOBUFS.into());
+            };
+            let waiting = TcpStream::from_std(tcp)?;
+            waiting.writable().await?;
+            tcp = waiting.into_std()?;
+        }
+        if let Some(error) = tcp.take_error()? {
+            return Err(error);
+        }
+        // Without a listener a port of the ephemeral range can meet itself: TCP's simultaneous
+        // open (RFC 9293, 3.5) connects the socket to its own port.
+        if tcp.local_addr()? == tcp.peer_addr()? {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        // The relay forwards what a client wrote as it comes; holding back helps nobody.
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
+    }
+}
+
+/// Waits until the host leaves, as when its client does. It says nothing before it has its answer.
+async fn left(stream: &mut Stream) -> io::Error {
+    match stream.read_u8().await {
+        Ok(_) => io::Error::new(io::ErrorKind::InvalidData, "it spoke out of its turn"),
+        Err(error) => error,
     }
 }
 
@@ -178,10 +221,8 @@ fn candidates(listener: Option<&Listener>) -> Vec<IpAddr> {
     all
 }
 
-/// Connects to `address`. The socket is non-blocking and not registered with the event loop:
-/// most are handed over, and over loopback a connection is made before connect(2) returns, so
-/// that there is nothing to wait for.
-async fn connect(address: SocketAddr) -> io::Result<std::net::TcpStream> {
+/// Begins to connect to `address`.
+fn begin(address: SocketAddr) -> io::Result<std::net::TcpStream> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -189,42 +230,28 @@ async fn connect(address: SocketAddr) -> io::Result<std::net::TcpStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     if !address.ip().is_loopback() {
-        rustix::net::bind(&socket, &SocketAddr::new(address.ip(), 0))?;
+        let bound = rustix::net::bind(&socket, &SocketAddr::new(address.ip(), 0));
+        bound.map_err(|error| match error {
+            // It has left this machine.
+            Errno::ADDRNOTAVAIL => Errno::HOSTUNREACH,
+            error => error,
+        })?;
     }
-    let mut tcp = match rustix::net::connect(&socket, &address) {
-        Ok(()) | Err(Errno::INPROGRESS) => std::net::TcpStream::from(socket),
-        Err(error) => return Err(error.into()),
-    };
-    let mut writable = [PollFd::new(&tcp, PollFlags::OUT)];
-    if poll(&mut writable, Some(&Timespec::default()))? == 0 {
-        let waiting = TcpStream::from_std(tcp)?;
-        waiting.writable().await?;
-        tcp = waiting.into_std()?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket.into()),
+        Err(error) => Err(error.into()),
     }
-    if let Some(error) = tcp.take_error()? {
-        return Err(error);
-    }
-    // Without a listener a port of the ephemeral range can meet itself: TCP's simultaneous
-    // open (RFC 9293, 3.5) connects the socket to its own port.
-    if tcp.local_addr()? == tcp.peer_addr()? {
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    // The relay forwards what a client wrote as it comes; holding back helps nobody.
-    tcp.set_nodelay(true)?;
-    Ok(tcp)
 }
 
 fn status(error: &io::Error) -> DialStatus {
     match Errno::from_io_error(error) {
         Some(Errno::CONNREFUSED | Errno::CONNRESET) => DialStatus::Refused,
         Some(Errno::TIMEDOUT) => DialStatus::TimedOut,
-        Some(
-            Errno::HOSTUNREACH
-            | Errno::NETUNREACH
-            | Errno::NETDOWN
-            | Errno::ADDRNOTAVAIL
-            | Errno::AFNOSUPPORT,
-        ) => DialStatus::Unreachable,
+        Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::AFNOSUPPORT) => {
+            DialStatus::Unreachable
+        }
+        // bind(2) and connect(2) without a port.
+        Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL) => DialStatus::NoLocalPort,
         Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => DialStatus::Exhausted,
         None if error.kind() == io::ErrorKind::ConnectionRefused => DialStatus::Refused,
         _ => DialStatus::Failed,

@@ -42,6 +42,14 @@ pub fn restore() -> io::Result<()> {
     }
 }
 
+/// How many this process may have open.
+pub fn limit() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
+}
+
 /// Whether `error` says that there is no descriptor or no memory left, which passes.
 pub fn is_exhaustion(error: &io::Error) -> bool {
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];

@@ -1,49 +1,55 @@
-//! Step 5 of the data flow: binds a host port, accepts, opens a channel to the agent for each
+//! Step 5 of the data flow: binds host addresses, accepts, opens a channel to the agent for each
 //! connection and hands both to the relay.
 //!
-//! A [`Forwarder`] owns one listening socket and one task, which owns the tasks of its
-//! connections: nothing is detached. [`Forwarder::stop`] takes the socket out of the LISTEN
-//! state before it returns, so that the next connect is refused and the next bind succeeds;
-//! connections then have the drain time to finish and are reset after it.
+//! A [`Forwarder`] leads to one guest port. It owns its listening sockets, and one task that owns the
+//! tasks of its connections: nothing is detached. [`Forwarder::close`] takes the sockets out of the
+//! LISTEN state before it returns, so that the next connect is refused and the next bind succeeds.
+//! Connections are their two ends' own: they go on for as long as those want, or as the caller lets
+//! them; a port that is bound again has them as before.
 //!
 //! Invariants: the guest's program is dialled only because a client connected; a client whose
 //! connection cannot be made is reset, never closed as if all were well; running out of
 //! descriptors delays accepting and ends nothing: no client is accepted before there is room for
-//! what leads on from there, see [`Reserve`].
+//! what leads on from there, see [`Reserve`](crate::descriptors::Reserve).
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rum_shared::channel::{self, Connected, DialStatus};
-use rum_shared::relay::{self, Counters, Outcome};
-use rum_shared::transport::Endpoint;
+use rum_shared::channel::Connected;
+use rum_shared::relay::{self, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::client::LinkState;
+use self::dialer::WaitingRoom;
+pub use self::dialer::{Dialer, Refusal};
+use self::stats::Counted;
+pub use self::stats::Stats;
 use crate::clock;
-use crate::descriptors::{Reserve, Room, is_exhaustion};
+use crate::descriptors::{Room, is_exhaustion};
 use crate::plan::{GuestPort, HostAddr};
-use crate::pool::Pool;
+
+mod dialer;
+mod stats;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: u32 = 1024;
-/// Time for the channel and the agent's dial together. The agent's own deadline is shorter,
-/// so that its reason usually arrives first.
-const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause after an accept or a dial that failed for want of descriptors or memory: long enough not
 /// to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A program that has not accepted a client by then is shown to let it wait.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// Why a host port could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -73,111 +79,59 @@ impl From<io::Error> for BindError {
     }
 }
 
-/// Opens channels to the agent, once there is one.
+/// A bound host address.
 #[derive(Debug, Clone)]
-pub struct Dialer {
-    endpoint: Endpoint,
-    pool: Pool,
-    reserve: Reserve,
-    link: watch::Receiver<LinkState>,
-    successions: watch::Receiver<u64>,
-}
-
-impl Dialer {
-    /// Dials `endpoint` whenever `link` says that an agent is there.
-    /// What leads to an agent is reset when `successions` says that another one took its place.
-    pub fn new(
-        endpoint: Endpoint,
-        link: watch::Receiver<LinkState>,
-        successions: watch::Receiver<u64>,
-    ) -> Self {
-        Self {
-            endpoint,
-            pool: Pool::default(),
-            reserve: Reserve::default(),
-            link,
-            successions,
-        }
-    }
-
-    /// Keeps ready what makes a new connection faster. Never completes.
-    pub async fn keep_ready(&self) {
-        self.pool.keep(&self.endpoint, self.link.clone()).await;
-    }
-
-    /// A connection to `guest`, in `room`. When somebody else is quicker to use that, this waits for
-    /// other room, as the client would have if it had not been accepted yet.
-    async fn open(&mut self, guest: GuestPort, mut room: Room) -> Result<Connected, String> {
-        loop {
-            let tried = tokio::time::timeout(OPEN_DEADLINE, self.try_open(guest, room)).await;
-            match tried {
-                Ok(Ok(Ok(connected))) => return Ok(connected),
-                Ok(Ok(Err(status))) => return Err(format!("the agent answered {status:?}")),
-                Ok(Err(error)) if is_exhaustion(&error) => room = self.room().await,
-                Ok(Err(error)) => return Err(format!("cannot reach the agent: {error}")),
-                Err(_) => return Err(format!("no answer from the agent within {OPEN_DEADLINE:?}")),
-            }
-        }
-    }
-
-    /// While the agent is lost, or silent, this waits: it may be back soon, and some transports must
-    /// not be dialled while the guest boots.
-    async fn try_open(
-        &mut self,
-        guest: GuestPort,
-        room: Room,
-    ) -> io::Result<Result<Connected, DialStatus>> {
-        if let Some(direct) = self.pool.connect(guest) {
-            return Ok(Ok(Connected::Direct(direct)));
-        }
-        let up = self.link.wait_for(|state| state.may_dial(clock::now()));
-        let up = up.await;
-        up.map_err(|_| io::Error::other("rum is stopping"))?;
-        // One that was ready and fails without an answer was made by an agent that is gone.
-        if let Some(ready) = self.pool.channel()
-            && let Ok(answer) = channel::open(ready, guest.0).await
-        {
-            return Ok(answer);
-        }
-        room.vacate();
-        channel::dial(&self.endpoint, guest.0).await
-    }
-
-    /// Room, once there is some.
-    async fn room(&self) -> Room {
-        loop {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            if let Ok(room) = self.reserve.take() {
-                return room;
-            }
-        }
-    }
-}
-
-/// What a forward has done so far. Read at any time.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Connections that live.
-    pub active: AtomicU32,
-    /// Connections accepted.
-    pub accepted: AtomicU64,
-    /// Connections that could not be carried to the guest's program, and were reset.
-    pub refused: AtomicU64,
-    /// Whether connections wait because there is no descriptor or memory to accept them with.
-    pub exhausted: AtomicBool,
-    /// Bytes relayed.
-    pub bytes: Counters,
-}
-
-/// A bound host port.
-#[derive(Debug)]
-pub struct Forwarder {
-    guest: GuestPort,
-    addr: HostAddr,
+struct Bound {
+    at: HostAddr,
     inode: u64,
     listener: Arc<TcpListener>,
-    stop: CancellationToken,
-    drain: Arc<OnceLock<Duration>>,
+}
+
+impl Bound {
+    fn new(at: HostAddr) -> Result<Self, BindError> {
+        let socket = match at.0 {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // Connections that live on must not keep the port from being bound again.
+        socket.set_reuseaddr(true)?;
+        socket.bind(at.0)?;
+        let listener = Arc::new(socket.listen(BACKLOG)?);
+        // Whatever is accepted begins as a copy of it (sk_clone_lock, net/core/sock.c). From its
+        // first moment on whatever ends a connection resets its client, but a clean end of the relay.
+        relay::prepare(&*listener);
+        Ok(Self {
+            at: HostAddr(listener.local_addr()?),
+            inode: rustix::fs::fstat(&*listener)
+                .map_err(io::Error::from)?
+                .st_ino,
+            listener,
+        })
+    }
+
+    /// Closing alone would wait for the task to be scheduled.
+    fn shut(&self) {
+        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
+    }
+}
+
+/// What the task is to do.
+#[derive(Debug, Clone, Default)]
+struct Orders {
+    /// Where to accept.
+    bound: Vec<Bound>,
+    /// When the connections are cut.
+    cut_at: Option<Instant>,
+    /// Nobody gives orders any more; these are the last.
+    last: bool,
+}
+
+/// A forward: bound, or with connections that live on, or both. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Forwarder {
+    guest: GuestPort,
+    dialer: Dialer,
+    orders: watch::Sender<Orders>,
     cut: CancellationToken,
     stats: Arc<Stats>,
 }
@@ -185,81 +139,76 @@ pub struct Forwarder {
 /// The running half of a [`Forwarder`]: its accept loop and its connections.
 #[derive(Debug)]
 pub struct ForwardTask {
-    listener: Arc<TcpListener>,
     guest: GuestPort,
     dialer: Dialer,
-    stop: CancellationToken,
-    /// Set when it is told to stop.
-    drain: Arc<OnceLock<Duration>>,
+    orders: watch::Receiver<Orders>,
     cut: CancellationToken,
     stats: Arc<Stats>,
+    /// One client fewer waits to be accepted by the guest's program.
+    served: Arc<Notify>,
+    /// The listener that is looked at first: none keeps the others from their turn.
+    first: usize,
 }
 
 impl Forwarder {
-    /// Binds `host` and listens; returns the handle and the task to run. Cancelling `cut`
-    /// resets all its connections.
+    /// One that is bound nowhere yet. Cancelling `cut` resets all its connections.
+    pub fn new(guest: GuestPort, dialer: &Dialer, cut: CancellationToken) -> Self {
+        Self {
+            guest,
+            dialer: dialer.clone(),
+            orders: watch::Sender::default(),
+            cut,
+            stats: Arc::default(),
+        }
+    }
+
+    /// What is to run for as long as it is bound or has connections. When that has ended, it has to
+    /// be made anew for what is bound afterwards.
+    pub fn task(&self) -> ForwardTask {
+        ForwardTask {
+            guest: self.guest,
+            dialer: self.dialer.clone(),
+            orders: self.orders.subscribe(),
+            cut: self.cut.clone(),
+            stats: self.stats.clone(),
+            served: Arc::default(),
+            first: 0,
+        }
+    }
+
+    /// Binds one more address and listens. Returns the inode of the listening socket. Connections that
+    /// live are no longer to be cut.
     ///
     /// # Errors
     /// [`BindError`]. Must be called within a tokio runtime.
-    pub fn bind(
-        host: HostAddr,
-        guest: GuestPort,
-        dialer: &Dialer,
-        cut: CancellationToken,
-    ) -> Result<(Self, ForwardTask), BindError> {
-        let socket = match host.0 {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        // Connections that still drain must not keep the port from being bound again.
-        socket.set_reuseaddr(true)?;
-        socket.bind(host.0)?;
-        let listener = Arc::new(socket.listen(BACKLOG)?);
-        // Whatever is accepted begins as a copy of it (sk_clone_lock, net/core/sock.c). From its
-        // first moment on whatever ends a connection resets its client, but a clean end of the relay.
-        relay::prepare(&*listener);
-        let addr = HostAddr(listener.local_addr()?);
-        let inode = rustix::fs::fstat(&*listener)
-            .map_err(io::Error::from)?
-            .st_ino;
-        let stop = CancellationToken::new();
-        let drain = Arc::new(OnceLock::new());
-        let stats = Arc::new(Stats::default());
-        let task = ForwardTask {
-            listener: listener.clone(),
-            guest,
-            dialer: dialer.clone(),
-            stop: stop.clone(),
-            drain: drain.clone(),
-            cut: cut.clone(),
-            stats: stats.clone(),
-        };
-        let forwarder = Self {
-            guest,
-            addr,
-            inode,
-            listener,
-            stop,
-            drain,
-            cut,
-            stats,
-        };
-        Ok((forwarder, task))
+    pub fn bind(&self, at: HostAddr) -> Result<u64, BindError> {
+        let bound = Bound::new(at)?;
+        let inode = bound.inode;
+        self.orders.send_modify(|orders| {
+            orders.bound.push(bound);
+            orders.cut_at = None;
+        });
+        Ok(inode)
     }
 
-    /// Where it listens.
-    pub fn addr(&self) -> HostAddr {
-        self.addr
+    /// The address that was bound first.
+    pub fn addr(&self) -> Option<HostAddr> {
+        self.orders.borrow().bound.first().map(|bound| bound.at)
+    }
+
+    /// All addresses that are bound.
+    pub fn addresses(&self) -> Vec<HostAddr> {
+        self.orders.borrow().bound.iter().map(|b| b.at).collect()
+    }
+
+    /// The inodes of its listening sockets.
+    pub fn inodes(&self) -> Vec<u64> {
+        self.orders.borrow().bound.iter().map(|b| b.inode).collect()
     }
 
     /// Where it leads.
     pub fn guest(&self) -> GuestPort {
         self.guest
-    }
-
-    /// The inode of its listening socket.
-    pub fn inode(&self) -> u64 {
-        self.inode
     }
 
     /// What it has done.
@@ -272,99 +221,175 @@ impl Forwarder {
         &self.cut
     }
 
-    /// Stops accepting, at once; connections that wait to be accepted are reset by the kernel,
-    /// the others may go on for `drain`. Without this call, dropping it cuts them.
+    /// Stops accepting at `at`, at once; connections that wait to be accepted are reset by the kernel.
+    /// Returns the inode of what listened there.
+    pub fn unbind(&self, at: IpAddr) -> Option<u64> {
+        let mut closed = None;
+        self.orders.send_if_modified(|orders| {
+            let index = orders.bound.iter().position(|bound| bound.at.0.ip() == at);
+            closed = index.map(|index| orders.bound.remove(index));
+            closed.is_some()
+        });
+        let closed = closed?;
+        closed.shut();
+        Some(closed.inode)
+    }
+
+    /// Stops accepting, as [`Self::unbind`] of all addresses. Connections may go on for `drain`; with
+    /// none, for as long as their two ends want.
+    pub fn close(&self, drain: Option<Duration>) {
+        let mut closed = Vec::new();
+        self.orders.send_modify(|orders| {
+            closed = std::mem::take(&mut orders.bound);
+            orders.cut_at = drain.map(|drain| clock::now() + drain);
+        });
+        closed.iter().for_each(Bound::shut);
+    }
+
+    /// As [`Self::close`], for good. Without this call, dropping it cuts its connections.
     pub fn stop(self, drain: Duration) {
-        // Nobody else sets it.
-        let _ = self.drain.set(drain);
-        // Closing alone would wait for the task to be scheduled.
-        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
-        self.stop.cancel();
+        self.close(Some(drain));
+        self.orders.send_modify(|orders| orders.last = true);
     }
 }
 
-impl Drop for Forwarder {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
+/// What the task goes on with.
+enum Turn {
+    /// There are other orders.
+    Ordered,
+    /// Nobody gives orders any more.
+    Alone,
+    /// A connection has ended.
+    Ended,
+    /// The time of the connections is over.
+    Over,
+    Accepted(io::Result<(TcpStream, Room)>),
 }
 
 impl ForwardTask {
-    /// Runs until the forwarder was stopped and its last connection has ended. Returns how
-    /// many connections had to be cut when the drain time was over.
-    pub async fn run(self) -> usize {
+    /// Runs for as long as the forward is bound or has connections. Returns how many of those had to be
+    /// cut.
+    pub async fn run(mut self) -> usize {
         let mut connections = JoinSet::new();
-        self.accept(&mut connections).await;
-        // Frees the port; the handle has dropped its own reference by now.
-        drop(self.listener);
-        let drained = async { while connections.join_next().await.is_some() {} };
-        let time = self.drain.get().copied().unwrap_or_default();
-        if tokio::time::timeout(time, drained).await.is_ok() {
-            return 0;
-        }
-        let left = connections.len();
-        self.cut.cancel();
-        while connections.join_next().await.is_some() {}
-        left
-    }
-
-    async fn accept(&self, connections: &mut JoinSet<()>) {
-        loop {
-            let accepted = poll_fn(|cx| {
-                let polled = match self.dialer.reserve.take() {
-                    Ok(place) => self.listener.poll_accept(cx).map_ok(|(it, _)| (it, place)),
-                    Err(error) => Poll::Ready(Err(error)),
-                };
-                if polled.is_pending() {
-                    // None is waiting any more.
-                    self.stats.exhausted.store(false, Relaxed);
-                }
-                polled
-            });
-            let accepted = tokio::select! {
+        let mut news = self.orders.clone();
+        let mut orders = news.borrow_and_update().clone();
+        let mut alone = false;
+        while !orders.bound.is_empty() || !connections.is_empty() {
+            let turn = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return,
-                Some(_) = connections.join_next() => continue,
-                accepted = accepted => accepted,
+                changed = news.changed(), if !alone => match changed {
+                    Ok(()) => Turn::Ordered,
+                    Err(_) => Turn::Alone,
+                },
+                Some(_) = connections.join_next() => Turn::Ended,
+                () = sleep_until(orders.cut_at) => Turn::Over,
+                accepted = self.accept(&orders.bound) => Turn::Accepted(accepted),
             };
-            match accepted {
-                Ok((client, room)) => {
-                    self.stats.accepted.fetch_add(1, Relaxed);
-                    connections.spawn(connection(
-                        client,
-                        room,
-                        self.guest,
-                        self.dialer.clone(),
-                        self.stats.clone(),
-                        self.cut.clone(),
-                    ));
+            match turn {
+                Turn::Ordered => orders = news.borrow_and_update().clone(),
+                Turn::Alone if orders.last => alone = true,
+                Turn::Ended => {}
+                Turn::Alone | Turn::Over => {
+                    let left = connections.len();
+                    self.cut.cancel();
+                    while connections.join_next().await.is_some() {}
+                    return left;
                 }
-                // The listener was shut down by `stop`.
-                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return,
-                Err(error) if is_exhaustion(&error) => {
-                    if somebody_waits(&self.listener) {
-                        // What is ready for clients to come must not keep this one out.
-                        self.dialer.pool.clear();
-                        if !self.stats.exhausted.swap(true, Relaxed) {
-                            tracing::warn!(
-                                guest_port = self.guest.0,
-                                %error,
-                                "cannot accept; connections wait until there is room"
-                            );
-                        }
-                    }
+                Turn::Accepted(Ok((client, room))) => {
+                    self.stats.accepted.fetch_add(1, Relaxed);
+                    connections.spawn(self.connection(client, room).run());
+                }
+                Turn::Accepted(Err(error)) => {
+                    self.failed(&error, &orders.bound);
                     tokio::select! {
-                        () = self.stop.cancelled() => return,
+                        Ok(()) = news.changed() => orders = news.borrow_and_update().clone(),
                         // One that has ended leaves room.
                         Some(_) = connections.join_next() => {}
                         () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                     }
                 }
-                // A connection that failed before it was accepted (accept(2)): not ours.
-                Err(error) => tracing::debug!(guest_port = self.guest.0, %error, "accept"),
             }
         }
+        0
     }
+
+    /// The next client, once there is one and room for it. Cancel-safe.
+    async fn accept(&mut self, bound: &[Bound]) -> io::Result<(TcpStream, Room)> {
+        if bound.is_empty() {
+            return pending().await;
+        }
+        loop {
+            let waiting = self.stats.waiting.load(Relaxed) as usize;
+            if self.dialer.waiting.has_room(waiting) {
+                break;
+            }
+            self.served.notified().await;
+        }
+        self.first = self.first.wrapping_add(1);
+        poll_fn(|cx| {
+            let room = match self.dialer.reserve.take() {
+                Ok(room) => room,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            for turn in 0..bound.len() {
+                let listener = &bound[self.first.wrapping_add(turn) % bound.len()].listener;
+                match listener.poll_accept(cx) {
+                    Poll::Ready(Ok((client, _))) => return Poll::Ready(Ok((client, room))),
+                    // A connection that failed before it was accepted (accept(2)): not ours.
+                    Poll::Ready(Err(error)) if is_passing(&error) => {
+                        tracing::debug!(guest_port = self.guest.0, %error, "accept");
+                        cx.waker().wake_by_ref();
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {}
+                }
+            }
+            // None is waiting any more.
+            self.stats.exhausted.store(false, Relaxed);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Nobody can be accepted now.
+    fn failed(&self, error: &io::Error, bound: &[Bound]) {
+        if !is_exhaustion(error) || !bound.iter().any(|b| somebody_waits(&b.listener)) {
+            return;
+        }
+        // What is ready for clients to come must not keep this one out.
+        self.dialer.pool.clear();
+        if !self.stats.exhausted.swap(true, Relaxed) {
+            tracing::warn!(
+                guest_port = self.guest.0,
+                %error,
+                "cannot accept; connections wait until there is room"
+            );
+        }
+    }
+
+    fn connection(&self, client: TcpStream, room: Room) -> Connection {
+        Connection {
+            client,
+            room,
+            guest: self.guest,
+            dialer: self.dialer.clone(),
+            stats: self.stats.clone(),
+            cut: self.cut.clone(),
+            served: self.served.clone(),
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+/// Whether accepting may go on at once: neither is there no room, nor was the listener shut down.
+fn is_passing(error: &io::Error) -> bool {
+    !is_exhaustion(error) && error.raw_os_error() != Some(Errno::INVAL.raw_os_error())
 }
 
 /// Whether a client is to be accepted.
@@ -373,54 +398,91 @@ fn somebody_waits(listener: &TcpListener) -> bool {
     matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
 }
 
-/// Counts a connection for as long as it lives.
-struct Active(Arc<Stats>);
-
-impl Active {
-    fn new(stats: Arc<Stats>) -> Self {
-        stats.active.fetch_add(1, Relaxed);
-        Self(stats)
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Relaxed);
-    }
-}
-
-async fn connection(
+/// A client that was accepted.
+struct Connection {
     client: TcpStream,
     room: Room,
     guest: GuestPort,
-    mut dialer: Dialer,
+    dialer: Dialer,
     stats: Arc<Stats>,
     cut: CancellationToken,
-) {
-    let _active = Active::new(stats.clone());
-    let opened = tokio::select! {
-        () = cut.cancelled() => Err("cut".to_owned()),
-        opened = dialer.open(guest, room) => opened,
-    };
-    let outcome = match opened {
-        Ok(Connected::Framed(channel)) => {
-            dialer.successions.mark_unchanged();
-            tokio::select! {
+    served: Arc<Notify>,
+}
+
+/// Counts a client until the guest's program has accepted it.
+struct Waiting<'a> {
+    _own: Counted<'a>,
+    room: WaitingRoom,
+    served: &'a Notify,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(stats: &'a Stats, room: WaitingRoom, served: &'a Notify) -> Self {
+        room.enter();
+        Self {
+            _own: Counted::new(&stats.waiting),
+            room,
+            served,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.room.leave();
+        self.served.notify_one();
+    }
+}
+
+impl Connection {
+    async fn run(self) {
+        let Self {
+            client,
+            room,
+            guest,
+            mut dialer,
+            stats,
+            cut,
+            served,
+        } = self;
+        let _active = Counted::new(&stats.active);
+        let opened = {
+            let _waiting = Waiting::new(&stats, dialer.waiting.clone(), &served);
+            let mut opening = pin!(async {
+                tokio::select! {
+                    biased;
+                    () = cut.cancelled() => None,
+                    opened = dialer.open(guest, room, &stats) => Some(opened),
+                    // It was reset: nobody is left to be served.
+                    _ = client.ready(Interest::ERROR) => None,
+                }
+            });
+            match tokio::time::timeout(SLOW, &mut opening).await {
+                Ok(opened) => opened,
+                Err(_) => {
+                    let _slow = Counted::new(&stats.slow);
+                    opening.await
+                }
+            }
+        };
+        let Some(opened) = opened else { return };
+        let outcome = match opened {
+            Ok(Connected::Framed(channel)) => tokio::select! {
                 outcome = relay::relay(client, channel, &stats.bytes, &cut) => outcome,
                 // Dropping a relay resets both its ends.
                 Ok(()) = dialer.successions.changed() => Outcome::ChannelLost,
+            },
+            Ok(Connected::Direct(guest)) => {
+                relay::relay_direct(client, guest, &stats.bytes, &cut).await
             }
-        }
-        Ok(Connected::Direct(guest)) => {
-            relay::relay_direct(client, guest, &stats.bytes, &cut).await
-        }
-        Err(reason) => {
-            stats.refused.fetch_add(1, Relaxed);
-            tracing::debug!(guest_port = guest.0, reason, "connection refused");
-            return;
-        }
-    };
-    tracing::trace!(guest_port = guest.0, ?outcome, "connection ended");
+            Err(refusal) => {
+                stats.refuse(refusal);
+                tracing::debug!(guest_port = guest.0, ?refusal, "connection refused");
+                return;
+            }
+        };
+        tracing::trace!(guest_port = guest.0, ?outcome, "connection ended");
+    }
 }
 
 #[cfg(test)]

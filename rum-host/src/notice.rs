@@ -54,8 +54,10 @@ pub enum Notice {
     Stopped {
         /// Where it led.
         guest: GuestPort,
-        /// Connections that drain.
-        draining: u32,
+        /// Connections that live on.
+        connections: u32,
+        /// For how long at most, if that is limited.
+        drain: Option<Duration>,
     },
     /// A host port cannot be bound now; it is tried again.
     Blocked {
@@ -202,15 +204,21 @@ impl fmt::Display for Notice {
             Self::Forwarded { host, guest, .. } => {
                 write!(f, "Auto-forwarding {host} → guest:{guest}")
             }
-            Self::Stopped { guest, draining: 0 } => write!(f, "Stopped forwarding {guest}"),
-            Self::Stopped { guest, draining: 1 } => {
-                write!(f, "Stopped forwarding {guest} (1 connection draining)")
-            }
-            Self::Stopped { guest, draining } => {
-                write!(
-                    f,
-                    "Stopped forwarding {guest} ({draining} connections draining)"
-                )
+            Self::Stopped {
+                guest,
+                connections,
+                drain,
+            } => {
+                write!(f, "Stopped forwarding {guest}")?;
+                let what = match drain {
+                    Some(_) => "draining",
+                    None => "still open",
+                };
+                match connections {
+                    0 => Ok(()),
+                    1 => write!(f, " (1 connection {what})"),
+                    n => write!(f, " ({n} connections {what})"),
+                }
             }
             Self::Blocked {
                 host,

@@ -260,6 +260,7 @@ fn rule(guest: &str, process: &str, action: RuleAction) -> Rule {
         process: (!process.is_empty()).then(|| Pattern::new(process)),
         action,
         label: None,
+        drain: None,
     }
 }
 
@@ -341,7 +342,7 @@ fn another_policy_touches_only_what_differs() {
     let listeners = [5000, 5001, 5002];
     host.settle(&listeners);
     let auto = host.policy.auto.as_mut().unwrap();
-    auto.drain = Duration::ZERO;
+    auto.drain = Some(Duration::ZERO);
     auto.ranges = "5000-5001,7000-7009".parse().unwrap();
     auto.rules = vec![rule("5001", "", to(15_001))];
     host.log.clear();

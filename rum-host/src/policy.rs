@@ -24,7 +24,7 @@ mod rule;
 
 pub use rule::{MAX_PATTERN, Pattern, Rule, RuleAction};
 
-/// How long connections may go on after their listener closed, when nothing else is said.
+/// How long connections may go on when rum itself ends their forward, when nothing else is said.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// How long a rule waits for the name of a process. The agent looks names up within
 /// milliseconds; one that is late or never comes must not keep a port closed for long.
@@ -103,8 +103,9 @@ pub struct AutoPolicy {
     pub bind: IpAddr,
     /// What to do when a host port is taken.
     pub on_conflict: OnConflict,
-    /// How long connections may go on after their listener closed; zero cuts them.
-    pub drain: Duration,
+    /// How long connections may go on when their forward ends, or when their listener closes; zero cuts
+    /// them. `None`: as [`Policy::drain`] says, and after a close as long as their two ends want.
+    pub drain: Option<Duration>,
 }
 
 /// Guest ports with the same distance to their host ports, on the same host address.
@@ -152,7 +153,7 @@ impl AutoPolicy {
             rules: Vec::new(),
             bind: Ipv4Addr::LOCALHOST.into(),
             on_conflict: OnConflict::default(),
-            drain: DRAIN,
+            drain: None,
         }
     }
 
@@ -240,7 +241,7 @@ pub struct Policy {
     pub statics: Vec<StaticForward>,
     /// Automatic forwards, if any.
     pub auto: Option<AutoPolicy>,
-    /// How long connections of static forwards may go on at the end; zero cuts them.
+    /// How long connections may go on when rum itself ends their forward; zero cuts them.
     pub drain: Duration,
 }
 
@@ -308,12 +309,20 @@ impl Policy {
         statics.chain(auto).reduce(PortRange::hull)
     }
 
-    /// How long connections of the forward `key` may go on after it was unbound.
+    /// How long connections of the forward `key` may go on when rum itself ends it.
     pub fn drain(&self, key: Key) -> Duration {
-        match (key, &self.auto) {
-            (Key::Auto(_), Some(auto)) => auto.drain,
-            _ => self.drain,
-        }
+        let auto = self.auto.as_ref().filter(|_| matches!(key, Key::Auto(_)));
+        auto.and_then(|auto| auto.drain).unwrap_or(self.drain)
+    }
+
+    /// How long connections to `listener` may go on when that closes, if the user limits it.
+    pub fn drain_after_close(&self, listener: &Listener) -> Option<Duration> {
+        let auto = self.auto.as_ref()?;
+        let of_rule = match auto.rule(listener, false) {
+            Match::Rule(_, rule) => rule.drain,
+            Match::NoRule | Match::Unknown => None,
+        };
+        of_rule.or(auto.drain)
     }
 
     /// What to do about `listener`, of which the host first heard at `known_since`.

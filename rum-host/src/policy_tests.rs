@@ -27,6 +27,7 @@ fn rule(guest: &str, process: &str, action: RuleAction) -> Rule {
         process: (!process.is_empty()).then(|| Pattern::new(process)),
         action,
         label: Some(format!("{guest} {process}")),
+        drain: None,
     }
 }
 
@@ -157,6 +158,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
                 false => RuleAction::Forward { host, bind },
             },
             label: None,
+            drain: None,
         }
     })
 }

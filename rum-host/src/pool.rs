@@ -7,7 +7,7 @@
 //! there and the answer on its way back.
 //!
 //! Invariants: it is a short cut and nothing else. A socket tries the guest's IPv4 loopback, where
-//! nearly everything can be reached; whenever it, or a channel, does not work at once, the agent is
+//! nearly everything can be reached; whenever it, or a channel, fails, the agent is
 //! asked as ever, and gives the reason. Fewer than [`LOW`] + [`rum_shared::handover::OFFER`] sockets
 //! and at most [`CHANNELS`] channels are held. Channels are dialled only while the agent may be
 //! ([`LinkState::may_dial`]), and those of a lost one are not used for the next.
@@ -38,6 +38,40 @@ pub const CHANNELS: usize = 4;
 #[derive(Debug, Clone, Default)]
 pub struct Pool(Arc<Inner>);
 
+/// What became of a [`Pool::connect`].
+#[derive(Debug)]
+pub enum Dialled {
+    /// It is there.
+    Connected(TcpStream),
+    /// The listener has no room for it yet.
+    Waiting(Waiting),
+}
+
+/// A connection that the kernel is still trying to make.
+#[derive(Debug)]
+pub struct Waiting(TcpStream);
+
+impl Waiting {
+    /// Waits for as long as the kernel does.
+    ///
+    /// # Errors
+    /// As connect(2): ECONNREFUSED, ETIMEDOUT.
+    pub async fn connected(self) -> io::Result<TcpStream> {
+        self.0.writable().await?;
+        match self.0.take_error()? {
+            None if is_apart(&self.0) => Ok(self.0),
+            None => Err(Errno::CONNREFUSED.into()),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+/// Whether `tcp` did not meet itself, as can happen on a port without a listener (RFC 9293, 3.5,
+/// simultaneous open).
+fn is_apart(tcp: &TcpStream) -> bool {
+    matches!((tcp.local_addr(), tcp.peer_addr()), (Ok(local), Ok(peer)) if local != peer)
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     state: Mutex<State>,
@@ -52,9 +86,9 @@ struct State {
 }
 
 impl Pool {
-    /// A connection to `guest` on the guest's IPv4 loopback, if there is a socket and it
-    /// connects at once, as over loopback it does.
-    pub fn connect(&self, guest: GuestPort) -> Option<TcpStream> {
+    /// A connection to `guest` on the guest's IPv4 loopback, if there is a socket. Over loopback it is
+    /// made at once, but for a listener whose accept queue is full.
+    pub fn connect(&self, guest: GuestPort) -> Option<Dialled> {
         let socket = self.state().sockets.pop()?;
         self.0.taken.notify_one();
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, guest.0));
@@ -62,13 +96,15 @@ impl Pool {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(_) => return None,
         }
-        // Fails unless connected: refused, or still waiting for room in the backlog.
-        let peer = rustix::net::getpeername(&socket).ok()??;
-        // Without a listener a port can meet itself (RFC 9293, 3.5, simultaneous open).
-        if rustix::net::getsockname(&socket).ok()? == peer {
-            return None;
+        let tcp = TcpStream::from_std(socket.into()).ok()?;
+        if tcp.peer_addr().is_ok() {
+            return is_apart(&tcp).then_some(Dialled::Connected(tcp));
         }
-        TcpStream::from_std(socket.into()).ok()
+        // Refused, or waiting for room in the backlog.
+        match tcp.take_error() {
+            Ok(None) => Some(Dialled::Waiting(Waiting(tcp))),
+            _ => None,
+        }
     }
 
     /// A channel whose header has not been sent. The agent was there a moment ago; whether it

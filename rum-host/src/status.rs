@@ -72,6 +72,8 @@ pub struct Draining<'a> {
     pub at: HostAddr,
     /// What went through it.
     pub stats: &'a Stats,
+    /// Whether they are cut after a while.
+    pub limited: bool,
     /// From the configuration.
     pub label: Option<&'a str>,
 }
@@ -249,13 +251,9 @@ impl Facts<'_> {
 
     fn bound_state(&self, key: Key, stats: &Stats) -> (State, Option<Reason>) {
         match self.knowledge {
-            Knowledge::Current if self.listener.is_some() && stats.exhausted.load(Relaxed) => {
-                let message = "connections wait: rum has no file descriptors or memory left";
-                let hint = "close some connections, or start rum with a higher `ulimit -n`";
-                let reason = reason("exhausted", message, Some(hint));
-                (State::Forwarded, Some(reason))
+            Knowledge::Current if self.listener.is_some() => {
+                (State::Forwarded, self.trouble(stats))
             }
-            Knowledge::Current if self.listener.is_some() => (State::Forwarded, None),
             Knowledge::Current => {
                 let message = format!("nothing listens on guest port {} yet", self.port);
                 let hint = "start its program in the guest; until then connections are reset";
@@ -286,6 +284,39 @@ impl Facts<'_> {
                 (State::Lost, Some(reason("agent-lost", message, Some(hint))))
             }
         }
+    }
+
+    /// What clients of a forwarded port meet that they should not, the worst first.
+    fn trouble(&self, stats: &Stats) -> Option<Reason> {
+        let count = |n: u64, what: &str| match n {
+            1 => format!("1 connection {what}"),
+            n => format!("{n} connections {what}"),
+        };
+        if stats.exhausted.load(Relaxed) {
+            let message = "connections wait: rum has no file descriptors or memory left";
+            let hint = "close some connections, or start rum with a higher `ulimit -n`";
+            return Some(reason("exhausted", message, Some(hint)));
+        }
+        let unserved = stats.unserved.load(Relaxed);
+        if unserved > 0 {
+            let message = count(unserved.into(), "waiting: the agent has no room for more");
+            let hint = "close some connections, or give the agent more file descriptors";
+            return Some(reason("agent-exhausted", message, Some(hint)));
+        }
+        let slow = stats.slow.load(Relaxed);
+        if slow > 0 {
+            let message = count(
+                slow.into(),
+                "waiting: the program in the guest does not accept them",
+            );
+            let hint =
+                "look whether it is stopped or busy, or whether the guest's firewall drops them";
+            return Some(reason("not-accepted", message, Some(hint)));
+        }
+        let refusal = stats.last_refusal()?;
+        let refused = count(stats.refused.load(Relaxed), "reset");
+        let message = format!("{refused}, the last one because {}", refusal.words());
+        Some(reason("refused", message, None))
     }
 
     /// The row of a port that is not forwarded automatically; None if it is about to be.
@@ -329,7 +360,10 @@ impl Facts<'_> {
             1 => "closed; 1 connection left".to_owned(),
             n => format!("closed; {n} connections left"),
         };
-        let hint = "they are cut when the drain time is over";
+        let hint = match draining.limited {
+            true => "they are cut when the drain time is over",
+            false => "they go on until their program or their client closes them",
+        };
         let reason = reason("closed", message, Some(hint));
         let mut row = self.row(id(draining.key), State::Draining, Some(reason));
         row.label = draining.label.map(str::to_owned);

@@ -219,6 +219,7 @@ fn draining_keeps_its_id_until_the_port_is_back() {
         key: Key::Auto(PORT),
         at: host(5000),
         stats: &old,
+        limited: false,
         label: None,
     };
     let mut gone = facts(None, &Knowledge::Current);

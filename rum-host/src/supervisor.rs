@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::guest::Guest;
 use self::holders::Holders;
 use self::pace::Pace;
-use self::publish::{Drain, Notes};
+use self::publish::Notes;
 use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
 use crate::clock;
 use crate::control::board::Board;
@@ -114,12 +114,12 @@ pub struct Supervisor {
     guest: Guest,
     planner: Planner,
     reconciler: Reconciler,
-    /// With a number of their own, which outlives them in the task's result.
-    forwarders: BTreeMap<Key, (u64, Forwarder)>,
+    /// Those that are bound.
+    forwarders: BTreeMap<Key, Active>,
     /// Number of the latest forwarder.
     serial: u64,
-    /// Former forwards with connections, by guest port and number.
-    draining: BTreeMap<(GuestPort, u64), Drain>,
+    /// Those that were, until their last connection has ended, by guest port and number.
+    closed: BTreeMap<(GuestPort, u64), Closed>,
     /// Forwards whose block the user was told of.
     told: BTreeMap<Key, Told>,
     /// Forwards whose own port is taken, while others are tried.
@@ -137,6 +137,27 @@ pub struct Supervisor {
     /// When to poll again because of a suspect.
     confirm_at: Option<Instant>,
     summary: Summary,
+}
+
+/// A forward that is bound.
+#[derive(Debug)]
+struct Active {
+    /// Its task's.
+    serial: u64,
+    forwarder: Forwarder,
+    /// How long its connections may go on when its listener closes: decided when that happens.
+    after_close: Option<Duration>,
+}
+
+/// A forward that is no longer bound. Its connections live on.
+#[derive(Debug)]
+struct Closed {
+    key: Key,
+    /// Where it was bound.
+    at: HostAddr,
+    forwarder: Forwarder,
+    /// How long they may; `None`: as long as their two ends want.
+    drain: Option<Duration>,
 }
 
 /// A block that the user was told of.
@@ -183,7 +204,7 @@ impl Supervisor {
             reconciler: Reconciler::default(),
             forwarders: BTreeMap::new(),
             serial: 0,
-            draining: BTreeMap::new(),
+            closed: BTreeMap::new(),
             told: BTreeMap::new(),
             untold: BTreeSet::new(),
             holders: Holders::default(),
@@ -309,8 +330,12 @@ impl Supervisor {
             // Ends only with the loop.
             Done::Agent => {}
             Done::Forward { serial, guest, cut } => {
-                self.draining.remove(&(guest, serial));
+                self.closed.remove(&(guest, serial));
                 self.notes.port(guest);
+                // Bound again while its task was ending.
+                if let Some(active) = self.forwarders.values().find(|a| a.serial == serial) {
+                    shell.tasks.spawn(forward(&active.forwarder, serial));
+                }
                 if cut == 0 {
                     return;
                 }
@@ -329,7 +354,11 @@ impl Supervisor {
         mut stop: watch::Receiver<Stop>,
         mut shell: Shell<'_>,
     ) -> Summary {
-        for (key, (_, forwarder)) in std::mem::take(&mut self.forwarders) {
+        let bound = std::mem::take(&mut self.forwarders).into_iter();
+        let bound = bound.map(|(key, active)| (key, active.forwarder));
+        let closed = std::mem::take(&mut self.closed).into_values();
+        let closed = closed.map(|closed| (closed.key, closed.forwarder));
+        for (key, forwarder) in bound.chain(closed) {
             forwarder.stop(self.planner.policy().drain(key));
         }
         let deadline = match how {
@@ -353,6 +382,15 @@ impl Supervisor {
         }
         self.summary.repaired = self.reconciler.repaired;
         self.summary
+    }
+}
+
+/// Runs `forwarder`.
+fn forward(forwarder: &Forwarder, serial: u64) -> impl Future<Output = Done> + use<> {
+    let (guest, task) = (forwarder.guest(), forwarder.task());
+    async move {
+        let cut = task.run().await;
+        Done::Forward { serial, guest, cut }
     }
 }
 

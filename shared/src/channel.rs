@@ -48,6 +48,8 @@ pub enum DialStatus {
     Denied = 5,
     /// Anything else.
     Failed = 6,
+    /// No local port is free for one more connection (EADDRNOTAVAIL, connect(2)).
+    NoLocalPort = 7,
 }
 
 impl From<u8> for DialStatus {
@@ -60,6 +62,7 @@ impl From<u8> for DialStatus {
             3 => Self::TimedOut,
             4 => Self::Exhausted,
             5 => Self::Denied,
+            7 => Self::NoLocalPort,
             _ => Self::Failed,
         }
     }

@@ -201,24 +201,76 @@ async fn a_host_that_says_nothing_is_left_some_time_later_for_a_few_channels() {
     assert_eq!(patient, [READY_DEADLINE.as_secs(); MAX_READY]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_listener_that_does_not_accept_is_given_up() {
+/// A listener whose accept queue is full, and who is in it.
+fn full() -> (std::net::TcpListener, Vec<std::os::fd::OwnedFd>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     rustix::net::listen(&listener, 0).unwrap();
     let address = listener.local_addr().unwrap();
     // The backlog of 0 has room for one; what comes then waits for its first answer.
-    let waiting: Vec<_> = (0..2)
-        .map(|_| {
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
-            let socket = socket.unwrap();
-            let _ = rustix::net::connect(&socket, &address);
-            socket
-        })
-        .collect();
-    let start = Instant::now();
-    let dialled = forwarder(vec![]).dial(address.port()).await;
-    assert_eq!(dialled.unwrap_err(), DialStatus::TimedOut);
-    assert_eq!(start.elapsed(), DIAL_DEADLINE);
+    let waiting = (0..2).map(|_| {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+        let socket = socket.unwrap();
+        let _ = rustix::net::connect(&socket, &address);
+        socket
+    });
+    let waiting = waiting.collect();
+    (listener, waiting)
+}
+
+#[tokio::test]
+async fn a_full_accept_queue_is_waited_for() {
+    let (listener, waiting) = full();
+    let port = listener.local_addr().unwrap().port();
+    let forwarder = forwarder(vec![]);
+    let mut dial = std::pin::pin!(forwarder.dial(port));
+    tokio::select! {
+        biased;
+        dialled = &mut dial => panic!("{dialled:?}"),
+        () = std::future::ready(()) => {}
+    }
+    assert_eq!(forwarder.waiting.available_permits(), MAX_WAITING - 1);
     drop(waiting);
+    listener.set_nonblocking(true).unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
+    let accept = async { while listener.accept().await.is_ok() {} };
+    tokio::select! {
+        dialled = dial => drop(dialled.unwrap()),
+        () = accept => unreachable!(),
+    }
+    assert_eq!(forwarder.waiting.available_permits(), MAX_WAITING);
+}
+
+#[tokio::test]
+async fn a_dial_ends_when_its_host_leaves() {
+    let (listener, _waiting) = full();
+    let port = listener.local_addr().unwrap().port();
+    let (mut host, guest) = UnixStream::pair().unwrap();
+    host.write_all(&port.to_be_bytes()).await.unwrap();
+    let forwarder = forwarder(vec![]);
+    let places = forwarder.places.clone();
+    let serving = tokio::spawn(forwarder.serve(Stream::Unix(guest)));
+    while places.available_permits() == MAX_CHANNELS {
+        tokio::task::yield_now().await;
+    }
+    drop(host);
+    serving.await.unwrap();
+    assert_eq!(places.available_permits(), MAX_CHANNELS);
+}
+
+#[tokio::test]
+async fn those_who_wait_leave_room_for_others() {
+    let (listener, _waiting) = full();
+    let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let [port, open_port] = [&listener, &open].map(|l| l.local_addr().unwrap().port());
+    let forwarder = forwarder(vec![]);
+    let _others = forwarder
+        .waiting
+        .try_acquire_many(MAX_WAITING as u32)
+        .unwrap();
+    assert_eq!(
+        forwarder.dial(port).await.unwrap_err(),
+        DialStatus::Exhausted
+    );
+    forwarder.dial(open_port).await.unwrap();
 }

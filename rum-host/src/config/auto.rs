@@ -1,7 +1,5 @@
 //! `[auto_ports]` and its rules, each by itself; [`super::clash`] compares them.
 
-use std::time::Duration;
-
 use rum_shared::range::{PortRange, PortRanges, RangeError};
 
 use super::check::{Check, Place};
@@ -14,12 +12,7 @@ use crate::policy::{AutoPolicy, OnConflict, Pattern, Rule, RuleAction};
 pub const MAX_RULES: usize = 256;
 
 impl Check<'_> {
-    pub(super) fn auto(
-        &mut self,
-        raw: &Config,
-        overrides: &Overrides,
-        drain: Duration,
-    ) -> Option<AutoPolicy> {
+    pub(super) fn auto(&mut self, raw: &Config, overrides: &Overrides) -> Option<AutoPolicy> {
         let at = self.root.table("auto_ports");
         let file = raw.auto_ports.as_ref();
         let ranges = match (&overrides.ranges, file) {
@@ -33,7 +26,6 @@ impl Check<'_> {
         };
         let mut auto = AutoPolicy {
             bind,
-            drain,
             ..AutoPolicy::new(ranges)
         };
         if let Some(file) = file {
@@ -58,7 +50,7 @@ impl Check<'_> {
             }
         };
         if let Some(text) = &file.drain {
-            auto.drain = self.text(at, "drain", text, values::duration);
+            auto.drain = Some(self.text(at, "drain", text, values::duration));
         }
         if let Some(text) = &file.exclude {
             auto.exclude = self.ranges(at, "exclude", text);
@@ -93,6 +85,8 @@ impl Check<'_> {
         let host = raw.host.and_then(|host| self.port(at, "host", host));
         let bind = raw.bind.as_deref().map(|text| self.address(at, text));
         let label = self.label(at, raw.label.as_deref());
+        let drain = raw.drain.as_deref();
+        let drain = drain.map(|text| self.text(at, "drain", text, values::duration));
         let action = match raw.action.as_str() {
             "forward" => {
                 if let Some(host) = host {
@@ -121,6 +115,7 @@ impl Check<'_> {
             process,
             action,
             label,
+            drain,
         }
     }
 

@@ -100,7 +100,7 @@ impl Check<'_> {
             None => DRAIN,
         };
         let forwards = self.forwards(raw);
-        let auto = self.auto(raw, overrides, drain);
+        let auto = self.auto(raw, overrides);
         if let Some(auto) = &auto {
             self.clashes(auto, &forwards, overrides);
         }

@@ -17,7 +17,7 @@ use crate::plan::OnConflict;
 pub struct Config {
     /// `name` tells guests apart, such as `name = "dev"`
     pub name: Option<String>,
-    /// `drain` is how long open connections may go on when their port closes, such as `drain = "10s"`
+    /// `drain` is how long open connections may go on when rum ends their forward, such as `drain = "10s"`
     pub drain: Option<String>,
     /// `[guest]` says what to forward from, such as `kind = "namespace"` in it
     pub guest: Option<GuestConfig>,
@@ -96,7 +96,7 @@ pub struct AutoPortsConfig {
     /// `on_conflict` is what to do when a host port is taken: `on_conflict = "wait"` or `"next"`
     #[facet(default = OnConflict::default().as_str().to_owned())]
     pub on_conflict: String,
-    /// `drain` is how long open connections may go on when their port closes, such as `drain = "10s"`
+    /// `drain` is how long open connections may go on when their listener closes or their forward ends, such as `drain = "10s"`
     pub drain: Option<String>,
     /// `[[auto_ports.rule]]` says what differs for some ports, with `guest = "5000-5100"` or `process = "postgres*"` in it
     #[facet(default)]
@@ -119,4 +119,6 @@ pub struct RuleConfig {
     pub bind: Option<String>,
     /// `label` is what you call these ports, such as `label = "database"`
     pub label: Option<String>,
+    /// `drain` is how long open connections to these ports may go on when their listener closes, such as `drain = "10s"`
+    pub drain: Option<String>,
 }

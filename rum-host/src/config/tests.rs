@@ -223,7 +223,7 @@ fn valid() -> impl Strategy<Value = (String, Settings)> {
             text += &format!("drain = \"{drain}s\"\n");
             settings.policy.auto = Some(AutoPolicy {
                 on_conflict,
-                drain: Duration::from_secs(drain),
+                drain: Some(Duration::from_secs(drain)),
                 ..AutoPolicy::new(format!("{min}-{max}").parse().unwrap())
             });
         }

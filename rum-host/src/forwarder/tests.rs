@@ -2,10 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+use rum_shared::transport::Endpoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use rum_shared::channel::DialStatus;
+
+use super::dialer::LINK_DEADLINE;
 use super::*;
+use crate::agent::client::LinkState;
 use crate::clock::stopped::Clock;
 
 struct Fixture {
@@ -33,9 +40,9 @@ impl Fixture {
         let successions = watch::Sender::new(0);
         let dialer = Dialer::new(endpoint, link.subscribe(), successions.subscribe());
         let cut = CancellationToken::new();
-        let host = HostAddr(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let (forwarder, task) =
-            Forwarder::bind(host, GuestPort(5000), &dialer, cut.clone()).unwrap();
+        let forwarder = Forwarder::new(GuestPort(5000), &dialer, cut.clone());
+        forwarder.bind(ANYWHERE).unwrap();
+        let task = forwarder.task();
         Self {
             clock: Clock::stop(),
             _dir: dir,
@@ -49,7 +56,8 @@ impl Fixture {
     }
 
     async fn client(&self) -> TcpStream {
-        let client = TcpStream::connect(self.forwarder.addr().0).await.unwrap();
+        let at = self.forwarder.addr().unwrap();
+        let client = TcpStream::connect(at.0).await.unwrap();
         self.clock.settle().await;
         client
     }
@@ -78,17 +86,84 @@ fn end(client: &TcpStream) -> Option<io::ErrorKind> {
     }
 }
 
+const ANYWHERE: HostAddr = HostAddr(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
 const RESET: Option<io::ErrorKind> = Some(io::ErrorKind::ConnectionReset);
 const MOMENT: Duration = Duration::from_millis(2);
 
 #[tokio::test]
-async fn an_agent_that_does_not_answer_is_given_up() {
+async fn a_program_that_does_not_accept_is_waited_for() {
     let fixture = Fixture::new();
     let client = fixture.client().await;
-    fixture.clock.advance(OPEN_DEADLINE - MOMENT).await;
+    let (mut channel, _) = fixture.agent.accept().await.unwrap();
+    assert_eq!(channel.read_u16().await.unwrap(), 5000);
+    fixture.clock.advance(SLOW + MOMENT).await;
+    let stats = fixture.forwarder.stats();
+    let counts = || [&stats.waiting, &stats.slow].map(|count| count.load(Relaxed));
+    assert_eq!(counts(), [1, 1]);
+    fixture.clock.advance(Duration::from_secs(120)).await;
     assert_eq!((end(&client), fixture.refused()), (None, 0));
-    fixture.clock.advance(MOMENT * 2).await;
+    channel.write_u8(DialStatus::Connected as u8).await.unwrap();
+    fixture.clock.settle().await;
+    assert_eq!((end(&client), counts()), (None, [0, 0]));
+}
+
+#[tokio::test]
+async fn an_answer_that_gets_lost_is_asked_for_again() {
+    let fixture = Fixture::new();
+    let client = fixture.client().await;
+    let (lost, _) = fixture.agent.accept().await.unwrap();
+    fixture.clock.advance(LINK_DEADLINE * 3).await;
+    drop(lost);
+    fixture.clock.advance(crate::backoff::LAST).await;
+    let (mut channel, _) = fixture.agent.accept().await.unwrap();
+    assert_eq!(channel.read_u16().await.unwrap(), 5000);
+    channel.write_u8(DialStatus::Connected as u8).await.unwrap();
+    fixture.clock.settle().await;
+    assert_eq!((end(&client), fixture.refused()), (None, 0));
+}
+
+#[tokio::test]
+async fn an_agent_without_room_is_asked_again() {
+    let fixture = Fixture::new();
+    let client = fixture.client().await;
+    for _ in 0..20 {
+        let (mut channel, _) = fixture.agent.accept().await.unwrap();
+        channel.write_u8(DialStatus::Exhausted as u8).await.unwrap();
+        fixture.clock.settle().await;
+        assert_eq!(fixture.forwarder.stats().unserved.load(Relaxed), 1);
+        fixture.clock.advance(crate::backoff::LAST).await;
+    }
+    assert_eq!((end(&client), fixture.refused()), (None, 0));
+    drop(client);
+    fixture.clock.settle().await;
+}
+
+#[tokio::test]
+async fn a_refusal_resets_and_is_remembered() {
+    let fixture = Fixture::new();
+    let client = fixture.client().await;
+    let (mut channel, _) = fixture.agent.accept().await.unwrap();
+    channel
+        .write_u8(DialStatus::NoLocalPort as u8)
+        .await
+        .unwrap();
+    fixture.clock.settle().await;
     assert_eq!((end(&client), fixture.refused()), (RESET, 1));
+    let last = fixture.forwarder.stats().last_refusal();
+    assert_eq!(last, Some(Refusal::Agent(DialStatus::NoLocalPort)));
+}
+
+#[tokio::test]
+async fn a_client_that_is_reset_while_it_waits_is_gone() {
+    let fixture = Fixture::new();
+    let client = fixture.client().await;
+    let (mut channel, _) = fixture.agent.accept().await.unwrap();
+    assert_eq!(channel.read_u16().await.unwrap(), 5000);
+    relay::prepare(&client);
+    drop(client);
+    fixture.clock.settle().await;
+    assert_eq!(channel.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(fixture.refused(), 0);
 }
 
 #[tokio::test]
@@ -96,9 +171,9 @@ async fn an_agent_that_is_away_is_waited_for_as_long() {
     let fixture = Fixture::new();
     fixture.link.send_replace(LinkState::Down);
     let first = fixture.client().await;
-    fixture.clock.advance(OPEN_DEADLINE / 2).await;
+    fixture.clock.advance(LINK_DEADLINE / 2).await;
     let second = fixture.client().await;
-    fixture.clock.advance(OPEN_DEADLINE / 2 + MOMENT).await;
+    fixture.clock.advance(LINK_DEADLINE / 2 + MOMENT).await;
     assert_eq!(end(&first), RESET);
     assert_eq!(end(&second), None);
     // It is back, and was not dialled before.
@@ -106,7 +181,7 @@ async fn an_agent_that_is_away_is_waited_for_as_long() {
     let (mut channel, _) = fixture.agent.accept().await.unwrap();
     assert_eq!(channel.read_u16().await.unwrap(), 5000);
     channel.write_u8(DialStatus::Connected as u8).await.unwrap();
-    fixture.clock.advance(OPEN_DEADLINE * 2).await;
+    fixture.clock.advance(LINK_DEADLINE * 2).await;
     assert_eq!(end(&second), None);
 }
 
@@ -124,6 +199,44 @@ async fn connections_have_the_drain_time_and_are_cut_after_it() {
     fixture.clock.advance(MOMENT * 2).await;
     assert_eq!(end(&client), RESET);
     assert_eq!(fixture.task.await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn without_a_drain_time_connections_go_on_and_are_those_of_the_next() {
+    let fixture = Fixture::new();
+    let (client, _channel) = fixture.connected().await;
+    let day = Duration::from_secs(86_400);
+    fixture.forwarder.close(None);
+    fixture.clock.advance(day).await;
+    assert_eq!(end(&client), None);
+    // Bound again, the end that was set for them is void.
+    fixture.forwarder.close(Some(day));
+    fixture.forwarder.bind(ANYWHERE).unwrap();
+    let (other, _other) = fixture.connected().await;
+    fixture.clock.advance(day * 2).await;
+    assert_eq!((end(&client), end(&other)), (None, None));
+    assert_eq!(fixture.forwarder.stats().active.load(Relaxed), 2);
+    fixture.forwarder.stop(Duration::ZERO);
+    fixture.clock.advance(MOMENT).await;
+    assert_eq!((end(&client), end(&other)), (RESET, RESET));
+    assert_eq!(fixture.task.await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn two_addresses_are_one_forward() {
+    let fixture = Fixture::new();
+    let first = fixture.forwarder.addr().unwrap();
+    let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), first.0.port());
+    fixture.forwarder.bind(HostAddr(v6)).unwrap();
+    assert_eq!(fixture.forwarder.addresses(), [first, HostAddr(v6)]);
+    for at in [first.0, v6, first.0, v6] {
+        let _client = TcpStream::connect(at).await.unwrap();
+        fixture.agent.accept().await.unwrap();
+    }
+    assert_eq!(fixture.forwarder.stats().accepted.load(Relaxed), 4);
+    assert!(fixture.forwarder.unbind(v6.ip()).is_some());
+    assert!(TcpStream::connect(v6).await.is_err());
+    TcpStream::connect(first.0).await.unwrap();
 }
 
 #[tokio::test]

@@ -93,9 +93,11 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             guest: Some(guest.0),
             ..about("forwarded")
         },
-        Notice::Stopped { guest, draining } => Record {
+        Notice::Stopped {
+            guest, connections, ..
+        } => Record {
             guest: Some(guest.0),
-            connections: Some((*draining).into()),
+            connections: Some((*connections).into()),
             ..about("stopped")
         },
         Notice::Blocked {

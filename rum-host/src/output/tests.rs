@@ -64,7 +64,8 @@ impl Write for Gone {
 fn stopped(guest: u16) -> Notice {
     Notice::Stopped {
         guest: GuestPort(guest),
-        draining: 0,
+        connections: 0,
+        drain: None,
     }
 }
 
@@ -127,11 +128,13 @@ fn all() -> Vec<Notice> {
         stopped(5000),
         Notice::Stopped {
             guest: GuestPort(5000),
-            draining: 1,
+            connections: 1,
+            drain: Some(Duration::from_secs(10)),
         },
         Notice::Stopped {
             guest: GuestPort(5000),
-            draining: 2,
+            connections: 2,
+            drain: None,
         },
         blocked(BlockReason::Conflict { holder: None }),
         blocked(BlockReason::Conflict {

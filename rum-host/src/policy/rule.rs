@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use rum_shared::range::PortRanges;
 use rum_shared::text::clean;
@@ -69,6 +70,8 @@ pub struct Rule {
     pub action: RuleAction,
     /// What the user calls the ports.
     pub label: Option<String>,
+    /// How long connections may go on when their listener closes; `None`: as for the other ports.
+    pub drain: Option<Duration>,
 }
 
 impl Rule {

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::publish::Drain;
-use super::{AgentState, Done, GRACE, Shell, Supervisor, Told};
+use super::{Active, AgentState, Closed, Done, GRACE, Shell, Supervisor, Told, forward};
 use crate::clock;
 use crate::forwarder::{BindError, Forwarder};
 use crate::notice::{BlockReason, Notice};
-use crate::plan::{Action, Binding, HostAddr, Key, OnConflict, Want};
+use crate::plan::{Action, Binding, GuestPort, HostAddr, Key, OnConflict, Want};
 
 /// How long one turn carries out what is planned, before agent, control socket and signals get
 /// theirs: short enough that nobody waits, long enough for some hundred ports.
@@ -81,18 +80,21 @@ impl Supervisor {
     }
 
     fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
-        let cut = shell.cut.child_token();
-        match Forwarder::bind(at, want.guest, shell.dialer, cut) {
-            Ok((forwarder, task)) => {
-                let guest = want.guest;
-                self.serial += 1;
-                let serial = self.serial;
-                shell.tasks.spawn(async move {
-                    let cut = task.run().await;
-                    Done::Forward { serial, guest, cut }
-                });
-                self.guest.own.insert(forwarder.inode());
-                self.forwarders.insert(key, (serial, forwarder));
+        let guest = want.guest;
+        let (serial, forwarder) = self.forwarder(key, guest, shell);
+        match forwarder.bind(at) {
+            Ok(inode) => {
+                // The task of one that was bound before runs, or is started again when it has ended.
+                if self.closed.remove(&(guest, serial)).is_none() {
+                    shell.tasks.spawn(forward(&forwarder, serial));
+                }
+                self.guest.own.insert(inode);
+                let active = Active {
+                    serial,
+                    forwarder,
+                    after_close: None,
+                };
+                self.forwarders.insert(key, active);
                 if let (Key::Auto(_), Some((_, since))) = (key, self.guest.heard(guest)) {
                     self.took.insert(key, clock::now() - since);
                 }
@@ -109,6 +111,19 @@ impl Supervisor {
             }
             Err(error) => self.blocked(key, want, at, error, shell),
         }
+    }
+
+    /// The forwarder for `key`: that of before, if it has connections that live.
+    fn forwarder(&mut self, key: Key, guest: GuestPort, shell: &Shell<'_>) -> (u64, Forwarder) {
+        let before = self.closed.range((guest, 0)..=(guest, u64::MAX));
+        for ((_, serial), closed) in before {
+            if closed.key == key && !closed.forwarder.cut().is_cancelled() {
+                return (*serial, closed.forwarder.clone());
+            }
+        }
+        self.serial += 1;
+        let new = Forwarder::new(guest, shell.dialer, shell.cut.child_token());
+        (self.serial, new)
     }
 
     fn blocked(
@@ -179,23 +194,38 @@ impl Supervisor {
             return;
         };
         self.took.remove(&key);
-        if let Some((serial, forwarder)) = self.forwarders.remove(&key) {
-            self.guest.own.remove(&forwarder.inode());
-            let guest = forwarder.guest();
-            let stats = forwarder.stats().clone();
-            let drain = self.planner.policy().drain(key);
-            let draining = match drain.is_zero() {
-                true => 0,
-                false => stats.active.load(Relaxed),
-            };
-            forwarder.stop(drain);
-            self.notes.port(guest);
-            if draining > 0 {
-                let drain = Drain { key, at, stats };
-                self.draining.insert((guest, serial), drain);
-            }
-            (shell.notify)(Notice::Stopped { guest, draining });
+        let Some(active) = self.forwarders.remove(&key) else {
+            return;
+        };
+        let (serial, forwarder) = (active.serial, active.forwarder);
+        for inode in forwarder.inodes() {
+            self.guest.own.remove(&inode);
         }
+        let guest = forwarder.guest();
+        // A program that closes its listener says nothing of its connections.
+        let closed = matches!(key, Key::Auto(_)) && self.guest.heard(guest).is_none();
+        let drain = match closed {
+            true => active.after_close,
+            false => Some(self.planner.policy().drain(key)),
+        };
+        let connections = match drain {
+            Some(Duration::ZERO) => 0,
+            _ => forwarder.stats().active.load(Relaxed),
+        };
+        forwarder.close(drain);
+        self.notes.port(guest);
+        let closed = Closed {
+            key,
+            at,
+            forwarder,
+            drain,
+        };
+        self.closed.insert((guest, serial), closed);
+        (shell.notify)(Notice::Stopped {
+            guest,
+            connections,
+            drain,
+        });
     }
 }
 

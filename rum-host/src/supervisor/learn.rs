@@ -12,7 +12,7 @@ use crate::agent::client::AgentEvent;
 use crate::clock;
 use crate::host_port;
 use crate::notice::Notice;
-use crate::plan::GuestPort;
+use crate::plan::{GuestPort, Key};
 use crate::reconcile::{CONFIRM_AFTER, Repair};
 
 impl Supervisor {
@@ -38,6 +38,13 @@ impl Supervisor {
         for port in change.ports().map(GuestPort) {
             self.notes.port(port);
             self.planner.touch(port);
+        }
+        for port in change.closed.iter().map(|port| GuestPort(*port)) {
+            if let Some(active) = self.forwarders.get_mut(&Key::Auto(port))
+                && let Some((listener, _)) = self.guest.heard(port)
+            {
+                active.after_close = self.planner.policy().drain_after_close(listener);
+            }
         }
         self.guest.apply(change, at);
     }

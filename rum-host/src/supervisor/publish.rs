@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use rum_shared::range::PortRange;
@@ -14,8 +15,7 @@ use tokio::sync::watch;
 use super::{AgentState, Supervisor};
 use crate::control::board::{Board, Demand};
 use crate::control::model;
-use crate::forwarder::Stats;
-use crate::plan::{Binding, GuestPort, HostAddr, Key};
+use crate::plan::{Binding, GuestPort, Key};
 use crate::status::{self, Draining, Facts, Forward, Knowledge, Standing};
 
 /// Counters are put on the board this often while somebody reads.
@@ -107,23 +107,15 @@ impl Notes {
     }
 }
 
-/// A former forward with connections that live on.
-#[derive(Debug)]
-pub(super) struct Drain {
-    pub key: Key,
-    pub at: HostAddr,
-    pub stats: Arc<Stats>,
-}
-
 impl Supervisor {
     /// Puts on the board what was noted, and counters where somebody waits for them.
     pub(super) fn publish(&mut self, now: Instant) {
         let demand = self.notes.wanted();
         let ticked = self.notes.next_tick.is_some_and(|at| at <= now);
         if ticked || demand.fresh != self.notes.fresh {
-            let bound = self.forwarders.values().map(|(_, f)| f.guest());
-            let draining = self.draining.keys().map(|(guest, _)| *guest);
-            self.notes.ports.extend(bound.chain(draining).map(|g| g.0));
+            let bound = self.forwarders.values().map(|a| a.forwarder.guest());
+            let closed = self.closed.keys().map(|(guest, _)| *guest);
+            self.notes.ports.extend(bound.chain(closed).map(|g| g.0));
             self.notes.next_tick = None;
         }
         self.notes.next_tick = match (demand.readers, self.notes.next_tick) {
@@ -196,7 +188,7 @@ impl Supervisor {
             let standing = match self.planner.binding(key)? {
                 Binding::Bound { at, .. } => Standing::Bound {
                     at: *at,
-                    stats: self.forwarders.get(&key)?.1.stats(),
+                    stats: self.forwarders.get(&key)?.forwarder.stats(),
                     took: self.took.get(&key).copied(),
                 },
                 Binding::Blocked { want, .. } => {
@@ -213,7 +205,10 @@ impl Supervisor {
                 label: policy.label(key, listener),
             })
         });
-        let draining = self.draining.range((port, 0)..=(port, u64::MAX));
+        let closed = self.closed.range((port, 0)..=(port, u64::MAX));
+        let closed = closed.map(|(_, closed)| closed);
+        // The last one may just have ended.
+        let draining = closed.filter(|c| c.forwarder.stats().active.load(Relaxed) > 0);
         Facts {
             port,
             listener,
@@ -222,11 +217,12 @@ impl Supervisor {
             ranges: policy.auto.as_ref().map(|auto| auto.ranges.to_string()),
             forwards: forwards.collect(),
             draining: draining
-                .map(|(_, d)| Draining {
-                    key: d.key,
-                    at: d.at,
-                    stats: &d.stats,
-                    label: policy.label(d.key, listener),
+                .map(|closed| Draining {
+                    key: closed.key,
+                    at: closed.at,
+                    stats: closed.forwarder.stats(),
+                    limited: closed.drain.is_some(),
+                    label: policy.label(closed.key, listener),
                 })
                 .collect(),
             knowledge,

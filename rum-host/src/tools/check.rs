@@ -8,6 +8,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rum_shared::listener::Process;
 use rustix::io::Errno;
@@ -88,9 +89,10 @@ fn automatic(auto: &AutoPolicy) -> [String; 2] {
         OnConflict::Wait => "wait until it is free",
         OnConflict::Next => "take the next free one",
     };
-    let drain = match drain.is_zero() {
-        true => "are cut when their port closes".to_owned(),
-        false => format!("may go on for {drain:?} when their port closes"),
+    let drain = match drain {
+        None => "go on when their port closes".to_owned(),
+        Some(Duration::ZERO) => "are cut when their port closes".to_owned(),
+        Some(drain) => format!("may go on for {drain:?} when their port closes"),
     };
     [
         format!("automatic  {bind}:{ranges} → guest, the same port"),

@@ -75,7 +75,7 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # Tells guests apart, as in `rum exec --name NAME`.
 {name}
 
-# How long open connections may go on when their port closes: "500ms", "10s", "2m"; "0" cuts.
+# How long open connections may go on when rum ends their forward: "500ms", "10s", "2m"; "0" cuts.
 # drain = "10s"
 
 # Where programs run. The default is a network namespace of this machine, made by rum. It is no
@@ -128,7 +128,8 @@ range = "{range}"
 # bind = "127.0.0.1"
 # When the host port is taken: "wait" until it is free, or take the "next" free one.
 # on_conflict = "wait"
-# Instead of `drain` above.
+# Instead of `drain` above, and also when the program in the guest closes its port. Without it,
+# such connections go on for as long as the program and its client want.
 # drain = "10s"
 # Ports of the range to leave alone.
 # exclude = "5900-5999"
@@ -142,6 +143,7 @@ range = "{range}"
 # host = 15432
 # bind = "127.0.0.1"
 # label = "database"
+# drain = "10s"
 
 # A port that is forwarded at all times; as many of these as wanted.
 # [[ports]]
@@ -205,6 +207,7 @@ mod tests {
             );
             auto.rules = all.rules.clone();
             auto.exclude = all.exclude.clone();
+            auto.drain = all.drain;
         }
         assert_eq!(all.policy, policy);
         assert_eq!(policy.drain, Policy::default().drain);

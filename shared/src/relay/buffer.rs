@@ -3,11 +3,11 @@
 //! A direction needs a buffer from the moment bytes arrive until they are written, which mostly is
 //! at once: so a thread needs few, and uses the same ones over and over while they are in its
 //! cache. A direction whose reader is slow keeps its own meanwhile. Readers that never read, of
-//! thousands of connections, must not use up the memory: the large buffers of a process are
-//! counted, and when many wait like that the next ones are small.
+//! thousands of connections, must not use up the memory: the buffers of a process are counted, and
+//! when many wait like that the next ones are smaller.
 //!
 //! Invariants: a thread keeps at most [`SPARE`] that nobody uses; no more than [`MANY`] large ones
-//! are used at once.
+//! are used at once, and [`MANY_SMALL`] that are not tiny.
 
 use std::cell::RefCell;
 use std::io;
@@ -28,12 +28,16 @@ pub(super) const SIZE: usize = 256 * 1024;
 /// Bytes of a buffer beyond [`MANY`]: slow readers need no speed. 4,096 connections that are full
 /// both ways hold 128 MiB of these.
 pub(super) const SMALL: usize = 16 * 1024;
+/// Bytes of a buffer beyond [`MANY_SMALL`]: 32,768 connections that are full both ways hold 224 MiB.
+pub(super) const TINY: usize = 4 * 1024;
+/// Buffers of a process from which on they are [`TINY`].
+pub(super) const MANY_SMALL: usize = 8192;
 /// Large buffers of a process: 64 MiB, and more directions than two processors can be busy with.
 pub(super) const MANY: usize = 256;
 /// Buffers that a thread keeps: one for each direction of the connection that it is busy with.
 const SPARE: usize = 2;
 
-/// Large buffers that are used.
+/// Buffers that are used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -45,7 +49,7 @@ thread_local! {
 pub(super) struct Buffer {
     bytes: Vec<u8>,
     /// Counted by this.
-    large: Option<&'static AtomicUsize>,
+    used: &'static AtomicUsize,
 }
 
 impl Buffer {
@@ -57,26 +61,23 @@ impl Buffer {
     }
 
     fn take(used: &'static AtomicUsize) -> Self {
-        // What another thread takes between the two must not let this one have too many.
-        if used.fetch_add(1, Relaxed) >= MANY {
-            used.fetch_sub(1, Relaxed);
-            return Self {
-                bytes: Vec::with_capacity(SMALL),
-                large: None,
-            };
-        }
-        let spare = SPARES.with_borrow_mut(Vec::pop);
-        Self {
-            bytes: spare.unwrap_or_else(|| Vec::with_capacity(SIZE)),
-            large: Some(used),
-        }
+        let bytes = match used.fetch_add(1, Relaxed) {
+            0..MANY => SPARES
+                .with_borrow_mut(Vec::pop)
+                .unwrap_or_else(|| Vec::with_capacity(SIZE)),
+            MANY..MANY_SMALL => Vec::with_capacity(SMALL),
+            _ => Vec::with_capacity(TINY),
+        };
+        Self { bytes, used }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let Some(used) = self.large else { return };
-        used.fetch_sub(1, Relaxed);
+        self.used.fetch_sub(1, Relaxed);
+        if self.bytes.capacity() < SIZE {
+            return;
+        }
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
         // When the thread ends its spares may be gone already.
@@ -156,13 +157,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beyond_many_large_ones_they_are_small() {
+    fn the_more_there_are_the_smaller_they_get() {
         static HERE: AtomicUsize = AtomicUsize::new(0);
         let mut large: Vec<Buffer> = (0..MANY).map(|_| Buffer::take(&HERE)).collect();
         assert!(large.iter().all(|buffer| buffer.bytes.capacity() == SIZE));
         for _ in 0..3 {
             assert_eq!(Buffer::take(&HERE).bytes.capacity(), SMALL);
         }
+        HERE.store(MANY_SMALL, Relaxed);
+        assert_eq!(Buffer::take(&HERE).bytes.capacity(), TINY);
+        HERE.store(MANY, Relaxed);
         drop(large.pop());
         assert_eq!(Buffer::take(&HERE).bytes.capacity(), SIZE);
         drop(large);
