@@ -4,12 +4,11 @@
 //! [`start_auto_forwards`] run the supervisor (steps 4 to 6) for callers that want forwards
 //! without the rest of `rum up`, which runs the same one.
 
-use std::net::IpAddr;
-
 use rum_shared::range::{PortRange, PortRanges};
 use rum_shared::transport::Endpoint;
 use tokio::task::JoinHandle;
 
+use crate::config::values;
 use crate::error::RumError;
 use crate::plan::{AutoPolicy, Policy, StaticForward};
 use crate::supervisor::{Options, Stop, Supervisor};
@@ -41,11 +40,11 @@ pub fn start_port_forwards(
 }
 
 /// Forwards whatever listens in `guest` on a port from `min_port` to `max_port`, on the
-/// same port of the host address `bind`, until the handle is aborted.
+/// same port of the host addresses `bind`, until the handle is aborted.
 ///
 /// # Errors
-/// When the range is empty, reversed or has port 0, or `bind` is not an IP address. Must be
-/// called within a tokio runtime.
+/// When the range is empty, reversed or has port 0, or `bind` is neither `localhost` nor IP addresses
+/// with commas between them. Must be called within a tokio runtime.
 pub fn start_auto_forwards(
     guest: &Endpoint,
     min_port: u16,
@@ -54,10 +53,8 @@ pub fn start_auto_forwards(
 ) -> Result<JoinHandle<()>, RumError> {
     let range =
         PortRange::new(min_port, max_port).map_err(|error| RumError::usage(error.to_string()))?;
-    let bind: IpAddr = bind.parse().map_err(|_| {
-        RumError::usage(format!("`{bind}` is not an IP address"))
-            .hint("write an address of this machine, such as 127.0.0.1")
-    })?;
+    let bind = values::binds(bind)
+        .map_err(|invalid| RumError::usage(invalid.message).hint(invalid.hint))?;
     let auto = AutoPolicy {
         bind,
         ..AutoPolicy::new(PortRanges::new([range]))

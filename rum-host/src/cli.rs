@@ -5,7 +5,6 @@ pub mod ports;
 pub mod tools;
 
 use std::ffi::OsString;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -13,6 +12,7 @@ use clap_complete::engine::ArgValueCandidates;
 use rum_shared::range::PortRanges;
 
 use crate::config::{Overrides, values};
+use crate::policy::Binds;
 use crate::tools::completions::guests;
 
 /// Widest help text; longer lines are hard to read.
@@ -188,9 +188,9 @@ pub struct UpArgs {
     /// Name of the guest, for `rum exec` [default: the name in rum.toml]
     #[arg(long, value_parser = values::name)]
     pub name: Option<String>,
-    /// Host address of automatic forwards [default: 127.0.0.1]
-    #[arg(long, value_name = "ADDR", value_parser = values::address)]
-    pub bind: Option<IpAddr>,
+    /// Host address of automatic forwards [default: localhost]
+    #[arg(long, value_name = "ADDR", value_parser = values::binds)]
+    pub bind: Option<Binds>,
     /// Discard what the guest wrote to its image
     #[arg(long)]
     pub reset: bool,
@@ -351,7 +351,7 @@ mod tests {
     fn usage_errors_exit_with_2() {
         for (name, args) in [
             ("usage-range", &["up", "--range", "6000-5000"][..]),
-            ("usage-bind", &["up", "--bind", "localhost"]),
+            ("usage-bind", &["up", "--bind", "example.com"]),
             ("usage-name", &["exec", "--name", "../x", "ls"]),
             ("usage-no-dashes", &["up", "psql"]),
             ("usage-exec-nothing", &["exec"]),

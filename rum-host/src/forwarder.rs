@@ -26,6 +26,7 @@ use rum_shared::channel::Connected;
 use rum_shared::relay::{self, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -70,6 +71,9 @@ pub enum BindError {
 
 impl From<io::Error> for BindError {
     fn from(error: io::Error) -> Self {
+        if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) {
+            return Self::NoSuchAddress;
+        }
         match error.kind() {
             io::ErrorKind::AddrInUse => Self::InUse,
             io::ErrorKind::PermissionDenied => Self::Privileged,
@@ -88,11 +92,15 @@ struct Bound {
 }
 
 impl Bound {
-    fn new(at: HostAddr) -> Result<Self, BindError> {
+    fn new(at: HostAddr, one_of_many: bool) -> Result<Self, BindError> {
         let socket = match at.0 {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
+        if one_of_many && at.0.is_ipv6() {
+            // `::` leaves IPv4 to `0.0.0.0` beside it.
+            sockopt::set_ipv6_v6only(&socket, true).map_err(io::Error::from)?;
+        }
         // Connections that live on must not keep the port from being bound again.
         socket.set_reuseaddr(true)?;
         socket.bind(at.0)?;
@@ -176,13 +184,13 @@ impl Forwarder {
         }
     }
 
-    /// Binds one more address and listens. Returns the inode of the listening socket. Connections that
-    /// live are no longer to be cut.
+    /// Binds one more address and listens; whether it is `one_of_many`, so that `::` is IPv6 alone.
+    /// Returns the inode of the listening socket. Connections that live are no longer to be cut.
     ///
     /// # Errors
     /// [`BindError`]. Must be called within a tokio runtime.
-    pub fn bind(&self, at: HostAddr) -> Result<u64, BindError> {
-        let bound = Bound::new(at)?;
+    pub fn bind(&self, at: HostAddr, one_of_many: bool) -> Result<u64, BindError> {
+        let bound = Bound::new(at, one_of_many)?;
         let inode = bound.inode;
         self.orders.send_modify(|orders| {
             orders.bound.push(bound);
@@ -368,14 +376,15 @@ impl ForwardTask {
     }
 
     fn connection(&self, client: TcpStream, room: Room) -> Connection {
+        let (room_for_all, served) = (self.dialer.waiting.clone(), self.served.clone());
         Connection {
             client,
             room,
+            waiting: Waiting::new(self.stats.clone(), room_for_all, served),
             guest: self.guest,
             dialer: self.dialer.clone(),
             stats: self.stats.clone(),
             cut: self.cut.clone(),
-            served: self.served.clone(),
         }
     }
 }
@@ -402,33 +411,35 @@ fn somebody_waits(listener: &TcpListener) -> bool {
 struct Connection {
     client: TcpStream,
     room: Room,
+    waiting: Waiting,
     guest: GuestPort,
     dialer: Dialer,
     stats: Arc<Stats>,
     cut: CancellationToken,
+}
+
+/// Counts a client from when it was accepted here until the guest's program has accepted it.
+struct Waiting {
+    stats: Arc<Stats>,
+    room: WaitingRoom,
     served: Arc<Notify>,
 }
 
-/// Counts a client until the guest's program has accepted it.
-struct Waiting<'a> {
-    _own: Counted<'a>,
-    room: WaitingRoom,
-    served: &'a Notify,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(stats: &'a Stats, room: WaitingRoom, served: &'a Notify) -> Self {
+impl Waiting {
+    fn new(stats: Arc<Stats>, room: WaitingRoom, served: Arc<Notify>) -> Self {
         room.enter();
+        stats.waiting.fetch_add(1, Relaxed);
         Self {
-            _own: Counted::new(&stats.waiting),
+            stats,
             room,
             served,
         }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
+        self.stats.waiting.fetch_sub(1, Relaxed);
         self.room.leave();
         self.served.notify_one();
     }
@@ -439,15 +450,14 @@ impl Connection {
         let Self {
             client,
             room,
+            waiting,
             guest,
             mut dialer,
             stats,
             cut,
-            served,
         } = self;
         let _active = Counted::new(&stats.active);
         let opened = {
-            let _waiting = Waiting::new(&stats, dialer.waiting.clone(), &served);
             let mut opening = pin!(async {
                 tokio::select! {
                     biased;
@@ -465,6 +475,7 @@ impl Connection {
                 }
             }
         };
+        drop(waiting);
         let Some(opened) = opened else { return };
         let outcome = match opened {
             Ok(Connected::Framed(channel)) => tokio::select! {

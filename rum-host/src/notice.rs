@@ -61,6 +61,8 @@ pub enum Notice {
     },
     /// A host port cannot be bound now; it is tried again.
     Blocked {
+        /// Which forward, or which address beside its own.
+        key: Key,
         /// The address.
         host: HostAddr,
         /// Where it would lead.
@@ -221,19 +223,27 @@ impl fmt::Display for Notice {
                 }
             }
             Self::Blocked {
+                key,
                 host,
                 guest,
                 reason,
             } => {
-                write!(f, "Not forwarding guest:{guest} yet: ")?;
+                let then = match key.address() {
+                    None => {
+                        write!(f, "Not forwarding guest:{guest} yet: ")?;
+                        "it forwards once that is free"
+                    }
+                    Some(_) => {
+                        write!(f, "Not forwarding {host} → guest:{guest} yet: ")?;
+                        "clients that use this address reach that, not the guest"
+                    }
+                };
                 match reason {
-                    BlockReason::Conflict { holder: Some(p) } => write!(
-                        f,
-                        "{host} is taken by {} (pid {}); it forwards once that is free",
-                        p.name, p.pid
-                    ),
+                    BlockReason::Conflict { holder: Some(p) } => {
+                        write!(f, "{host} is taken by {} (pid {}); {then}", p.name, p.pid)
+                    }
                     BlockReason::Conflict { holder: None } => {
-                        write!(f, "{host} is taken; it forwards once that is free")
+                        write!(f, "{host} is taken; {then}")
                     }
                     BlockReason::Privileged => {
                         write!(

@@ -14,9 +14,11 @@
 //! Invariants: pure and deterministic (no clock, no socket: `now` comes in, the next deadline
 //! goes out); actions are sorted, what frees a port before what takes one; a plan for a state
 //! that is as wanted is empty; nothing is ever bound but a static forward's own address or one
-//! of a [`Territory`]; what awaits the name of its process stays as it is.
+//! of a [`Territory`], and the addresses beside those while they are bound; what awaits the name of its
+//! process stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rum_shared::listener::Listener;
@@ -24,7 +26,8 @@ use rum_shared::listener::Listener;
 use self::candidate::{Reserved, candidate};
 use crate::policy::Territory;
 pub use crate::policy::{
-    AutoPolicy, DRAIN, GuestPort, HostAddr, Key, OnConflict, Policy, StaticForward, Verdict, Want,
+    AutoPolicy, Binds, DRAIN, GuestPort, HostAddr, Key, OnConflict, Policy, StaticForward, Verdict,
+    Want,
 };
 
 mod candidate;
@@ -86,6 +89,21 @@ impl Binding {
             Self::Bound { want, .. } | Self::Blocked { want, .. } => want,
         }
     }
+
+    /// What is asked for at the address `ip` beside the one that is bound: the same port.
+    fn beside(&self, ip: IpAddr) -> Option<Want> {
+        let Self::Bound { want, at } = self else {
+            return None;
+        };
+        want.binds
+            .beside()
+            .any(|beside| beside == ip)
+            .then(|| Want {
+                host: HostAddr(SocketAddr::new(ip, at.0.port())),
+                on_conflict: OnConflict::Wait,
+                ..*want
+            })
+    }
 }
 
 /// One thing to do.
@@ -134,7 +152,7 @@ pub struct Planner {
     /// Those of the policy.
     territories: Vec<Territory>,
     /// The static forwards of the policy.
-    statics: BTreeMap<HostAddr, GuestPort>,
+    statics: BTreeMap<HostAddr, (GuestPort, Binds)>,
     /// None of them is [`Wish::Nothing`] without a binding once it was looked at.
     forwards: BTreeMap<Key, Forward>,
     reserved: Reserved,
@@ -203,7 +221,8 @@ impl Planner {
     fn set_policy(&mut self, policy: Policy) {
         let auto = policy.auto.as_ref();
         self.territories = auto.map(AutoPolicy::territories).unwrap_or_default();
-        self.statics = policy.statics.iter().map(|s| (s.host, s.guest)).collect();
+        let statics = policy.statics.iter();
+        self.statics = statics.map(|s| (s.host, (s.guest, s.binds))).collect();
         self.policy = policy;
         self.touched.extend(self.forwards.keys());
         self.touched
@@ -241,8 +260,17 @@ impl Planner {
     pub fn bound(&mut self, key: Key, want: Want, at: HostAddr) {
         self.ended(key);
         self.reserved.insert(at);
+        self.touch_beside(key, &want);
         let binding = Binding::Bound { want, at };
         self.forwards.entry(key).or_default().binding = Some(binding);
+    }
+
+    /// The addresses beside that of the forward `key` follow it.
+    fn touch_beside(&mut self, key: Key, want: &Want) {
+        if key.address().is_none() {
+            self.touched
+                .extend(want.binds.beside().map(|ip| key.beside(ip)));
+        }
     }
 
     /// An action's result: `at` could not be bound at `now`. Once nothing is left to try, it
@@ -275,7 +303,8 @@ impl Planner {
     pub fn ended(&mut self, key: Key) -> Option<Binding> {
         self.touched.insert(key);
         let binding = self.forwards.get_mut(&key)?.binding.take();
-        if let Some(Binding::Bound { at, .. }) = &binding {
+        if let Some(Binding::Bound { at, want }) = &binding {
+            self.touch_beside(key, want);
             self.release(*at);
         }
         binding
@@ -334,12 +363,17 @@ impl Planner {
         let port = match key {
             Key::Auto(port) => port,
             Key::Static(host) => {
-                let want = |guest: &GuestPort| Want {
+                let want = |(guest, binds): &(GuestPort, Binds)| Want {
                     guest: *guest,
                     host,
+                    binds: *binds,
                     on_conflict: OnConflict::Wait,
                 };
                 let want = self.statics.get(&host).map(want);
+                return want.map_or(Wish::Nothing, Wish::Want);
+            }
+            Key::StaticBeside(_, ip) | Key::AutoBeside(_, ip) => {
+                let want = self.binding(key.forward()).and_then(|b| b.beside(ip));
                 return want.map_or(Wish::Nothing, Wish::Want);
             }
         };

@@ -29,6 +29,7 @@ impl Host {
             drain: DRAIN,
             auto: Some(AutoPolicy {
                 on_conflict,
+                bind: IpAddr::from([127, 0, 0, 1]).into(),
                 ..AutoPolicy::new(range.parse().unwrap())
             }),
         };
@@ -184,6 +185,7 @@ fn a_static_forward_needs_no_listener_and_survives_it() {
     let addr = HostAddr("127.0.0.1:8080".parse().unwrap());
     host.policy.statics.push(StaticForward {
         host: addr,
+        binds: addr.0.ip().into(),
         guest: GuestPort(80),
         label: None,
     });
@@ -199,7 +201,7 @@ fn a_static_forward_needs_no_listener_and_survives_it() {
 fn a_changed_want_is_bound_anew() {
     let mut host = Host::new("5000-5001", OnConflict::Wait);
     host.settle(&[5000]);
-    host.policy.auto.as_mut().unwrap().bind = IpAddr::from([127, 0, 0, 2]);
+    host.policy.auto.as_mut().unwrap().bind = IpAddr::from([127, 0, 0, 2]).into();
     host.log.clear();
     host.settle(&[5000]);
     assert_eq!(
@@ -357,6 +359,21 @@ fn another_policy_touches_only_what_differs() {
     );
 }
 
+#[test]
+fn addresses_beside_follow_the_one_that_decides() {
+    let mut host = Host::new("5000-5009", OnConflict::Next);
+    host.policy.auto.as_mut().unwrap().bind = Binds::LOCALHOST;
+    host.taken.insert(5000);
+    host.settle(&[5000]);
+    let [v4, v6] = ["127.0.0.1:5001", "[::1]:5001"];
+    let (key, beside) = ("Auto(GuestPort(5000))", "AutoBeside(GuestPort(5000), ::1)");
+    let bound = [format!("+ {key} {v4}"), format!("+ {beside} {v6}")];
+    assert_eq!(host.log[host.log.len() - 2..], bound);
+    host.log.clear();
+    host.settle(&[]);
+    assert_eq!(host.log, [format!("- {key}"), format!("- {beside}")]);
+}
+
 /// What happens between two looks.
 #[derive(Debug, Clone)]
 enum Step {
@@ -381,7 +398,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         Just(to(3)),
         Just(RuleAction::Forward {
             host: None,
-            bind: Some(IpAddr::from([127, 0, 0, 2]))
+            bind: Some(IpAddr::from([127, 0, 0, 2]).into())
         }),
     ];
     let rules = (
@@ -412,6 +429,10 @@ fn any_policy() -> impl Strategy<Value = Policy> {
                 .into_iter()
                 .map(|(host, guest)| StaticForward {
                     host: HostAddr(SocketAddr::from(([127, 0, 0, 1], host))),
+                    binds: match host % 2 {
+                        0 => Binds::LOCALHOST,
+                        _ => IpAddr::from([127, 0, 0, 1]).into(),
+                    },
                     guest: GuestPort(guest),
                     label: None,
                 })

@@ -13,15 +13,17 @@
 //! with each other nor with a static forward.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use rum_shared::listener::Listener;
 use rum_shared::range::{PortRange, PortRanges};
 
+mod binds;
 mod rule;
 
+pub use binds::{Binds, MAX_BINDS};
 pub use rule::{MAX_PATTERN, Pattern, Rule, RuleAction};
 
 /// How long connections may go on when rum itself ends their forward, when nothing else is said.
@@ -84,6 +86,8 @@ impl OnConflict {
 pub struct StaticForward {
     /// Where to listen on the host.
     pub host: HostAddr,
+    /// The address of `host`, and those beside it.
+    pub binds: Binds,
     /// Where to go in the guest.
     pub guest: GuestPort,
     /// What the user calls it.
@@ -99,8 +103,8 @@ pub struct AutoPolicy {
     pub exclude: PortRanges,
     /// What differs for some ports; the first that matches counts.
     pub rules: Vec<Rule>,
-    /// The host address they are bound on.
-    pub bind: IpAddr,
+    /// The host addresses they are bound on.
+    pub bind: Binds,
     /// What to do when a host port is taken.
     pub on_conflict: OnConflict,
     /// How long connections may go on when their forward ends, or when their listener closes; zero cuts
@@ -117,8 +121,8 @@ pub struct Territory {
     pub guest: PortRanges,
     /// What is added to a guest port to get its host port.
     pub offset: i32,
-    /// The host address.
-    pub bind: IpAddr,
+    /// The host addresses.
+    pub bind: Binds,
 }
 
 impl Territory {
@@ -131,7 +135,7 @@ impl Territory {
     pub(crate) fn may_bind(&self, guest: GuestPort, at: HostAddr) -> bool {
         let number = i32::from(at.0.port()) - self.offset;
         self.guest.contains(guest.0)
-            && self.bind == at.0.ip()
+            && self.bind.first() == at.0.ip()
             && u16::try_from(number).is_ok_and(|port| self.guest.contains(port))
     }
 }
@@ -151,7 +155,7 @@ impl AutoPolicy {
             ranges,
             exclude: PortRanges::default(),
             rules: Vec::new(),
-            bind: Ipv4Addr::LOCALHOST.into(),
+            bind: Binds::LOCALHOST,
             on_conflict: OnConflict::default(),
             drain: None,
         }
@@ -217,7 +221,7 @@ pub(crate) fn others(
 ) -> impl Iterator<Item = RangeInclusive<u16>> + use<> {
     let first = want.host.0.port();
     let offset = i32::from(first) - i32::from(want.guest.0);
-    let same = |t: &&Territory| t.offset == offset && t.bind == want.host.0.ip();
+    let same = |t: &&Territory| t.offset == offset && t.bind == want.binds;
     // What lies beyond its own, it may not keep: see `may_bind`.
     let own = |t: &&Territory| t.guest.contains(want.guest.0);
     let territories = territories.iter().filter(same).filter(own);
@@ -256,13 +260,44 @@ impl Default for Policy {
     }
 }
 
-/// What names a forward for as long as it lives.
+/// What names a forward for as long as it lives, or one of the addresses beside its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
     /// A static forward, by its host address.
     Static(HostAddr),
     /// An automatic forward, by its guest port.
     Auto(GuestPort),
+    /// One more address of a static forward.
+    StaticBeside(HostAddr, IpAddr),
+    /// One more address of an automatic forward.
+    AutoBeside(GuestPort, IpAddr),
+}
+
+impl Key {
+    /// The forward.
+    pub fn forward(self) -> Self {
+        match self {
+            Self::StaticBeside(host, _) => Self::Static(host),
+            Self::AutoBeside(port, _) => Self::Auto(port),
+            forward => forward,
+        }
+    }
+
+    /// One more address of the forward.
+    pub fn beside(self, ip: IpAddr) -> Self {
+        match self.forward() {
+            Self::Auto(port) | Self::AutoBeside(port, _) => Self::AutoBeside(port, ip),
+            Self::Static(host) | Self::StaticBeside(host, _) => Self::StaticBeside(host, ip),
+        }
+    }
+
+    /// The address, if this names one beside a forward's own.
+    pub fn address(self) -> Option<IpAddr> {
+        match self {
+            Self::StaticBeside(_, ip) | Self::AutoBeside(_, ip) => Some(ip),
+            Self::Static(_) | Self::Auto(_) => None,
+        }
+    }
 }
 
 /// A forward that should be.
@@ -272,6 +307,8 @@ pub struct Want {
     pub guest: GuestPort,
     /// Where it should be bound.
     pub host: HostAddr,
+    /// The addresses of the forward.
+    pub binds: Binds,
     /// Whether another port will do.
     pub on_conflict: OnConflict,
 }
@@ -355,7 +392,8 @@ impl Policy {
         match u16::try_from(i32::from(listener.port) + offset) {
             Ok(port) if port != 0 => Verdict::Forward(Want {
                 guest: GuestPort(listener.port),
-                host: HostAddr(SocketAddr::new(bind, port)),
+                host: HostAddr(SocketAddr::new(bind.first(), port)),
+                binds: bind,
                 on_conflict: auto.on_conflict,
             }),
             _ => Verdict::OutOfRange,
@@ -364,7 +402,7 @@ impl Policy {
 
     /// What the user calls the forward `key`: an automatic one by the rule for its `listener`.
     pub fn label(&self, key: Key, listener: Option<&Listener>) -> Option<&str> {
-        match (key, &self.auto, listener) {
+        match (key.forward(), &self.auto, listener) {
             (Key::Static(host), ..) => {
                 let forward = self.statics.iter().find(|s| s.host == host)?;
                 forward.label.as_deref()
@@ -373,7 +411,7 @@ impl Policy {
                 Match::Rule(_, rule) => rule.label.as_deref(),
                 Match::NoRule | Match::Unknown => None,
             },
-            (Key::Auto(_), ..) => None,
+            _ => None,
         }
     }
 }

@@ -155,7 +155,10 @@ fn any_rule() -> impl Strategy<Value = Rule> {
             process: process.map(Pattern::new),
             action: match ignore {
                 true => RuleAction::Ignore,
-                false => RuleAction::Forward { host, bind },
+                false => RuleAction::Forward {
+                    host,
+                    bind: bind.map(Into::into),
+                },
             },
             label: None,
             drain: None,
@@ -195,7 +198,7 @@ proptest! {
             for other in others(&want, &auto.territories()).flatten() {
                 prop_assert!(other != want.host.0.port());
                 let at = HostAddr(SocketAddr::new(want.host.0.ip(), other));
-                let lies_in = |t: &Territory| t.bind == at.0.ip() && t.host().contains(other);
+                let lies_in = |t: &Territory| t.bind.first() == at.0.ip() && t.host().contains(other);
                 prop_assert!(territories.iter().any(lies_in), "{at}");
             }
         }

@@ -42,6 +42,10 @@ pub enum Standing<'a> {
         stats: &'a Stats,
         /// From the agent's word to the bound port.
         took: Option<Duration>,
+        /// Its other addresses that are bound.
+        beside: Vec<HostAddr>,
+        /// One that is not, and why.
+        lacks: Option<(HostAddr, &'a BlockReason)>,
     },
     /// It could not be bound there, for this reason.
     Blocked {
@@ -134,8 +138,35 @@ pub fn not_running(facts: &Facts<'_>) -> PortStatus {
 
 fn id(key: Key) -> String {
     match key {
-        Key::Auto(port) => format!("guest:{port}"),
-        Key::Static(host) => format!("static:{host}"),
+        Key::Auto(port) | Key::AutoBeside(port, _) => format!("guest:{port}"),
+        Key::Static(host) | Key::StaticBeside(host, _) => format!("static:{host}"),
+    }
+}
+
+/// Why `at` is not bound.
+fn not_bound(at: HostAddr, why: &BlockReason, hint: Option<&str>) -> Reason {
+    let (code, message) = match why {
+        BlockReason::Conflict { holder: Some(p) } => (
+            "host-port-taken",
+            format!("{at} is taken by {} (pid {})", p.name, p.pid),
+        ),
+        BlockReason::Conflict { holder: None } => ("host-port-taken", format!("{at} is taken")),
+        BlockReason::Privileged => (
+            "host-port-privileged",
+            format!("{at} needs privilege, as any port below 1024"),
+        ),
+        BlockReason::Other(why) => ("bind-failed", format!("cannot bind {at}: {why}")),
+    };
+    let holder = match why {
+        BlockReason::Conflict { holder: Some(p) } => Some(ProcessName {
+            pid: p.pid,
+            name: p.name.clone(),
+        }),
+        _ => None,
+    };
+    Reason {
+        holder,
+        ..reason(code, message, hint)
     }
 }
 
@@ -155,6 +186,42 @@ fn address(addr: &BoundAddr) -> String {
     }
 }
 
+/// What clients of a forwarded port meet that they should not, the worst first.
+fn trouble(stats: &Stats, lacks: Option<(HostAddr, &BlockReason)>) -> Option<Reason> {
+    let count = |n: u64, what: &str| match n {
+        1 => format!("1 connection {what}"),
+        n => format!("{n} connections {what}"),
+    };
+    if stats.exhausted.load(Relaxed) {
+        let message = "connections wait: rum has no file descriptors or memory left";
+        let hint = "close some connections, or start rum with a higher `ulimit -n`";
+        return Some(reason("exhausted", message, Some(hint)));
+    }
+    let unserved = stats.unserved.load(Relaxed);
+    if unserved > 0 {
+        let message = count(unserved.into(), "waiting: the agent has no room for more");
+        let hint = "close some connections, or give the agent more file descriptors";
+        return Some(reason("agent-exhausted", message, Some(hint)));
+    }
+    let slow = stats.slow.load(Relaxed);
+    if slow > 0 {
+        let message = count(
+            slow.into(),
+            "waiting: the program in the guest does not accept them",
+        );
+        let hint = "look whether it is stopped or busy, or whether the guest's firewall drops them";
+        return Some(reason("not-accepted", message, Some(hint)));
+    }
+    if let Some((at, why)) = lacks {
+        let hint = "free it; until then clients that use this address do not reach the guest";
+        return Some(not_bound(at, why, Some(hint)));
+    }
+    let refusal = stats.last_refusal()?;
+    let refused = count(stats.refused.load(Relaxed), "reset");
+    let message = format!("{refused}, the last one because {}", refusal.words());
+    Some(reason("refused", message, None))
+}
+
 impl Facts<'_> {
     fn row(&self, id: String, state: State, reason: Option<Reason>) -> PortStatus {
         let listener = self.listener;
@@ -165,6 +232,7 @@ impl Facts<'_> {
             port: self.port.0,
             guest_addresses: addresses.unwrap_or_default(),
             host: None,
+            host_addresses: Vec::new(),
             state,
             previous_state: None,
             reason,
@@ -189,8 +257,17 @@ impl Facts<'_> {
         let (state, reason) = self.state(forward);
         let mut row = self.row(id(forward.key), state, reason);
         row.label = forward.label.map(str::to_owned);
-        if let Standing::Bound { at, stats, took } = &forward.standing {
+        if let Standing::Bound {
+            at,
+            stats,
+            took,
+            beside,
+            ..
+        } = &forward.standing
+        {
             row.bound(*at, stats);
+            let others = beside.iter().map(HostAddr::to_string);
+            row.host_addresses.extend(others);
             row.detected_us = self.listener.and_then(detected_us);
             row.url = Some(format!("http://{at}/"));
             if let Key::Auto(_) = forward.key {
@@ -203,56 +280,44 @@ impl Facts<'_> {
     fn state(&self, forward: &Forward<'_>) -> (State, Option<Reason>) {
         let (at, blocked) = match &forward.standing {
             Standing::Blocked { at, reason } => (*at, *reason),
-            Standing::Bound { stats, .. } => return self.bound_state(forward.key, stats),
+            Standing::Bound { stats, lacks, .. } => {
+                return self.bound_state(forward.key, stats, *lacks);
+            }
         };
-        match blocked {
-            None => (
-                State::Pending,
-                Some(reason(
-                    "bind-failed",
-                    format!("{at} is not bound yet"),
-                    None,
-                )),
+        let Some(why) = blocked else {
+            let message = format!("{at} is not bound yet");
+            return (State::Pending, Some(reason("bind-failed", message, None)));
+        };
+        let (state, hint) = match (why, forward.key) {
+            (BlockReason::Conflict { .. }, Key::Auto(_)) => (
+                State::Conflict,
+                Some("free it, or set on_conflict = \"next\""),
             ),
-            Some(BlockReason::Conflict { holder }) => {
-                let (message, holder) = match holder {
-                    Some(holder) => (
-                        format!("{at} is taken by {} (pid {})", holder.name, holder.pid),
-                        Some(ProcessName {
-                            pid: holder.pid,
-                            name: holder.name.clone(),
-                        }),
-                    ),
-                    None => (format!("{at} is taken"), None),
-                };
-                let hint = match forward.key {
-                    Key::Auto(_) => "free it, or set on_conflict = \"next\"",
-                    Key::Static(_) => "free it, or give the forward another `host` port",
-                };
-                let reason = Reason {
-                    holder,
-                    ..reason("host-port-taken", message, Some(hint))
-                };
-                (State::Conflict, Some(reason))
-            }
-            Some(BlockReason::Privileged) => {
-                let message = format!("{at} needs privilege, as any port below 1024");
-                let hint = "give it a host port from 1024 up, run rum as root, or lower \
-                            net.ipv4.ip_unprivileged_port_start";
-                let reason = reason("host-port-privileged", message, Some(hint));
-                (State::RefusedPrivileged, Some(reason))
-            }
-            Some(BlockReason::Other(why)) => {
-                let message = format!("cannot bind {at}: {why}");
-                (State::Pending, Some(reason("bind-failed", message, None)))
-            }
-        }
+            (BlockReason::Conflict { .. }, _) => (
+                State::Conflict,
+                Some("free it, or give the forward another `host` port"),
+            ),
+            (BlockReason::Privileged, _) => (
+                State::RefusedPrivileged,
+                Some(
+                    "give it a host port from 1024 up, run rum as root, or lower \
+                     net.ipv4.ip_unprivileged_port_start",
+                ),
+            ),
+            (BlockReason::Other(_), _) => (State::Pending, None),
+        };
+        (state, Some(not_bound(at, why, hint)))
     }
 
-    fn bound_state(&self, key: Key, stats: &Stats) -> (State, Option<Reason>) {
+    fn bound_state(
+        &self,
+        key: Key,
+        stats: &Stats,
+        lacks: Option<(HostAddr, &BlockReason)>,
+    ) -> (State, Option<Reason>) {
         match self.knowledge {
             Knowledge::Current if self.listener.is_some() => {
-                (State::Forwarded, self.trouble(stats))
+                (State::Forwarded, trouble(stats, lacks))
             }
             Knowledge::Current => {
                 let message = format!("nothing listens on guest port {} yet", self.port);
@@ -273,7 +338,7 @@ impl Facts<'_> {
                     Key::Auto(_) => {
                         "the port stays bound for a while and new connections wait for the agent"
                     }
-                    Key::Static(_) => "new connections wait for the agent",
+                    _ => "new connections wait for the agent",
                 };
                 let message = format!("the agent is lost: {why}");
                 (State::Lost, Some(reason("agent-lost", message, Some(hint))))
@@ -284,39 +349,6 @@ impl Facts<'_> {
                 (State::Lost, Some(reason("agent-lost", message, Some(hint))))
             }
         }
-    }
-
-    /// What clients of a forwarded port meet that they should not, the worst first.
-    fn trouble(&self, stats: &Stats) -> Option<Reason> {
-        let count = |n: u64, what: &str| match n {
-            1 => format!("1 connection {what}"),
-            n => format!("{n} connections {what}"),
-        };
-        if stats.exhausted.load(Relaxed) {
-            let message = "connections wait: rum has no file descriptors or memory left";
-            let hint = "close some connections, or start rum with a higher `ulimit -n`";
-            return Some(reason("exhausted", message, Some(hint)));
-        }
-        let unserved = stats.unserved.load(Relaxed);
-        if unserved > 0 {
-            let message = count(unserved.into(), "waiting: the agent has no room for more");
-            let hint = "close some connections, or give the agent more file descriptors";
-            return Some(reason("agent-exhausted", message, Some(hint)));
-        }
-        let slow = stats.slow.load(Relaxed);
-        if slow > 0 {
-            let message = count(
-                slow.into(),
-                "waiting: the program in the guest does not accept them",
-            );
-            let hint =
-                "look whether it is stopped or busy, or whether the guest's firewall drops them";
-            return Some(reason("not-accepted", message, Some(hint)));
-        }
-        let refusal = stats.last_refusal()?;
-        let refused = count(stats.refused.load(Relaxed), "reset");
-        let message = format!("{refused}, the last one because {}", refusal.words());
-        Some(reason("refused", message, None))
     }
 
     /// The row of a port that is not forwarded automatically; None if it is about to be.
@@ -382,6 +414,7 @@ fn detected_us(listener: &Listener) -> Option<u64> {
 impl PortStatus {
     fn bound(&mut self, at: HostAddr, stats: &Stats) {
         self.host = Some(at.to_string());
+        self.host_addresses = vec![at.to_string()];
         self.connections = Connections {
             now: stats.active.load(Relaxed),
             total: stats.accepted.load(Relaxed),

@@ -40,6 +40,7 @@ fn forward() -> Verdict {
     Verdict::Forward(Want {
         guest: PORT,
         host: host(5000),
+        binds: host(5000).0.ip().into(),
         on_conflict: OnConflict::Wait,
     })
 }
@@ -64,6 +65,8 @@ fn bound(key: Key, stats: &Stats) -> Forward<'_> {
             at: host(5000),
             stats,
             took: Some(Duration::from_micros(400)),
+            beside: vec![],
+            lacks: None,
         },
         label: Some("web"),
     }

@@ -43,11 +43,11 @@ impl Machine {
         }
     }
 
-    /// The `rum.toml` for a guest behind `device`, with `rest` at its end.
+    /// The `rum.toml` for a guest behind `device`, with `rest` at its head.
     pub fn config(device: &Device, rest: &str) -> String {
         let socket = device.socket("vm");
         let socket = socket.display();
-        format!("[guest]\nkind = \"unix\"\nsocket = \"{socket}\"\n{rest}")
+        format!("{rest}[guest]\nkind = \"unix\"\nsocket = \"{socket}\"\n")
     }
 
     /// Begins the guest anew, in a new network namespace: its program and whatever it had opened

@@ -6,9 +6,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::time::Duration;
 
+use rum_host::control::model::{PortStatus, State};
 use rum_tests::Fnv;
 use rum_tests::client::{connect, exchange, host, until_refused};
 use rum_tests::netns::in_netns;
+use rum_tests::ports::{follow, until_port};
 use rum_tests::rum::Setup;
 
 const RANGE: [&str; 2] = ["--range", "5000-6000"];
@@ -150,9 +152,10 @@ fn bytes_arrive_unchanged_and_a_reset_stays_a_reset() {
 }
 
 #[test]
-fn connections_drain_after_their_listener_closed() {
+fn connections_go_on_after_their_listener_closed() {
     in_netns(|| {
-        let (rum, mut guest) = Setup::new().start_guest(&RANGE);
+        let setup = Setup::new();
+        let (rum, mut guest) = setup.start_guest(&RANGE);
         guest.tell("listen 127.0.0.1:5000 echo");
         rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
         let mut stream = connect(5000);
@@ -161,11 +164,31 @@ fn connections_drain_after_their_listener_closed() {
         stream.read_exact(&mut byte).expect("echo");
         guest.tell("close 127.0.0.1:5000");
         rum.stderr
-            .wait("Stopped forwarding 5000 (1 connection draining)");
+            .wait("Stopped forwarding 5000 (1 connection still open)");
         until_refused(5000);
-        stream.write_all(b"b").expect("it drains");
-        stream.read_exact(&mut byte).expect("it drains");
-        assert_eq!(&byte, b"b");
+        let mut echoes = |text: &[u8; 1]| {
+            stream.write_all(text).expect("it goes on");
+            stream.read_exact(&mut byte).expect("it goes on");
+            assert_eq!(&byte, text);
+        };
+        echoes(b"b");
+        let draining = |port: &PortStatus| port.state == State::Draining;
+        let shown = until_port(&setup, "guest:5000", draining);
+        assert_eq!(shown.connections.now, 1);
+        // It is a connection of the next one, and none that drains.
+        guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stderr.wait_nth("Auto-forwarding 127.0.0.1:5000", 2);
+        echoes(b"c");
+        assert_eq!(exchange(5000, "new").expect("echo"), "new");
+        let ports = follow(&setup, "what is forwarded", |known| {
+            Some(
+                known
+                    .ports()
+                    .map(|p| (p.id.clone(), p.state))
+                    .collect::<Vec<_>>(),
+            )
+        });
+        assert_eq!(ports, [("guest:5000".to_owned(), State::Forwarded)]);
     });
 }
 

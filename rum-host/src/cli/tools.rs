@@ -1,12 +1,12 @@
 //! Arguments of the small commands around `rum up`.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 use rum_shared::range::PortRanges;
 
 use crate::config::{Overrides, values};
+use crate::policy::Binds;
 
 /// Arguments of `rum init`.
 #[derive(Debug, Clone, Default, Args)]
@@ -57,8 +57,8 @@ pub struct CheckArgs {
     #[arg(long, value_parser = values::name)]
     pub name: Option<String>,
     /// As `rum up --bind`
-    #[arg(long, value_name = "ADDR", value_parser = values::address)]
-    pub bind: Option<IpAddr>,
+    #[arg(long, value_name = "ADDR", value_parser = values::binds)]
+    pub bind: Option<Binds>,
 }
 
 impl CheckArgs {

@@ -5,8 +5,8 @@ use rum_shared::range::{PortRange, PortRanges, RangeError};
 use super::check::{Check, Place};
 use super::error::Problem;
 use super::raw::{AutoPortsConfig, Config, RuleConfig};
-use super::{DEFAULT_BIND, Overrides, values};
-use crate::policy::{AutoPolicy, OnConflict, Pattern, Rule, RuleAction};
+use super::{Overrides, values};
+use crate::policy::{AutoPolicy, Binds, OnConflict, Pattern, Rule, RuleAction};
 
 /// Most rules; each is compared with every listener.
 pub const MAX_RULES: usize = 256;
@@ -22,7 +22,7 @@ impl Check<'_> {
         };
         let bind = match overrides.bind {
             Some(bind) => bind,
-            None => self.address(at, file.map_or(DEFAULT_BIND, |file| &file.bind)),
+            None => file.map_or(Binds::LOCALHOST, |file| self.binds(at, &file.bind)),
         };
         let mut auto = AutoPolicy {
             bind,
@@ -83,7 +83,7 @@ impl Check<'_> {
             .map(|text| self.text(at, "process", text, values::pattern))
             .map(|text| Pattern::new(&text));
         let host = raw.host.and_then(|host| self.port(at, "host", host));
-        let bind = raw.bind.as_deref().map(|text| self.address(at, text));
+        let bind = raw.bind.as_ref().map(|texts| self.binds(at, texts));
         let label = self.label(at, raw.label.as_deref());
         let drain = raw.drain.as_deref();
         let drain = drain.map(|text| self.text(at, "drain", text, values::duration));

@@ -4,17 +4,17 @@
 //! address and port; a collision later is somebody else's socket. [`super::auto`] checks
 //! `[auto_ports]`, [`super::clash`] what collides with what.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::guest::GuestKind;
-use crate::policy::{DRAIN, GuestPort, HostAddr, Policy, StaticForward, overlap};
+use crate::policy::{Binds, DRAIN, GuestPort, HostAddr, Policy, StaticForward};
 
 use super::error::Problem;
-use super::raw::Config;
+use super::raw::{Config, Texts};
 use super::values::{self, Invalid};
 use super::{DEFAULT_NAME, Overrides, Settings};
 
@@ -131,9 +131,18 @@ impl Check<'_> {
         })
     }
 
-    pub(super) fn address(&mut self, at: Place<'_>, text: &str) -> IpAddr {
-        self.text(at, "bind", text, |text| values::address(text).map(Address))
-            .0
+    pub(super) fn binds(&mut self, at: Place<'_>, texts: &Texts) -> Binds {
+        let read = match texts {
+            Texts::One(text) => values::binds(text),
+            Texts::Many(texts) => {
+                values::binds_of(&texts.iter().map(String::as_str).collect::<Vec<_>>())
+            }
+        };
+        read.unwrap_or_else(|invalid| {
+            let label = "cannot be used as `bind`";
+            self.problem(at, "bind", label, invalid.message, invalid.hint);
+            Binds::LOCALHOST
+        })
     }
 
     pub(super) fn problem(
@@ -163,14 +172,14 @@ impl Check<'_> {
             let at = self.root.item("ports", i);
             let host = self.port(at, "host", entry.host);
             let guest = self.port(at, "guest", entry.guest);
-            let bind = self.address(at, &entry.bind);
+            let binds = self.binds(at, &entry.bind);
             let (Some(host), Some(guest)) = (host, guest) else {
                 continue;
             };
-            let host = SocketAddr::new(bind, host);
+            let host = SocketAddr::new(binds.first(), host);
             let span = at.span("host");
             let collides =
-                |f: &StaticForward| f.host.0.port() == host.port() && overlap(f.host.0.ip(), bind);
+                |f: &StaticForward| f.host.0.port() == host.port() && f.binds.overlap(&binds);
             if let Some((other, first)) = forwards.iter().find(|(f, _)| collides(f)) {
                 let message = if other.host.0 == host {
                     format!("host port {} is forwarded twice", host.port())
@@ -186,6 +195,7 @@ impl Check<'_> {
             forwards.push((
                 StaticForward {
                     host: HostAddr(host),
+                    binds,
                     guest: GuestPort(guest),
                     label: self.label(at, entry.label.as_deref()),
                 },
@@ -203,14 +213,5 @@ impl Check<'_> {
             self.problem(at, key, "not a port", message, hint);
         }
         port
-    }
-}
-
-/// [`IpAddr`] with the loopback address as its default.
-struct Address(IpAddr);
-
-impl Default for Address {
-    fn default() -> Self {
-        Self(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
     }
 }

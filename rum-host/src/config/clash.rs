@@ -4,7 +4,6 @@
 //! distance between guest and host ports cannot collide, since a host port then has one guest
 //! port; all other pairs must share no host port.
 
-use std::net::IpAddr;
 use std::ops::Range;
 
 use rum_shared::range::{PortRange, PortRanges};
@@ -12,7 +11,7 @@ use rum_shared::range::{PortRange, PortRanges};
 use super::Overrides;
 use super::check::{Check, Placed};
 use super::error::Problem;
-use crate::policy::{AutoPolicy, Territory, overlap};
+use crate::policy::{AutoPolicy, Binds, Territory};
 
 /// Ports below need privilege: none is proposed unless the user was there.
 const FIRST_FREE: u16 = 1024;
@@ -87,7 +86,7 @@ impl Check<'_> {
         let host = one.host();
         let (other, shared) = all
             .iter()
-            .filter(|other| other.offset != one.offset && overlap(other.bind, one.bind))
+            .filter(|other| other.offset != one.offset && other.bind.overlap(&one.bind))
             .filter(|other| other.offset == 0 || other.rule < one.rule)
             .map(|other| (other, other.host().intersection(&host)))
             .find(|(_, shared)| !shared.is_empty())?;
@@ -161,8 +160,7 @@ impl Check<'_> {
 fn statics_in<'a>(one: &Territory, forwards: &'a [Placed]) -> impl Iterator<Item = &'a Placed> {
     let (host, bind) = (one.host(), one.bind);
     forwards.iter().filter(move |(forward, _)| {
-        let at = forward.host.0;
-        host.contains(at.port()) && overlap(bind, at.ip())
+        host.contains(forward.host.0.port()) && bind.overlap(&forward.binds)
     })
 }
 
@@ -188,10 +186,10 @@ fn elsewhere(
     all: &[Territory],
     forwards: &[Placed],
 ) -> String {
-    let here = |ip: IpAddr| overlap(one.bind, ip);
-    let others = all.iter().filter(|t| t.rule != one.rule && here(t.bind));
-    let statics = forwards.iter().map(|(f, _)| f.host.0);
-    let statics = statics.filter(|at| here(at.ip())).map(|at| at.port());
+    let here = |binds: &Binds| one.bind.overlap(binds);
+    let others = all.iter().filter(|t| t.rule != one.rule && here(&t.bind));
+    let statics = forwards.iter().filter(|(f, _)| here(&f.binds));
+    let statics = statics.map(|(f, _)| f.host.0.port());
     let taken = others.fold(single(statics), |all, t| all.union(&t.host()));
     let free = PortRanges::new([PortRange::ALL]).difference(&taken);
     let guest = auto.rules[rule].guest.as_ref();

@@ -27,7 +27,6 @@ mod tests;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rum_shared::range::PortRanges;
@@ -40,7 +39,7 @@ pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig, RuleConfig};
 
 use crate::error::RumError;
 use crate::guest::GuestKind;
-use crate::plan::Policy;
+use crate::plan::{Binds, Policy};
 
 /// The file that is read when none is named.
 pub const FILE_NAME: &str = "rum.toml";
@@ -48,8 +47,8 @@ pub const FILE_NAME: &str = "rum.toml";
 pub const MAX_FILE: u64 = 1 << 20;
 /// The guest's name when none is given.
 pub const DEFAULT_NAME: &str = "default";
-/// The host address of forwards when none is given.
-pub const DEFAULT_BIND: &str = "127.0.0.1";
+/// The host addresses of forwards when none are given.
+pub const DEFAULT_BIND: &str = "localhost";
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +79,7 @@ pub struct Overrides {
     /// `--range`: takes the place of `[auto_ports] range`.
     pub ranges: Option<PortRanges>,
     /// `--bind`: takes the place of `[auto_ports] bind`.
-    pub bind: Option<IpAddr>,
+    pub bind: Option<Binds>,
     /// `--name`: takes the place of `name`.
     pub name: Option<String>,
     /// `--privileged`: as `[guest] privileged = true`.

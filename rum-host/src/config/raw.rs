@@ -28,6 +28,24 @@ pub struct Config {
     pub auto_ports: Option<AutoPortsConfig>,
 }
 
+/// One text, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Facet)]
+#[facet(untagged)]
+#[repr(u8)]
+pub enum Texts {
+    /// `"localhost"`
+    One(String),
+    /// `["127.0.0.1", "::1"]`
+    Many(Vec<String>),
+}
+
+impl Default for Texts {
+    /// What `bind` is when nothing else is said.
+    fn default() -> Self {
+        Self::One(DEFAULT_BIND.to_owned())
+    }
+}
+
 /// `[guest]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Facet)]
 pub struct GuestConfig {
@@ -76,9 +94,9 @@ pub struct PortConfig {
     pub host: i64,
     /// `guest` is the port in the guest, from 1 to 65535, such as `guest = 80`
     pub guest: i64,
-    /// `bind` is an IP address of this machine, such as `bind = "127.0.0.1"`
-    #[facet(default = DEFAULT_BIND.to_string())]
-    pub bind: String,
+    /// `bind` is the addresses of this machine to listen on, such as `bind = "localhost"` or `bind = ["127.0.0.1", "192.0.2.1"]`
+    #[facet(default)]
+    pub bind: Texts,
     /// `label` is what you call it, such as `label = "web"`
     pub label: Option<String>,
 }
@@ -90,9 +108,9 @@ pub struct AutoPortsConfig {
     pub range: String,
     /// `exclude` is the ports of the range to leave alone, such as `exclude = "5432,9000-9100"`
     pub exclude: Option<String>,
-    /// `bind` is an IP address of this machine, such as `bind = "127.0.0.1"`
-    #[facet(default = DEFAULT_BIND.to_string())]
-    pub bind: String,
+    /// `bind` is the addresses of this machine to listen on, such as `bind = "localhost"` or `bind = ["127.0.0.1", "192.0.2.1"]`
+    #[facet(default)]
+    pub bind: Texts,
     /// `on_conflict` is what to do when a host port is taken: `on_conflict = "wait"` or `"next"`
     #[facet(default = OnConflict::default().as_str().to_owned())]
     pub on_conflict: String,
@@ -115,8 +133,8 @@ pub struct RuleConfig {
     pub action: String,
     /// `host` is the host port of the first port of `guest`, such as `host = 15000`
     pub host: Option<i64>,
-    /// `bind` is an IP address of this machine, such as `bind = "127.0.0.1"`
-    pub bind: Option<String>,
+    /// `bind` is the addresses of this machine to listen on, such as `bind = "localhost"` or `bind = ["127.0.0.1", "192.0.2.1"]`
+    pub bind: Option<Texts>,
     /// `label` is what you call these ports, such as `label = "database"`
     pub label: Option<String>,
     /// `drain` is how long open connections to these ports may go on when their listener closes, such as `drain = "10s"`

@@ -13,6 +13,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::error::Problem;
+use super::raw::Texts;
 
 /// Longest key for which a similar one is looked for.
 const MAX_SIMILAR: usize = 32;
@@ -36,6 +37,7 @@ struct Pass {
 enum Kind {
     Text,
     Texts,
+    TextOrTexts,
     Number,
     Truth,
     Table(&'static [Field]),
@@ -65,7 +67,7 @@ impl Place {
     /// A key as it is written in this table: `range`, `[guest]`, `[[auto_ports.rule]]`.
     fn key(&self, field: &'static Field) -> String {
         match kind(field) {
-            Kind::Text | Kind::Texts | Kind::Number | Kind::Truth => {
+            Kind::Text | Kind::Texts | Kind::TextOrTexts | Kind::Number | Kind::Truth => {
                 field.effective_name().to_owned()
             }
             Kind::Table(_) | Kind::Tables(_) => self.of(field).header(),
@@ -129,11 +131,12 @@ impl Pass {
     fn value(&mut self, value: &Spanned<DeValue<'_>>, field: &'static Field, place: &Place) {
         let span = value.span();
         match (kind(field), value.get_ref()) {
-            (Kind::Text, DeValue::String(_)) | (Kind::Truth, DeValue::Boolean(_)) => {}
-            (Kind::Texts, DeValue::Array(array)) => {
+            (Kind::Text | Kind::TextOrTexts, DeValue::String(_))
+            | (Kind::Truth, DeValue::Boolean(_)) => {}
+            (kind @ (Kind::Texts | Kind::TextOrTexts), DeValue::Array(array)) => {
                 let others = array.iter().filter(|item| !item.get_ref().is_str());
                 for item in others {
-                    self.wrong_type(item.span(), &Kind::Texts, item.get_ref(), field, place);
+                    self.wrong_type(item.span(), &kind, item.get_ref(), field, place);
                 }
             }
             (Kind::Number, DeValue::Integer(number)) => {
@@ -185,6 +188,7 @@ impl Pass {
         let wanted = match kind {
             Kind::Text => "a text in quotes",
             Kind::Texts => "a list of texts in quotes",
+            Kind::TextOrTexts => "a text in quotes, or a list of such texts",
             Kind::Number => "a number",
             Kind::Truth => "true or false",
             Kind::Table(_) => "one table",
@@ -270,7 +274,7 @@ fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<(String
     }
     fields.iter().find_map(|field| match kind(field) {
         Kind::Table(inner) | Kind::Tables(inner) => home_of(key, inner, &place.of(field)),
-        Kind::Text | Kind::Texts | Kind::Number | Kind::Truth => None,
+        Kind::Text | Kind::Texts | Kind::TextOrTexts | Kind::Number | Kind::Truth => None,
     })
 }
 
@@ -320,6 +324,7 @@ fn kind(field: &'static Field) -> Kind {
         Def::List(list) if list.t().is_type::<String>() => Kind::Texts,
         Def::List(list) => Kind::Tables(fields(list.t())),
         _ if shape.is_type::<String>() => Kind::Text,
+        _ if shape.is_type::<Texts>() => Kind::TextOrTexts,
         _ if shape.is_type::<i64>() => Kind::Number,
         _ if shape.is_type::<bool>() => Kind::Truth,
         _ => Kind::Table(fields(shape)),

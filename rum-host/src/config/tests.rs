@@ -82,7 +82,7 @@ fn ranges(text: &str) -> Overrides {
 fn the_command_line_goes_over_the_file() {
     let text = "name = \"dev\"\n[[ports]]\nhost = 8080\nguest = 80\n[auto_ports]\nrange = \"1-9\"\non_conflict = \"next\"";
     let overrides = Overrides {
-        bind: Some("::1".parse().unwrap()),
+        bind: Some(std::net::IpAddr::from(std::net::Ipv6Addr::LOCALHOST).into()),
         name: Some("other".into()),
         ..ranges("5000-6000")
     };
@@ -125,7 +125,7 @@ fn files_that_cannot_be_used() {
     )
     .unwrap();
     let bind = Overrides {
-        bind: Some("::1".parse().unwrap()),
+        bind: Some(std::net::IpAddr::from(std::net::Ipv6Addr::LOCALHOST).into()),
         ..Overrides::default()
     };
     let all = [
@@ -208,6 +208,7 @@ fn valid() -> impl Strategy<Value = (String, Settings)> {
             let (host, guest) = (HostAddr(host), GuestPort(guest));
             settings.policy.statics.push(StaticForward {
                 host,
+                binds: host.0.ip().into(),
                 guest,
                 label: None,
             });

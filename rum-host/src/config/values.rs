@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rum_shared::text::clean;
 
-use crate::policy::MAX_PATTERN;
+use crate::policy::{Binds, MAX_BINDS, MAX_PATTERN};
 
 /// Longest name; it becomes a part of socket paths, which end at 108 bytes (unix(7)).
 pub const MAX_NAME: usize = 64;
@@ -77,7 +77,10 @@ pub fn address(text: &str) -> Result<IpAddr, Invalid> {
     let write = |ip: &str| format!("write an IP address, such as \"{ip}\"");
     Err(match text {
         "" => Invalid::new("the address is empty", write("127.0.0.1")),
-        "localhost" => Invalid::new("`localhost` is a host name", write("127.0.0.1")),
+        "localhost" => Invalid::new(
+            "`localhost` is 127.0.0.1 and ::1",
+            "write it alone, not in a list",
+        ),
         "*" => Invalid::new(
             "`*` is not an IP address",
             "write \"0.0.0.0\" for all addresses of this machine",
@@ -103,6 +106,44 @@ pub fn address(text: &str) -> Result<IpAddr, Invalid> {
                 )
             }
         }
+    })
+}
+
+/// Where to bind: `localhost`, or addresses of this machine, separated by commas.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn binds(text: &str) -> Result<Binds, Invalid> {
+    binds_of(&text.split(',').map(str::trim).collect::<Vec<_>>())
+}
+
+/// Where to bind: `localhost` alone, or 1 to [`MAX_BINDS`] addresses of this machine.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn binds_of(texts: &[&str]) -> Result<Binds, Invalid> {
+    if texts == ["localhost"] {
+        return Ok(Binds::LOCALHOST);
+    }
+    let addresses = texts.iter().map(|text| address(text));
+    let addresses: Vec<IpAddr> = addresses.collect::<Result<_, _>>()?;
+    for (index, ip) in addresses.iter().enumerate() {
+        if addresses[..index].contains(ip) {
+            return Err(Invalid::new(
+                format!("{ip} is there twice"),
+                "write each address once",
+            ));
+        }
+    }
+    Binds::new(&addresses).ok_or_else(|| match addresses.len() {
+        0 => Invalid::new(
+            "there is no address",
+            "write \"localhost\", or an address of this machine",
+        ),
+        n => Invalid::new(
+            format!("{n} addresses are too many"),
+            format!("write at most {MAX_BINDS}, or \"0.0.0.0\" for all of this machine"),
+        ),
     })
 }
 
@@ -299,7 +340,7 @@ mod tests {
         assert_eq!(address("::1").unwrap().to_string(), "::1");
         assert_eq!(address("::ffff:10.0.0.1").unwrap().to_string(), "10.0.0.1");
         for (text, part) in [
-            ("localhost", "\"127.0.0.1\""),
+            ("localhost", "alone, not in a list"),
             ("dev.example.org", "is a host name"),
             ("127.0.0.1:80", "alone: \"127.0.0.1\""),
             ("[::1]:80", "alone: \"::1\""),
@@ -312,6 +353,37 @@ mod tests {
             let said = address(text).unwrap_err().to_string();
             assert!(said.contains(part), "{text}: {said}");
         }
+    }
+
+    #[test]
+    fn lists_of_addresses() {
+        let read = |text: &str| binds(text).map(|binds| binds.to_string());
+        for text in [
+            "localhost",
+            "127.0.0.1",
+            "127.0.0.1,::1",
+            "::,0.0.0.0,10.0.0.1,10.0.0.2",
+        ] {
+            assert_eq!(read(text).unwrap(), text);
+        }
+        assert_eq!(read(" ::1 , 127.0.0.1").unwrap(), "::1,127.0.0.1");
+        for (text, part) in [
+            ("localhost,10.0.0.1", "alone"),
+            ("10.0.0.1,10.0.0.1", "twice"),
+            ("127.0.0.1,::ffff:127.0.0.1", "twice"),
+            ("10.0.0.1,10.0.0.2,10.0.0.3,10.0.0.4,10.0.0.5", "at most 4"),
+            ("", "empty"),
+            ("10.0.0.1,", "empty"),
+        ] {
+            let said = binds(text).unwrap_err().to_string();
+            assert!(said.contains(part), "{text}: {said}");
+        }
+        assert!(
+            binds_of(&[])
+                .unwrap_err()
+                .to_string()
+                .contains("no address")
+        );
     }
 
     #[test]

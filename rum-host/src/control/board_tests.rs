@@ -19,6 +19,7 @@ fn row(id: &str, port: u16, state: Port, total: u64) -> PortStatus {
         port,
         guest_addresses: Vec::new(),
         host: None,
+        host_addresses: Vec::new(),
         state,
         previous_state: None,
         reason: None,

@@ -17,7 +17,7 @@ use facet::Facet;
 /// Version of the JSON. It rises only when something is removed or renamed.
 pub const SCHEMA_VERSION: u32 = 1;
 /// Version of the RPC on the control socket. Another one is refused with a hint.
-pub const CONTROL_PROTOCOL: u32 = 1;
+pub const CONTROL_PROTOCOL: u32 = 2;
 
 /// What is the matter with a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Facet)]
@@ -99,7 +99,7 @@ pub struct ProcessName {
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct Reason {
     /// A word for programs: `host-port-taken`, `host-port-privileged`, `bind-failed`,
-    /// `not-listening`, `exhausted`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
+    /// `not-listening`, `exhausted`, `agent-exhausted`, `not-accepted`, `refused`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
     /// `agent-lost`, `not-running`; others may come.
     pub code: String,
     /// What is the case, in words: `127.0.0.1:5432 is taken by postgres (pid 4121)`.
@@ -145,11 +145,13 @@ pub struct PortStatus {
     pub guest_addresses: Vec<String>,
     /// The host address that is bound, such as `127.0.0.1:5000`.
     pub host: Option<String>,
+    /// All host addresses that are bound: that one, then those beside it, such as `[::1]:5000`.
+    pub host_addresses: Vec<String>,
     /// What is the matter.
     pub state: State,
     /// What was the matter before.
     pub previous_state: Option<State>,
-    /// Why; always there but for `forwarded`.
+    /// Why. With `forwarded`: what some of its clients meet.
     pub reason: Option<Reason>,
     /// Who listens in the guest, where that can be seen.
     pub process: Option<ProcessName>,

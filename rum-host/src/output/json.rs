@@ -104,6 +104,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             host,
             guest,
             reason,
+            ..
         } => Record {
             host: Some(host.to_string()),
             guest: Some(guest.0),

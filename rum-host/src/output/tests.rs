@@ -79,6 +79,7 @@ fn all() -> Vec<Notice> {
         instead_of: instead.map(host),
     };
     let blocked = |reason| Notice::Blocked {
+        key: auto,
         host: host("127.0.0.1:5000"),
         guest: GuestPort(5000),
         reason,

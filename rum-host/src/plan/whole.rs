@@ -18,6 +18,7 @@ fn desired(
         let want = Want {
             guest: forward.guest,
             host: forward.host,
+            binds: forward.binds,
             on_conflict: OnConflict::Wait,
         };
         wants.insert(Key::Static(forward.host), want);
@@ -47,7 +48,12 @@ pub(super) fn plan(
     actual: &BTreeMap<Key, Binding>,
     now: Instant,
 ) -> (Vec<Action>, Option<Instant>) {
-    let (wants, awaiting) = desired(policy, heard, now);
+    let (mut wants, awaiting) = desired(policy, heard, now);
+    for (key, binding) in actual.iter().filter(|(key, _)| key.address().is_none()) {
+        for ip in binding.want().binds.beside() {
+            wants.extend(binding.beside(ip).map(|want| (key.beside(ip), want)));
+        }
+    }
     let territories = policy.auto.as_ref().map(AutoPolicy::territories);
     let territories = territories.unwrap_or_default();
     let mut actions = Vec::new();

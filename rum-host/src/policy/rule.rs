@@ -1,12 +1,13 @@
 //! Rules: which guest ports and processes, and what to do with them.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use rum_shared::range::PortRanges;
 use rum_shared::text::clean;
 use wildmatch::WildMatch;
+
+use super::Binds;
 
 /// Longest list of ports that a message quotes, in characters.
 const MAX_QUOTED: usize = 60;
@@ -52,8 +53,8 @@ pub enum RuleAction {
         /// The host port of the rule's first guest port; the others follow. `None`: the guest's
         /// own numbers.
         host: Option<u16>,
-        /// The host address; `None`: that of the other ports.
-        bind: Option<IpAddr>,
+        /// The host addresses; `None`: those of the other ports.
+        bind: Option<Binds>,
     },
     /// Leave it alone.
     Ignore,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Active, AgentState, Closed, Done, GRACE, Shell, Supervisor, Told, forward};
+use super::{Active, AgentState, Closed, GRACE, Shell, Supervisor, Told, forward};
 use crate::clock;
 use crate::forwarder::{BindError, Forwarder};
 use crate::notice::{BlockReason, Notice};
@@ -14,6 +14,9 @@ use crate::plan::{Action, Binding, GuestPort, HostAddr, Key, OnConflict, Want};
 /// How long one turn carries out what is planned, before agent, control socket and signals get
 /// theirs: short enough that nobody waits, long enough for some hundred ports.
 const TURN: Duration = Duration::from_millis(20);
+/// A loopback address that this machine does not have is looked for this often, for each port: IPv6
+/// is rarely switched on while rum runs.
+const ABSENT_PAUSE: Duration = Duration::from_secs(30);
 
 impl Supervisor {
     /// Plans and executes until the host is as wanted, for about a [`TURN`]. Returns the next
@@ -29,7 +32,7 @@ impl Supervisor {
             let guest = &self.guest;
             let plan = self.planner.plan(|port| guest.heard(port), planned_at);
             for key in plan.decided {
-                if let Key::Auto(port) = key {
+                if let Key::Auto(port) = key.forward() {
                     self.notes.port(port);
                 }
             }
@@ -80,9 +83,12 @@ impl Supervisor {
     }
 
     fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
+        if key.address().is_some() {
+            return self.bind_beside(key, want, at, shell);
+        }
         let guest = want.guest;
         let (serial, forwarder) = self.forwarder(key, guest, shell);
-        match forwarder.bind(at) {
+        match forwarder.bind(at, want.binds.beside().next().is_some()) {
             Ok(inode) => {
                 // The task of one that was bound before runs, or is started again when it has ended.
                 if self.closed.remove(&(guest, serial)).is_none() {
@@ -113,6 +119,25 @@ impl Supervisor {
         }
     }
 
+    /// Binds one more address of a forward that is bound.
+    fn bind_beside(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
+        let Some(active) = self.forwarders.get(&key.forward()) else {
+            // The plan names only those that are bound.
+            self.planner.ended(key);
+            return;
+        };
+        match active.forwarder.bind(at, true) {
+            Ok(inode) => {
+                self.guest.own.insert(inode);
+                self.planner.bound(key, want, at);
+                self.told.remove(&key);
+                self.holders.forget(key);
+                self.notes.port(want.guest);
+            }
+            Err(error) => self.blocked(key, want, at, error, shell),
+        }
+    }
+
     /// The forwarder for `key`: that of before, if it has connections that live.
     fn forwarder(&mut self, key: Key, guest: GuestPort, shell: &Shell<'_>) -> (u64, Forwarder) {
         let before = self.closed.range((guest, 0)..=(guest, u64::MAX));
@@ -134,9 +159,15 @@ impl Supervisor {
         error: BindError,
         shell: &mut Shell<'_>,
     ) {
-        let pause = self.pace.pause(self.planner.waiting());
+        // No more is asked for than what this machine has.
+        let lacks = matches!(error, BindError::NoSuchAddress) && want.binds.may_lack(at.0.ip());
+        let pause = match lacks {
+            true => ABSENT_PAUSE,
+            false => self.pace.pause(self.planner.waiting()),
+        };
         self.planner.blocked(key, want, at, clock::now(), pause);
         let reason = match error {
+            _ if lacks => return,
             // Another port may do: nothing to tell yet.
             BindError::InUse if at == want.host && want.on_conflict == OnConflict::Next => {
                 self.untold.insert(key);
@@ -150,14 +181,27 @@ impl Supervisor {
             BindError::Privileged => BlockReason::Privileged,
             other => BlockReason::Other(other.to_string()),
         };
+        self.tell_blocked(key, at, want.guest, reason, shell);
+    }
+
+    /// Tells the user why `at` is not bound.
+    pub(super) fn tell_blocked(
+        &mut self,
+        key: Key,
+        at: HostAddr,
+        guest: GuestPort,
+        reason: BlockReason,
+        shell: &mut Shell<'_>,
+    ) {
         (shell.notify)(Notice::Blocked {
+            key,
             host: at,
-            guest: want.guest,
+            guest,
             reason: reason.clone(),
         });
         let reason = Some(reason);
         self.told.insert(key, Told { at, reason });
-        self.notes.port(want.guest);
+        self.notes.port(guest);
     }
 
     /// `at` is taken; by whom will be said.
@@ -193,6 +237,14 @@ impl Supervisor {
         let Some(Binding::Bound { at, .. }) = self.planner.ended(key) else {
             return;
         };
+        if let Some(ip) = key.address() {
+            // Closed already where the forward was.
+            let active = self.forwarders.get(&key.forward());
+            if let Some(inode) = active.and_then(|active| active.forwarder.unbind(ip)) {
+                self.guest.own.remove(&inode);
+            }
+            return;
+        }
         self.took.remove(&key);
         let Some(active) = self.forwarders.remove(&key) else {
             return;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Done, Shell, Supervisor, Told};
 use crate::clock;
 use crate::host_port::{self, Taken};
-use crate::notice::{BlockReason, Notice};
+use crate::notice::BlockReason;
 use crate::plan::{Binding, HostAddr, Key};
 
 /// Looks take at most this part of a core.
@@ -119,11 +119,8 @@ impl Supervisor {
             let is_first = entry.1.replace(taken).is_none();
             let reason = BlockReason::Conflict { holder };
             if is_first {
-                (shell.notify)(Notice::Blocked {
-                    host: at,
-                    guest,
-                    reason: reason.clone(),
-                });
+                self.tell_blocked(key, at, guest, reason, shell);
+                continue;
             }
             let reason = Some(reason);
             self.told.insert(key, Told { at, reason });

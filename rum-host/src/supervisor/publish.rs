@@ -186,11 +186,18 @@ impl Supervisor {
             .chain([Key::Auto(port)]);
         let forwards = keys.filter_map(|key| {
             let standing = match self.planner.binding(key)? {
-                Binding::Bound { at, .. } => Standing::Bound {
-                    at: *at,
-                    stats: self.forwarders.get(&key)?.forwarder.stats(),
-                    took: self.took.get(&key).copied(),
-                },
+                Binding::Bound { at, want } => {
+                    let forwarder = &self.forwarders.get(&key)?.forwarder;
+                    let keys = want.binds.beside().map(|ip| key.beside(ip));
+                    let mut told = keys.filter_map(|key| self.told.get(&key));
+                    Standing::Bound {
+                        at: *at,
+                        stats: forwarder.stats(),
+                        took: self.took.get(&key).copied(),
+                        beside: forwarder.addresses().split_off(1),
+                        lacks: told.find_map(|told| Some((told.at, told.reason.as_ref()?))),
+                    }
+                }
                 Binding::Blocked { want, .. } => {
                     let told = self.told.get(&key);
                     Standing::Blocked {

@@ -7,7 +7,7 @@
 //! Invariant: [`summary`] and [`warnings`] are pure; only [`probe`] asks the kernel.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rum_shared::listener::Process;
@@ -18,7 +18,7 @@ use crate::cli::tools::CheckArgs;
 use crate::config::{self, Settings};
 use crate::error::RumError;
 use crate::guest::GuestKind;
-use crate::plan::{AutoPolicy, HostAddr, OnConflict, StaticForward};
+use crate::plan::{AutoPolicy, Binds, HostAddr, OnConflict, StaticForward};
 use crate::policy::RuleAction;
 use crate::{exit, host_port};
 
@@ -56,7 +56,13 @@ fn summary(settings: &Settings) -> String {
     };
     lines.push(format!("guest      {}: {kind}", settings.name));
     lines.extend(settings.policy.statics.iter().map(|forward| {
-        let StaticForward { host, guest, label } = forward;
+        let StaticForward {
+            host,
+            binds,
+            guest,
+            label,
+        } = forward;
+        let host = shown(*binds, host.0.port());
         let label = label.iter().map(|label| format!(" ({label})"));
         format!(
             "static     {host} → guest:{guest}{}",
@@ -81,10 +87,6 @@ fn automatic(auto: &AutoPolicy) -> [String; 2] {
         drain,
         ..
     } = auto;
-    let bind = match bind.is_ipv6() {
-        true => format!("[{bind}]"),
-        false => bind.to_string(),
-    };
     let conflict = match on_conflict {
         OnConflict::Wait => "wait until it is free",
         OnConflict::Next => "take the next free one",
@@ -95,9 +97,21 @@ fn automatic(auto: &AutoPolicy) -> [String; 2] {
         Some(drain) => format!("may go on for {drain:?} when their port closes"),
     };
     [
-        format!("automatic  {bind}:{ranges} → guest, the same port"),
+        format!("automatic  {} → guest, the same port", shown(*bind, ranges)),
         format!("           host port taken: {conflict}; connections {drain}"),
     ]
+}
+
+/// `localhost:5000-6000`, `127.0.0.1:5000, [::1]:5000`
+fn shown(binds: Binds, ports: impl std::fmt::Display) -> String {
+    if binds == Binds::LOCALHOST {
+        return format!("localhost:{ports}");
+    }
+    let one = |ip: IpAddr| match ip.is_ipv6() {
+        true => format!("[{ip}]:{ports}"),
+        false => format!("{ip}:{ports}"),
+    };
+    binds.all().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// What is excluded, and a line for each rule.
@@ -114,7 +128,7 @@ fn rules(auto: &AutoPolicy) -> Vec<String> {
             RuleAction::Forward { host, bind } => {
                 let bind = bind.unwrap_or(auto.bind);
                 line += &match host {
-                    Some(host) => format!("to {} and up", SocketAddr::new(bind, host)),
+                    Some(host) => format!("to {} and up", shown(bind, host)),
                     None => format!("to {bind}, the same port"),
                 };
             }
@@ -160,22 +174,31 @@ enum Probe {
 /// What is in the way of `settings`, according to `probe`.
 fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> Vec<Warning> {
     let mut found = Vec::new();
-    for StaticForward { host, .. } in &settings.policy.statics {
-        found.extend(in_the_way(host.0, &host.to_string(), probe(host.0)));
+    for StaticForward { host, binds, .. } in &settings.policy.statics {
+        for ip in binds.all() {
+            let addr = SocketAddr::new(ip, host.0.port());
+            match probe(addr) {
+                Probe::NotHere if binds.may_lack(ip) => {}
+                found_there => found.extend(in_the_way(addr, &addr.to_string(), found_there)),
+            }
+        }
     }
     if let Some(auto) = &settings.policy.auto
         && let Some(range) = auto.ranges.hull()
     {
         // The lowest port is the one that may need privilege.
-        let lowest = SocketAddr::new(auto.bind, range.min());
-        match probe(lowest) {
-            // A port of many, that the guest may never listen on.
-            Probe::Taken(_) => {}
-            other => found.extend(in_the_way(lowest, &lowest.to_string(), other)),
+        for ip in auto.bind.all() {
+            let lowest = SocketAddr::new(ip, range.min());
+            match probe(lowest) {
+                // A port of many, that the guest may never listen on.
+                Probe::Taken(_) => {}
+                Probe::NotHere if auto.bind.may_lack(ip) => {}
+                other => found.extend(in_the_way(lowest, &lowest.to_string(), other)),
+            }
         }
     }
-    let statics = settings.policy.statics.iter().map(|s| s.host.0.ip());
-    let autos = settings.policy.auto.iter().map(|a| a.bind);
+    let statics = settings.policy.statics.iter().flat_map(|s| s.binds.all());
+    let autos = settings.policy.auto.iter().flat_map(|a| a.bind.all());
     let mut wide: Vec<_> = statics
         .chain(autos)
         .filter(|ip| ip.is_unspecified())
@@ -184,7 +207,7 @@ fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> 
     wide.dedup();
     found.extend(wide.into_iter().map(|ip| Warning {
         message: format!("{ip} is every address of this machine: the network can reach the guest"),
-        hint: "write `bind = \"127.0.0.1\"` to let only this machine in".to_owned(),
+        hint: "write `bind = \"localhost\"` to let only this machine in".to_owned(),
     }));
     found
 }

@@ -124,8 +124,9 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 [auto_ports]
 # Ports and ranges, separated by commas: "3000-3999,8080".
 range = "{range}"
-# Address of this machine; "0.0.0.0" lets the whole network in.
-# bind = "127.0.0.1"
+# Addresses of this machine: "localhost" is 127.0.0.1 and ::1, "0.0.0.0" lets the whole network in,
+# and there may be several: ["127.0.0.1", "192.0.2.1"].
+# bind = "localhost"
 # When the host port is taken: "wait" until it is free, or take the "next" free one.
 # on_conflict = "wait"
 # Instead of `drain` above, and also when the program in the guest closes its port. Without it,
@@ -141,7 +142,7 @@ range = "{range}"
 # process = "postgres*"
 # action = "forward"
 # host = 15432
-# bind = "127.0.0.1"
+# bind = "localhost"
 # label = "database"
 # drain = "10s"
 
@@ -149,7 +150,7 @@ range = "{range}"
 # [[ports]]
 # host = 8080
 # guest = 80
-# bind = "127.0.0.1"
+# bind = "localhost"
 # label = "web"
 "#;
 

@@ -17,6 +17,7 @@ pub fn port(number: u16, state: State) -> PortStatus {
         port: number,
         guest_addresses: vec!["127.0.0.1".into()],
         host: bound.then(|| format!("127.0.0.1:{number}")),
+        host_addresses: Vec::new(),
         state,
         previous_state: None,
         reason: (state != State::Forwarded).then(|| reason(number, state)),

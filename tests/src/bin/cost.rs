@@ -278,7 +278,13 @@ fn rows(listener: &Listener, policy: &Policy, stats: &Stats, now: Instant) -> Ve
         ranges: None,
         forwards: vec![Forward {
             key: Key::Auto(port),
-            standing: Standing::Bound { at, stats, took },
+            standing: Standing::Bound {
+                at,
+                stats,
+                took,
+                beside: vec![],
+                lacks: None,
+            },
             label: None,
         }],
         draining: Vec::new(),

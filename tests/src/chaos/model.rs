@@ -33,8 +33,8 @@ pub enum Expected {
 }
 
 impl Model {
-    /// The end of `rum.toml` for the configuration in force. Connections are not cut while their
-    /// forward drains.
+    /// The `rum.toml` for the configuration in force. Connections live on when their listener closes,
+    /// and when another configuration takes their forward away.
     pub fn toml(&self) -> String {
         let rest = match self.config {
             1 => "range = \"5000-5008\"\n",
@@ -42,7 +42,7 @@ impl Model {
             3 => "range = \"5000-5004,5009-5017\"\nexclude = \"5012\"\n",
             _ => "range = \"5000-5017\"\n",
         };
-        format!("[auto_ports]\ndrain = \"1h\"\n{rest}")
+        format!("drain = \"1h\"\n[auto_ports]\n{rest}")
     }
 
     fn configured(&self, port: u16) -> bool {

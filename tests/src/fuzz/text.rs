@@ -98,6 +98,7 @@ pub fn terminal(data: &[u8]) {
         port: 5000,
         guest_addresses: vec![part(), part()],
         host: Some(part()),
+        host_addresses: vec![part()],
         state: State::Conflict,
         previous_state: Some(State::Forwarded),
         reason: Some(Reason {

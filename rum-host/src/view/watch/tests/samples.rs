@@ -32,6 +32,7 @@ pub fn port(number: u16, state: State) -> PortStatus {
         guest_addresses: vec!["127.0.0.1".into()],
         url: bound.then(|| format!("http://{host}")),
         host: bound.then_some(host),
+        host_addresses: Vec::new(),
         state,
         previous_state: None,
         reason: None,

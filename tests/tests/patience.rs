@@ -1,0 +1,202 @@
+//! Clients wait as the kernel would let them wait without rum, and what rum shows says so: programs
+//! that do not accept yet, listeners that close, and the two addresses of `localhost`.
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{ChildStdin, Stdio};
+use std::thread;
+
+use rum_shared::relay;
+use rum_tests::client::{connect, dial, exchange, talk};
+use rum_tests::netns::in_netns;
+use rum_tests::rum::{Rum, Setup};
+use rum_tests::wait::until;
+use serde_json::{Value, json};
+
+const RANGE: [&str; 2] = ["--range", "5000-6000"];
+
+/// A real server that listens, and accepts nobody before it is told to.
+const STOPPED_AT_A_BREAKPOINT: &str = r#"
+import socket, sys, threading
+deaf = socket.create_server(("127.0.0.1", 5000), backlog=1)
+well = socket.create_server(("127.0.0.1", 5001), backlog=128)
+def serve(listener):
+    while True:
+        client, _ = listener.accept()
+        threading.Thread(target=echo, args=(client,), daemon=True).start()
+def echo(client):
+    while data := client.recv(4096):
+        client.sendall(data)
+    client.close()
+threading.Thread(target=serve, args=(well,), daemon=True).start()
+sys.stdin.readline()
+threading.Thread(target=serve, args=(deaf,), daemon=True).start()
+sys.stdin.read()
+"#;
+
+fn roots_and_users(test: impl Fn(Setup) + Sync) {
+    for setup in [Setup::new(), Setup::ordinary_user()] {
+        in_netns(|| test(setup.clone()));
+    }
+}
+
+/// `rum up` with that server.
+fn breakpoint(setup: &Setup) -> (Rum, ChildStdin) {
+    let mut command = setup.rum(["up"].iter().chain(&RANGE));
+    command.args(["--", "python3", "-c", STOPPED_AT_A_BREAKPOINT]);
+    let mut rum = setup.spawn(command.stdin(Stdio::piped()).stdout(Stdio::null()));
+    let stdin = rum.child.stdin.take().expect("it is piped");
+    for port in [5000, 5001] {
+        rum.stderr
+            .wait(&format!("Auto-forwarding 127.0.0.1:{port}"));
+    }
+    (rum, stdin)
+}
+
+/// Sends `text` and waits for it.
+fn echoed(mut client: TcpStream, text: &str) {
+    client.write_all(text.as_bytes()).expect("never reset");
+    let mut echo = vec![0; text.len()];
+    client
+        .read_exact(&mut echo)
+        .expect("served, and never reset");
+    assert_eq!(echo, text.as_bytes());
+}
+
+/// Waits until `rum ports` shows the port with this id as `condition` says.
+fn until_shown(setup: &Setup, id: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    until(id, || {
+        let shown = setup.rum(["ports", "--json"]).output().expect("rum starts");
+        let shown: Value = serde_json::from_slice(&shown.stdout).ok()?;
+        let ports = shown["ports"].as_array()?;
+        let port = ports.iter().find(|port| port["id"] == id)?;
+        condition(port).then(|| port.clone())
+    })
+}
+
+/// Waits until it is forwarded, with a reason that has this code.
+fn until_reason(setup: &Setup, id: &str, code: &str) -> Value {
+    let has = |port: &Value| port["state"] == "forwarded" && port["reason"]["code"] == code;
+    until_shown(setup, id, has)
+}
+
+#[test]
+fn a_full_accept_queue_is_waited_for() {
+    roots_and_users(|setup| {
+        let (_rum, mut stdin) = breakpoint(&setup);
+        let clients: Vec<_> = (0..12).map(|n| (n, connect(5000))).collect();
+        // Not accepted by the program are ten of them.
+        until_reason(&setup, "guest:5000", "not-accepted");
+        stdin.write_all(b"\n").expect("it reads");
+        let talking = clients.into_iter().map(|(n, client)| {
+            // Without a half-close: that, the kernel answers with a reset at times, in a full queue.
+            thread::spawn(move || echoed(client, &format!("client {n}")))
+        });
+        for client in talking.collect::<Vec<_>>() {
+            client.join().expect("as it was without rum");
+        }
+        let none = |port: &Value| port["connections"]["now"] == 0;
+        let shown = until_shown(&setup, "guest:5000", none);
+        assert_eq!(shown["connections"]["total"], 12);
+        assert_eq!(
+            (&shown["connections"]["refused"], &shown["reason"]),
+            (&0.into(), &Value::Null)
+        );
+    });
+}
+
+#[test]
+fn clients_of_a_program_that_accepts_nobody_cost_others_nothing() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let (_rum, _stdin) = breakpoint(&setup);
+        // More than may wait for one program: the others wait in the kernel's queue.
+        let waiting: Vec<_> = (0..800).map(|_| connect(5000)).collect();
+        let shown = until_reason(&setup, "guest:5000", "not-accepted");
+        let now = shown["connections"]["now"].as_u64();
+        assert!(now.is_some_and(|now| now < 800), "{shown}");
+        for n in 0..100 {
+            let text = format!("number {n}");
+            assert_eq!(exchange(5001, &text).expect("served at once"), text);
+        }
+        // They give up, and are not waited for any more.
+        waiting.iter().for_each(relay::prepare);
+        drop(waiting);
+        let few = |port: &Value| port["connections"]["now"].as_u64().is_some_and(|n| n <= 2);
+        until_shown(&setup, "guest:5000", few);
+    });
+}
+
+#[test]
+fn a_refusal_is_shown_with_its_reason() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let config = "[[ports]]\nhost = 8080\nguest = 80\n[auto_ports]\nrange = \"5000\"\n";
+        std::fs::write(setup.path().join("rum.toml"), config).expect("a file");
+        let (rum, mut guest) = setup.start_guest(&[]);
+        rum.stderr.wait("Forwarding 127.0.0.1:8080");
+        connect(8080).read(&mut [0]).expect_err("nobody listens");
+        guest.tell("listen 127.0.0.1:80 echo");
+        let id = "static:127.0.0.1:8080";
+        let shown = until_reason(&setup, id, "refused");
+        assert_eq!(shown["connections"]["refused"], 1);
+        let says = "1 connection reset, the last one because nothing listens on it in the guest";
+        assert_eq!(shown["reason"]["message"], says);
+        assert_eq!(exchange(8080, "hello").expect("echo"), "hello");
+    });
+}
+
+/// [`exchange`] with the port on the host's IPv6 loopback.
+fn exchange_v6(port: u16, text: &str) -> std::io::Result<String> {
+    talk(dial(SocketAddr::from((Ipv6Addr::LOCALHOST, port)))?, text)
+}
+
+#[test]
+fn localhost_is_both_loopback_addresses() {
+    roots_and_users(|setup| {
+        let other = TcpListener::bind((Ipv6Addr::LOCALHOST, 5000)).expect("free");
+        let (rum, mut guest) = setup.start_guest(&RANGE);
+        guest.tell("listen 127.0.0.1:5000 echo");
+        guest.tell("listen 127.0.0.1:5001 echo");
+        // Another program has one of the two: told, and shown.
+        let line = rum
+            .stderr
+            .wait("Not forwarding [::1]:5000 → guest:5000 yet");
+        assert!(line.contains("clients that use this address"), "{line}");
+        let shown = until_reason(&setup, "guest:5000", "host-port-taken");
+        assert_eq!(shown["host_addresses"], json!(["127.0.0.1:5000"]));
+        let message = shown["reason"]["message"].as_str().unwrap_or_default();
+        assert!(message.starts_with("[::1]:5000 is taken"), "{message}");
+        assert_eq!(exchange(5000, "v4").expect("echo"), "v4");
+        assert_eq!(exchange_v6(5001, "v6").expect("echo"), "v6");
+        // It is taken when it is free, and one counter counts both.
+        drop(other);
+        let both = json!(["127.0.0.1:5000", "[::1]:5000"]);
+        let shown = until_shown(&setup, "guest:5000", |port| port["host_addresses"] == both);
+        assert_eq!((&shown["host"], &shown["reason"]), (&both[0], &Value::Null));
+        assert_eq!(exchange_v6(5000, "v6").expect("echo"), "v6");
+        let counted = |port: &Value| port["connections"]["total"] == 2;
+        until_shown(&setup, "guest:5000", counted);
+        guest.tell("close 127.0.0.1:5000");
+        until("both to be closed", || {
+            let addresses = [
+                SocketAddr::from(([127, 0, 0, 1], 5000)),
+                SocketAddr::from((Ipv6Addr::LOCALHOST, 5000)),
+            ];
+            let all = addresses.iter().all(|a| TcpStream::connect(a).is_err());
+            all.then_some(())
+        });
+    });
+}
+
+#[test]
+fn an_address_alone_is_exactly_that() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let (rum, mut guest) = setup.start_guest(&["--range", "5000", "--bind", "127.0.0.1"]);
+        guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
+        exchange_v6(5000, "nobody").expect_err("not asked for");
+        TcpListener::bind((Ipv6Addr::LOCALHOST, 5000)).expect("free for others");
+    });
+}
