@@ -8,6 +8,7 @@ pub mod board;
 pub mod client;
 pub mod direct;
 pub mod model;
+mod peer;
 pub mod server;
 mod service;
 

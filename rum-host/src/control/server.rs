@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::board::Board;
 use super::model::{ControlInfo, Update, WatchRequest};
+use super::peer;
 use super::service::{HEARTBEAT, RumControl, RumControlDispatcher};
 use crate::descriptors::{is_exhaustion, stand_in};
 
@@ -48,6 +49,8 @@ pub struct Server {
 
 #[derive(Debug, Clone)]
 struct Service {
+    /// Whether this client is inside a guest.
+    inside: bool,
     info: ControlInfo,
     board: Arc<Board>,
     ask: watch::Sender<Ask>,
@@ -61,7 +64,12 @@ impl Server {
     pub fn bind(path: &Path, info: ControlInfo, board: Arc<Board>) -> io::Result<Self> {
         let acceptor = ListenAddr::Unix(path.to_owned()).bind()?;
         let (ask, asked) = watch::channel(Ask::default());
-        let service = Service { info, board, ask };
+        let service = Service {
+            inside: false,
+            info,
+            board,
+            ask,
+        };
         Ok(Self {
             acceptor,
             service,
@@ -110,7 +118,8 @@ impl Server {
     }
 }
 
-async fn client(stream: Stream, service: Service) {
+async fn client(stream: Stream, mut service: Service) {
+    service.inside = peer::is_inside(&stream);
     if let Err(error) = serve(stream, Limits::AGENT, RumControlDispatcher::new(service)).await {
         tracing::debug!(%error, "a client of the control socket");
     }
@@ -150,6 +159,9 @@ impl RumControl for Service {
     }
 
     async fn stop(&self, force: bool) -> Result<(), String> {
+        if self.inside {
+            return Err("it is not stopped from inside a guest".to_owned());
+        }
         self.ask.send_modify(|ask| {
             *ask = match (force, *ask) {
                 (false, Ask::Nothing) => Ask::Stop,

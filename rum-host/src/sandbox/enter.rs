@@ -121,7 +121,16 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
                 .hint("`rum up --privileged` leaves it all of them")
         })?;
     }
-    workdir.go()?;
+    workdir
+        .go()
+        .map_err(|failure| {
+            match isolation.private_tmp {
+        true => failure.hint(
+            "name another directory of the guest with --workdir; its /tmp is its own (private_tmp)",
+        ),
+        false => failure,
+    }
+        })?;
     let args: Vec<_> = args.collect();
     let start = |holder| {
         let mut command = Command::new(&program);

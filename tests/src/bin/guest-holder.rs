@@ -3,6 +3,7 @@
 //! ```text
 //! up NAME [CMD…]     hold a guest until standard input ends, the guest ends or CMD ends
 //! exec NAME CMD…     run CMD in it
+//! stop DIR           ask the `rum up` of the runtime directory DIR to end, alive or not
 //! probe              say what things look like from where this runs
 //! linger             leave a daemon behind that ignores every polite signal
 //! ```
@@ -17,13 +18,14 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rum_host::control::client::Control;
 use rum_host::guest::{Guest, GuestKind, GuestSpec, Link};
-use rum_host::runtime_dir::RuntimeDir;
+use rum_host::runtime_dir::{RunningGuest, RuntimeDir};
 use rum_host::sandbox::isolation::Isolation;
 use rum_host::{exec, sandbox};
 
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
             eprintln!("error: {error}");
             Ok(ExitCode::from(sandbox::EXIT_FAILED))
         }
+        ["stop", dir] => stop(dir.into()),
         ["probe"] => probe(),
         ["linger"] => linger(),
         _ => Err("see the source for the arguments".into()),
@@ -110,6 +113,20 @@ async fn up(name: &str, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>
 /// As println, but a test that does not listen any more is no reason to panic.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn stop(path: PathBuf) -> Result<ExitCode, Box<dyn Error>> {
+    let guest = RunningGuest {
+        name: "it".to_owned(),
+        path,
+        rum: None,
+        kind: None,
+        init: None,
+        isolation: Isolation::default(),
+    };
+    Control::connect(&guest).await?.stop(true).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn probe() -> Result<ExitCode, Box<dyn Error>> {

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 
 use rum_tests::rum::{agent_below, below, binary};
 use rum_tests::wait::until;
@@ -15,6 +16,7 @@ use crate::support::{House, Who, both, said};
 both!(
     the_runtime_directories_are_hidden,
     rum_inside_says_where_it_is,
+    another_s_runtime_directory_lets_nobody_inside_stop_it,
     helpers_cannot_be_opened,
     what_the_caller_had_open_stays_outside,
 );
@@ -65,6 +67,30 @@ fn rum_inside_says_where_it_is(who: Who) {
         assert!(text.contains("hint: "), "{command:?}: {text}");
     }
     assert!(house.exec("a", &["true"]).status.success());
+}
+
+/// The second guest's caller has another directory, so that of the first is to be seen in it.
+fn another_s_runtime_directory_lets_nobody_inside_stop_it(who: Who) {
+    let house = House::new(who);
+    let mut first = house.up("a", &[]);
+    let own = house.setup.path().join("run");
+    let other = house.setup.path().join("other");
+    let mut second = house.setup.rum(["up", "--name", "b", "--range", "6000"]);
+    let second = second.env("RUM_RUNTIME_DIR", &other);
+    let second = house.setup.start_command(second);
+    second.stderr.wait("connected");
+    let (holder, own) = (binary("guest-holder"), own.join("a"));
+    let stop = [holder.to_str().unwrap(), "stop", own.to_str().unwrap()];
+    let mut exec = house.setup.rum(["exec", "--name", "b", "--"]);
+    exec.env("RUM_RUNTIME_DIR", &other).args(stop);
+    let refused = exec.stdin(Stdio::null()).output().unwrap();
+    assert!(!refused.status.success(), "{refused:?}");
+    let text = said(&refused);
+    assert!(text.contains("not stopped from inside a guest"), "{text}");
+    assert!(house.exec("a", &["true"]).status.success());
+    // Outside the same words do it.
+    assert!(house.outside(&stop).status.success());
+    assert!(first.wait().success());
 }
 
 /// The first agent and one that was started again.

@@ -61,7 +61,9 @@ impl House {
 
     /// Runs `command` in the guest `name`.
     pub fn exec(&self, name: &str, command: &[&str]) -> Output {
-        let mut rum = self.setup.rum(["exec", "--name", name, "--"]);
+        let mut rum = self
+            .setup
+            .rum(["exec", "--name", name, "--workdir", "/", "--"]);
         rum.args(command).stdin(Stdio::null()).output().unwrap()
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 
 use rum_tests::rum::Rum;
 
@@ -65,6 +66,10 @@ fn tmp_begins_empty_and_goes_with_the_guest(who: Who) {
     let file = format!("/tmp/of-the-guest-{}", std::process::id());
     for _ in 0..2 {
         let mut rum = up(&house, "a", "");
+        // The test's own directory, of which the caller's /tmp has one.
+        let mut elsewhere = house.setup.rum(["exec", "--name", "a", "--", "true"]);
+        let elsewhere = said(&elsewhere.stdin(Stdio::null()).output().unwrap());
+        assert!(elsewhere.contains("its /tmp is its own"), "{elsewhere}");
         for dir in ["/tmp", "/var/tmp"] {
             assert_eq!(said(&house.exec("a", &["ls", "-A", dir])), "");
         }
