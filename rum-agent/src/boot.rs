@@ -62,17 +62,22 @@ impl Role {
 /// environment that the kernel gave us. Returns only when there is no init.
 pub fn first() -> ExitCode {
     if let Err(error) = start_child() {
-        eprintln!("rum-agent: the agent cannot be started: {error}");
+        tell(&format!("the agent cannot be started: {error}"));
     }
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     for init in INITS {
         let error = Command::new(init).args(&args).exec();
         if error.kind() != io::ErrorKind::NotFound {
-            eprintln!("rum-agent: {init} cannot be started: {error}");
+            tell(&format!("{init} cannot be started: {error}"));
         }
     }
-    eprintln!("rum-agent: the guest has no init");
+    tell("the guest has no init");
     ExitCode::FAILURE
+}
+
+/// To the guest's console. That this fails is no reason to panic, which would be the kernel's end.
+fn tell(line: &str) {
+    rum_shared::lines::say_on_stderr(&format!("rum-agent: {line}\n"));
 }
 
 /// Starts the agent and returns when it depends on nothing in this root any more.

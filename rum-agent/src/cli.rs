@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use rum_shared::lines;
 use rum_shared::transport::{KnockTarget, ListenAddr};
 use rum_shared::{CHANNEL_PORT, RPC_PORT};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -141,17 +142,19 @@ pub fn main_with(args: Args) -> ExitCode {
         warn!("CAP_SYS_ADMIN stays in force: {error}");
     }
     raise_descriptor_limit();
-    match run_process(args.into()) {
+    let code = match run_process(args.into()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let hint = hint(&*error);
-            eprintln!("error: {}", crate::chain(&*error));
-            if let Some(hint) = hint {
-                eprintln!("hint: {hint}");
+            let mut text = format!("error: {}\n", crate::chain(&*error));
+            if let Some(hint) = hint(&*error) {
+                text += &format!("hint: {hint}\n");
             }
+            lines::stderr(lines::lost_line).say(text);
             ExitCode::FAILURE
         }
-    }
+    };
+    lines::flush_stderr();
+    code
 }
 
 fn run_process(config: Config) -> Result<(), Box<dyn std::error::Error>> {
@@ -193,7 +196,7 @@ fn start_log(quiet: bool, verbose: u8, json: bool) {
         .with_target("rum_agent", level)
         .with_target("rum_shared", level);
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(stderr)
+        .with_writer(|| lines::stderr(lines::lost_line).clone())
         .with_ansi(stderr().is_terminal())
         .with_target(verbose > 0);
     let log = tracing_subscriber::registry().with(ours);

@@ -17,7 +17,9 @@ fn main() -> ExitCode {
             // Its log goes to the guest's console, where only problems are of interest.
             Ok(()) => cli::main_with(Args::parse_from([&*name, "--quiet".as_ref()])),
             Err(error) => {
-                eprintln!("error: the agent cannot leave the initramfs: {error}");
+                rum_shared::lines::say_on_stderr(&format!(
+                    "error: the agent cannot leave the initramfs: {error}\n"
+                ));
                 ExitCode::FAILURE
             }
         },

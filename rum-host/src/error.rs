@@ -9,9 +9,10 @@
 
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, SourceCode};
+
+use rum_shared::lines;
 
 use crate::cli::LogFormat;
 use crate::config::{ConfigError, Located};
@@ -157,9 +158,10 @@ impl Diagnostic for RumError {
     }
 }
 
-/// Prints `error` to stderr. That stderr is closed is not a reason to fail once more.
+/// Prints `error` to stderr, at the end. That stderr is closed is not a reason to fail once more.
 pub fn report(error: &RumError, format: LogFormat) {
-    let _ = std::io::stderr().write_all(for_stderr(error, format).as_bytes());
+    lines::say_on_stderr(&for_stderr(error, format));
+    lines::flush_stderr();
 }
 
 /// What [`report`] prints: as wide as the terminal, with colours if it has them.

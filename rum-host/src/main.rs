@@ -22,7 +22,9 @@ fn main() -> ExitCode {
 fn agent(args: Vec<OsString>) -> ExitCode {
     use clap::Parser as _;
     let error = rum_host::payload::become_agent(&args);
-    eprintln!("rum: the agent takes more memory than it needs: {error}");
+    rum_shared::lines::stderr(rum_shared::lines::lost_line).say(format!(
+        "rum: the agent takes more memory than it needs: {error}\n"
+    ));
     let name = OsString::from("rum-agent");
     rum_agent::cli::main_with(rum_agent::cli::Args::parse_from(
         std::iter::once(name).chain(args),

@@ -3,22 +3,18 @@
 //! [`Notice`] is the closed list of lines. They are data and go to stdout; where a command of
 //! the user owns stdout, to stderr. The log always goes to stderr.
 //!
-//! A terminal that is stopped with Ctrl+S, or a pager that nobody scrolls, blocks a write for
-//! ever. So a thread of its own writes, behind a bounded queue: [`Output::say`] never waits and
-//! forwarding never depends on a reader. Lines that found no room are counted, and the count is
-//! told.
+//! Neither waits for a reader, and no failure of one ends anything ([`rum_shared::lines`]), so
+//! forwarding never depends on a reader: but when the reader of stdout goes away ([`Output::closed`]),
+//! as head(1) does, `rum up` has nothing more to do. Lines and log share one queue to stderr.
 //!
-//! Invariants: one line, or one error, is one write; no line contains a control character; a
-//! reader that went away ([`Output::closed`]) is not an error; with `--log-format json` every line
+//! Invariants: one line, or one error, is one write; no line contains a control character; with `--log-format json` every line
 //! of the log and every notice is a JSON object (`json`).
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TrySendError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rum_shared::lines::{self, Lines, Standard, TellLost};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -28,9 +24,6 @@ use crate::error::{self, RumError};
 use crate::notice::Notice;
 
 pub(crate) mod json;
-
-/// Lines that wait for a slow reader: more than the largest burst, 500 listeners at once.
-const QUEUE: usize = 4096;
 
 /// Where the lines go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,55 +37,40 @@ pub enum Target {
 /// The way to the user. Clones share one queue.
 #[derive(Debug, Clone)]
 pub struct Output {
-    queue: SyncSender<Item>,
-    omitted: Arc<AtomicU64>,
+    lines: Lines,
     closed: CancellationToken,
     quiet: bool,
     format: LogFormat,
 }
 
-#[derive(Debug)]
-enum Item {
-    /// Whole lines.
-    Text(String),
-    /// Everything before it was written.
-    Flush(Sender<()>),
-}
-
 impl Output {
-    /// Starts the writer.
-    ///
-    /// # Errors
-    /// No thread can be had.
-    pub fn start(target: Target, quiet: bool, format: LogFormat) -> io::Result<Self> {
+    /// The way to one of the standard streams.
+    pub fn start(target: Target, quiet: bool, format: LogFormat) -> Self {
         match target {
-            Target::Stdout => Self::to(io::stdout(), quiet, format),
-            Target::Stderr => Self::to(io::stderr(), quiet, format),
+            Target::Stdout => Self::to(Standard::Stdout, quiet, format),
+            // Only tells of things: that nobody reads it is no reason to end.
+            Target::Stderr => Self {
+                lines: lines::stderr(tell_lost(format)).clone(),
+                closed: CancellationToken::new(),
+                quiet,
+                format,
+            },
         }
     }
 
-    /// Starts a writer to `to`.
-    ///
-    /// # Errors
-    /// No thread can be had.
-    pub fn to(to: impl Write + Send + 'static, quiet: bool, format: LogFormat) -> io::Result<Self> {
-        let (queue, items) = mpsc::sync_channel(QUEUE);
-        let output = Self {
-            queue,
-            omitted: Arc::default(),
-            closed: CancellationToken::new(),
+    /// The way to `to`.
+    pub fn to(to: impl Write + Send + 'static, quiet: bool, format: LogFormat) -> Self {
+        let closed = CancellationToken::new();
+        let hung_up = {
+            let closed = closed.clone();
+            move || closed.cancel()
+        };
+        Self {
+            lines: Lines::start(to, tell_lost(format), hung_up),
+            closed,
             quiet,
             format,
-        };
-        let (omitted, closed) = (output.omitted.clone(), output.closed.clone());
-        std::thread::Builder::new()
-            .name("output".into())
-            .spawn(move || {
-                // Whatever the reason, nobody reads any more.
-                let _ = write_all(to, &items, &omitted, format);
-                closed.cancel();
-            })?;
-        Ok(output)
+        }
     }
 
     /// Prints a line. Never waits.
@@ -100,7 +78,7 @@ impl Output {
         if self.quiet && !notice.is_problem() {
             return;
         }
-        self.queue(match self.format {
+        self.lines.say(match self.format {
             LogFormat::Text => notice.to_string().replace(char::is_control, "?") + "\n",
             LogFormat::Json => json::notice(notice, Timestamp::now()),
         });
@@ -108,13 +86,7 @@ impl Output {
 
     /// Prints an error as [`error::report`] does. Never waits.
     pub fn report(&self, error: &RumError) {
-        self.queue(error::for_stderr(error, self.format));
-    }
-
-    fn queue(&self, text: String) {
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Text(text)) {
-            self.omitted.fetch_add(1, Ordering::Relaxed);
-        }
+        self.lines.say(error::for_stderr(error, self.format));
     }
 
     /// Cancelled when the reader has gone, as after `rum up | head -1`.
@@ -125,45 +97,21 @@ impl Output {
     /// Waits until everything said so far is written, at most for `limit`. For the very end;
     /// blocks the thread.
     pub fn flush(&self, limit: Duration) {
-        let (done, wait) = mpsc::channel();
-        if self.queue.try_send(Item::Flush(done)).is_ok() {
-            // An error is the reader's end or the limit: nothing more can be done.
-            let _ = wait.recv_timeout(limit);
-        }
+        self.lines.flush(limit);
     }
 }
 
-fn write_all(
-    mut to: impl Write,
-    items: &Receiver<Item>,
-    omitted: &AtomicU64,
-    format: LogFormat,
-) -> io::Result<()> {
-    for item in items {
-        match item {
-            Item::Text(text) => to.write_all(text.as_bytes())?,
-            Item::Flush(done) => {
-                to.flush()?;
-                // Gone if it waited too long.
-                let _ = done.send(());
-            }
-        }
-        let lost = omitted.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let message = format!("{lost} lines were not shown: the reader was too slow");
-            let line = match format {
-                LogFormat::Text => format!("({message})\n"),
-                LogFormat::Json => json::omitted(&message, Timestamp::now()),
-            };
-            to.write_all(line.as_bytes())?;
-        }
+/// How lost lines are told among the others.
+fn tell_lost(format: LogFormat) -> TellLost {
+    match format {
+        LogFormat::Text => lines::lost_line,
+        LogFormat::Json => |missing| json::omitted(&lines::lost(missing), Timestamp::now()),
     }
-    Ok(())
 }
 
 /// Prints a line to stderr, for commands that say little. That nobody reads it is no error.
 pub(crate) fn tell(line: &str) {
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    lines::say_on_stderr(&format!("{line}\n"));
 }
 
 /// Sets up colour and the log. Once per process.
@@ -201,7 +149,7 @@ pub fn init(args: &GlobalArgs) -> Result<(), RumError> {
     let ansi = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(lines::Log::default)
         .with_ansi(ansi)
         .with_target(args.verbose > 0);
     // A second set-up is a test's; the first stays.

@@ -18,6 +18,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rum_shared::lines::LAST;
 use tokio::process::Child;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::{Notify, watch};
@@ -49,8 +50,6 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// Two Ctrl+C within this time are meant for rum, not for the command.
 const TWICE: Duration = Duration::from_secs(2);
-/// Time for the last lines to be read.
-const FLUSH: Duration = Duration::from_secs(1);
 
 /// Why it ends.
 #[derive(Debug)]
@@ -100,14 +99,14 @@ struct Ui {
 }
 
 impl Ui {
-    fn new(command: bool, global: &GlobalArgs) -> std::io::Result<Self> {
+    fn new(command: bool, global: &GlobalArgs) -> Self {
         let start = |target| Output::start(target, global.quiet, global.log_format);
-        let rest = start(Target::Stderr)?;
+        let rest = start(Target::Stderr);
         let data = match command {
             true => rest.clone(),
-            false => start(Target::Stdout)?,
+            false => start(Target::Stdout),
         };
-        Ok(Self { data, rest })
+        Self { data, rest }
     }
 
     fn say(&self, notice: &Notice) {
@@ -135,7 +134,7 @@ pub async fn up(
     };
     refuse(args, settings)?;
     let mut signals = Signals::new().map_err(io("handle signals"))?;
-    let ui = Ui::new(!args.command.is_empty(), global).map_err(io("start a thread"))?;
+    let ui = Ui::new(!args.command.is_empty(), global);
     let dir = Arc::new(RuntimeDir::create(&settings.name)?);
     let spec = GuestSpec {
         name: settings.name.clone(),
@@ -167,7 +166,7 @@ pub async fn up(
         guest = Guest::start(&spec, &dir, &link) => guest,
         number = signals.next() => return Ok(End::Signal(number).exit_code()),
     };
-    let guest = guest.inspect_err(|_| ui.rest.flush(FLUSH))?;
+    let guest = guest.inspect_err(|_| ui.rest.flush(LAST))?;
     if matches!(settings.guest, GuestKind::Namespace(_)) && rustix::process::geteuid().is_root() {
         ui.say(&Notice::NoBoundary);
     }
@@ -399,8 +398,8 @@ impl Running {
             // Its other half was in the guest.
             let _ = tokio::time::timeout(COMMAND_DEADLINE, child.wait()).await;
         }
-        self.ui.data.flush(FLUSH);
-        self.ui.rest.flush(FLUSH);
+        self.ui.data.flush(LAST);
+        self.ui.rest.flush(LAST);
     }
 }
 

@@ -15,6 +15,7 @@
 
 pub mod channel;
 pub mod handover;
+pub mod lines;
 pub mod link;
 pub mod listener;
 pub mod netns;

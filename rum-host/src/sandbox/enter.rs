@@ -25,6 +25,7 @@ use std::process::{Child, Command, ExitCode};
 
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
+use rum_shared::lines;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, PidfdFlags, WaitOptions};
@@ -77,12 +78,19 @@ impl Job {
 /// caller's.
 pub fn run(args: Vec<OsString>) -> ExitCode {
     enter(args).unwrap_or_else(|failure| {
-        eprintln!("error: {}", failure.message);
+        let mut text = format!("error: {}\n", failure.message);
         if let Some(hint) = failure.hint {
-            eprintln!("hint: {hint}");
+            text += &format!("hint: {hint}\n");
         }
+        tell(&text);
         ExitCode::from(EXIT_FAILED)
     })
+}
+
+/// To the caller, for a second at most: this process's signals are blocked. It has no other thread, since none
+/// may be in another PID namespace than its children (clone(2)).
+fn tell(text: &str) {
+    lines::say_without_thread(text);
 }
 
 fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
@@ -311,11 +319,10 @@ fn not_started(program: &OsStr, error: &io::Error) -> Result<ExitCode, Failure> 
         _ => EXIT_NOT_EXECUTABLE,
     };
     let program = program.to_string_lossy();
-    if code == EXIT_NOT_FOUND {
-        eprintln!("error: there is no command `{}`", program.escape_debug());
-    } else {
-        eprintln!("error: cannot run `{}`: {error}", program.escape_debug());
-    }
+    tell(&match code {
+        EXIT_NOT_FOUND => format!("error: there is no command `{}`\n", program.escape_debug()),
+        _ => format!("error: cannot run `{}`: {error}\n", program.escape_debug()),
+    });
     Ok(ExitCode::from(code))
 }
 

@@ -230,6 +230,7 @@ impl Place {
                     let at_ns = monotonic_ns();
                     let port = looker.port(&call);
                     listener.answer(call);
+                    looker.let_go();
                     if let Some(port) = port
                         && (port == 0 || self.0.wanted.get().contains(port))
                     {

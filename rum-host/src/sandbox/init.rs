@@ -21,6 +21,7 @@ use nix::unistd::{ForkResult, Pid as NixPid};
 use rum_agent::cli;
 use rum_agent::hints::HintKind;
 use rum_agent::kernel::tracepoint::Tracepoint;
+use rum_shared::lines;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
@@ -186,7 +187,10 @@ impl Init {
             let pause = self.pauses.after(since.elapsed());
             self.agent = Agent::StartAt(Instant::now() + pause);
             if self.ending.is_none() {
-                eprintln!("rum: the agent {}, starting it again", describe(status));
+                tell(&format!(
+                    "the agent {}, starting it again",
+                    describe(status)
+                ));
             }
         }
     }
@@ -200,7 +204,7 @@ impl Init {
             return;
         }
         self.agent = start_agent(&self.args, self.holder.as_deref()).unwrap_or_else(|failure| {
-            eprintln!("rum: {}", failure.message);
+            tell(&failure.message);
             Agent::StartAt(now + MAX_PAUSE)
         });
     }
@@ -231,6 +235,11 @@ impl Init {
 /// From PID 1, -1 is everybody else in the PID namespace (kill(2)).
 fn signal_everybody(signal: Option<Signal>) -> nix::Result<()> {
     signal::kill(NixPid::from_raw(-1), signal)
+}
+
+/// To whoever reads rum's stderr, if anybody does.
+fn tell(line: &str) {
+    lines::stderr(lines::lost_line).say(format!("rum: {line}\n"));
 }
 
 fn describe(status: WaitStatus) -> String {

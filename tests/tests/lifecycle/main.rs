@@ -2,6 +2,7 @@
 //! nothing is left behind whatever ended it.
 
 mod callers;
+mod diagnostics;
 mod stopped;
 
 use std::collections::BTreeSet;
