@@ -3,26 +3,22 @@
 //! The host names a port; the agent dials the listener where it can be reached and answers one
 //! status byte; from then on [`rum_shared::relay`] moves the bytes (step 6), or the
 //! host does it alone with the socket that it is handed. Loopback comes
-//! first where the listener takes it, else the address that it is bound to. A port that is not
-//! in the set is tried on loopback all the same: it may have opened a moment ago.
+//! first where the listener takes it, else the address that it is bound to ([`crate::reach`]). A port
+//! that is not in the set is tried on loopback all the same: it may have opened a moment ago.
 //!
-//! Invariants: the agent dials this machine only. A bound address that has left the machine in
-//! the meantime is not dialled: the socket is first bound to that very address, which fails
-//! then. Every wait has a deadline, and the number of channels is bounded by [`MAX_CHANNELS`].
+//! Invariants: the agent dials this machine only, see [`crate::reach`]. Every wait has a deadline, and the number of channels is bounded by [`MAX_CHANNELS`].
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rum_shared::channel::{self, DialStatus};
 use rum_shared::handover;
-use rum_shared::listener::Listener;
 use rum_shared::relay::{Counters, relay};
 use rum_shared::transport::Stream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::net::SocketType;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -31,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
 
 use crate::hub::Hub;
+use crate::reach::{self, Route};
 
 /// Channels that relay or dial at once; each costs two descriptors, some 3 kB, and the relay's buffers
 /// while bytes wait in it.
@@ -139,11 +136,10 @@ impl Forwarder {
         if port == 0 {
             return Err(DialStatus::Denied);
         }
-        let addresses = candidates(self.hub.current().get(port));
+        let routes = reach::routes(self.hub.current().get(port));
         let mut first = None;
-        for ip in addresses {
-            let address = SocketAddr::new(ip, port);
-            let status = match self.connect(address).await {
+        for route in routes {
+            let status = match self.connect(route, port).await {
                 Ok(tcp) => return Ok(tcp),
                 Err(error) => status(&error),
             };
@@ -156,12 +152,12 @@ impl Forwarder {
         Err(first.unwrap_or(DialStatus::Unreachable))
     }
 
-    /// Connects to `address`. A listener whose accept queue is full is waited for as the kernel does
+    /// Connects to `port` by `route`. A listener whose accept queue is full is waited for as the kernel does
     /// (`net.ipv4.tcp_syn_retries`, tcp(7)). The socket is non-blocking and not registered with the
     /// event loop: most are handed over, and over loopback a connection is made before connect(2)
     /// returns, so that there is nothing to wait for.
-    async fn connect(&self, address: SocketAddr) -> io::Result<std::net::TcpStream> {
-        let mut tcp = begin(address)?;
+    async fn connect(&self, route: Route, port: u16) -> io::Result<std::net::TcpStream> {
+        let mut tcp = begin(route, port)?;
         let mut writable = [PollFd::new(&tcp, PollFlags::OUT)];
         if poll(&mut writable, Some(&Timespec::default()))? == 0 {
             let Ok(_waiting) = self.waiting.try_acquire() else {
@@ -193,50 +189,14 @@ async fn left(stream: &mut Stream) -> io::Error {
     }
 }
 
-/// Where `listener` can be reached, best first. Empty when nowhere.
-fn candidates(listener: Option<&Listener>) -> Vec<IpAddr> {
-    const LOOPBACK: [IpAddr; 2] = [
-        IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::LOCALHOST),
-    ];
-    let Some(listener) = listener else {
-        return LOOPBACK.to_vec();
-    };
-    let takes = |wanted: IpAddr| {
-        listener.addresses.iter().any(|bound| {
-            let same_family = bound.ip.is_ipv4() == wanted.is_ipv4();
-            bound.ip.to_canonical() == wanted
-                || bound.ip.is_unspecified() && (same_family || bound.dual_stack)
-        })
-    };
-    let mut all: Vec<IpAddr> = LOOPBACK.into_iter().filter(|ip| takes(*ip)).collect();
-    for bound in &listener.addresses {
-        let ip = bound.ip.to_canonical();
-        // A link-local address means nothing without its interface.
-        let scoped = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        if !ip.is_unspecified() && !scoped && !all.contains(&ip) {
-            all.push(ip);
-        }
-    }
-    all
-}
-
-/// Begins to connect to `address`.
-fn begin(address: SocketAddr) -> io::Result<std::net::TcpStream> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    if !address.ip().is_loopback() {
-        let bound = rustix::net::bind(&socket, &SocketAddr::new(address.ip(), 0));
-        bound.map_err(|error| match error {
-            // It has left this machine.
-            Errno::ADDRNOTAVAIL => Errno::HOSTUNREACH,
-            error => error,
-        })?;
-    }
+/// Begins to connect to `port` by `route`.
+fn begin(route: Route, port: u16) -> io::Result<std::net::TcpStream> {
+    let socket = route.socket(SocketType::STREAM, port);
+    let (socket, address) = socket.map_err(|error| match error {
+        // It has left this machine.
+        Errno::ADDRNOTAVAIL => Errno::HOSTUNREACH,
+        error => error,
+    })?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket.into()),
         Err(error) => Err(error.into()),
@@ -247,9 +207,14 @@ fn status(error: &io::Error) -> DialStatus {
     match Errno::from_io_error(error) {
         Some(Errno::CONNREFUSED | Errno::CONNRESET) => DialStatus::Refused,
         Some(Errno::TIMEDOUT) => DialStatus::TimedOut,
-        Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::AFNOSUPPORT) => {
-            DialStatus::Unreachable
-        }
+        Some(
+            Errno::HOSTUNREACH
+            | Errno::NETUNREACH
+            | Errno::NETDOWN
+            | Errno::NODEV
+            | Errno::PERM
+            | Errno::AFNOSUPPORT,
+        ) => DialStatus::Unreachable,
         // bind(2) and connect(2) without a port.
         Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL) => DialStatus::NoLocalPort,
         Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => DialStatus::Exhausted,

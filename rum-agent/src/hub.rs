@@ -22,7 +22,7 @@ use tokio::sync::watch;
 /// Changes that the log keeps: a subscriber further behind gets a snapshot.
 pub const LOG_CHANGES: usize = 256;
 /// Listeners and closed ports that the log keeps over all its changes; bounds its memory to
-/// about a megabyte whatever the guest does.
+/// a few megabytes whatever the guest does.
 pub const LOG_ITEMS: usize = 4096;
 /// Subscribers at once. A host has one, a tool or two beside it some more.
 pub const MAX_SUBSCRIBERS: usize = 64;

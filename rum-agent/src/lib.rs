@@ -7,7 +7,7 @@
 //! | 1 kernel hint | [`hints`] over [`kernel`]'s events; [`pace`] says when to dump |
 //! | 2 port set | [`source`] dumps, [`truth`] folds, [`watcher`] is the loop around them |
 //! | 3 RPC stream | [`hub`] hands changes out, [`rpc`] serves them |
-//! | 5, 6 channel | [`forward`] dials the listener and relays |
+//! | 5, 6 channel | [`forward`] dials the listener where [`reach`] says, and relays |
 //!
 //! [`server`] accepts sessions and channels and holds everything together, [`knock`] tells a
 //! host that waits, [`cli`] is the command line, [`boot`] how it starts as a guest's first process.
@@ -24,6 +24,7 @@ pub mod hub;
 pub mod kernel;
 pub mod knock;
 pub mod pace;
+pub mod reach;
 pub mod rpc;
 pub mod server;
 pub mod source;

@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
+use roam::facet::Facet;
 use roam::{Rx, Tx};
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
     AgentInfo, HEARTBEAT, HEARTBEAT_DEADLINE, ListeningPortsResponse, ReadyResponse, RumAgent,
-    WatchEvent,
+    WatchEvent, fit, v1,
 };
 
 use crate::hub::{Hub, MAX_SUBSCRIBERS, Subscription, Update};
@@ -51,7 +52,29 @@ impl RumAgent for Service {
         &self,
         min: u16,
         max: u16,
+        events: Tx<v1::WatchEvent>,
+        stop: Rx<()>,
+    ) -> Result<(), String> {
+        self.watch(min, max, events, stop).await
+    }
+
+    async fn watch_listeners(
+        &self,
+        min: u16,
+        max: u16,
         events: Tx<WatchEvent>,
+        stop: Rx<()>,
+    ) -> Result<(), String> {
+        self.watch(min, max, events, stop).await
+    }
+}
+
+impl Service {
+    async fn watch<Item: From<WatchEvent> + Facet<'static> + Send>(
+        &self,
+        min: u16,
+        max: u16,
+        events: Tx<Item>,
         mut stop: Rx<()>,
     ) -> Result<(), String> {
         let range = range(min, max)?;
@@ -64,16 +87,14 @@ impl RumAgent for Service {
             result = self.stream(subscription, events) => result,
         }
     }
-}
 
-impl Service {
     /// Sends updates until the host takes no more. `send` waits for the host's credit; what
     /// happens meanwhile stays in the hub. A host that gives none for as long as a stream may be
     /// silent has given it up already, and may be waiting for a knock, which a stream prevents.
-    async fn stream(
+    async fn stream<Item: From<WatchEvent> + Facet<'static> + Send>(
         &self,
         mut subscription: Subscription,
-        events: Tx<WatchEvent>,
+        events: Tx<Item>,
     ) -> Result<(), String> {
         loop {
             let event = match tokio::time::timeout(HEARTBEAT, subscription.next()).await {
@@ -82,7 +103,7 @@ impl Service {
                     generation: subscription.generation(),
                 },
             };
-            match tokio::time::timeout(HEARTBEAT_DEADLINE, events.send(event)).await {
+            match tokio::time::timeout(HEARTBEAT_DEADLINE, events.send(event.into())).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(format!("the stream broke: {error}")),
                 Err(_) => return Err("the host takes no more".to_owned()),
@@ -94,13 +115,21 @@ impl Service {
         match update {
             Update::Snapshot {
                 generation,
-                listeners,
-            } => WatchEvent::Snapshot {
-                generation,
-                source: self.info.hint.clone(),
-                listeners,
-            },
-            Update::Delta(change) => change.into(),
+                mut listeners,
+            } => {
+                fit(&mut listeners);
+                WatchEvent::Snapshot {
+                    generation,
+                    source: self.info.hint.clone(),
+                    listeners,
+                }
+            }
+            // Names are looked up after the ports were told, so one of the two lists is short.
+            Update::Delta(mut change) => {
+                fit(&mut change.opened);
+                fit(&mut change.changed);
+                change.into()
+            }
         }
     }
 }

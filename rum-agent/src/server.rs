@@ -12,7 +12,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rum_shared::rpc::{AgentInfo, CAP_WATCH, PROTOCOL, RumAgentDispatcher};
+use rum_shared::rpc::{AgentInfo, CAP_LISTENERS, CAP_WATCH, PROTOCOL, RumAgentDispatcher};
 use rum_shared::session::{self, Limits};
 use rum_shared::transport::{Acceptor, KnockTarget, ListenAddr, Stream};
 use tokio::task::JoinSet;
@@ -284,7 +284,7 @@ fn agent_info(source: &Source, hints: &Hints) -> AgentInfo {
         instance: random_u64(),
         source: source.kind().word().into(),
         hint: hints.kind().word().into(),
-        capabilities: vec![CAP_WATCH.into()],
+        capabilities: vec![CAP_WATCH.into(), CAP_LISTENERS.into()],
     }
 }
 

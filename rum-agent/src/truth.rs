@@ -17,15 +17,19 @@
 //! so an address that shared its port with such a one is shown until that one closes.
 //!
 //! Invariants: a port is in the set as long as the dump or a confirmation shows any socket of
-//! it; the sockets of a port (twins, IPv4 and IPv6) are one [`Listener`]; a listener keeps its
-//! inode, owner, process and `seen_ns` while the socket with that inode lives, and a socket
-//! that takes over at once is a `changed`, never a close and an open.
+//! it; the sockets of a port (twins, IPv4 and IPv6) are one [`Listener`], which has the inode, owner
+//! and process of the one that connections reach ([`rank`]); it keeps them and `seen_ns` while that
+//! socket lives, and a socket that takes over at once is a `changed`, never a close and an open.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rum_shared::listener::{BoundAddr, Change, Listener, ListenerSet, MAX_ADDRESSES, Process};
+use rum_shared::listener::{
+    BoundAddr, Change, Holder, Listener, ListenerSet, MAX_ADDRESSES, Process,
+};
 
 use crate::kernel::Socket;
+use crate::kernel::holders::Key;
 
 /// Most hinted ports that are remembered; those that never come to listen are forgotten together.
 const MAX_HINTED: usize = 4096;
@@ -55,6 +59,8 @@ pub struct Truth {
     /// By port; sorted, at least one.
     sockets: BTreeMap<u16, Vec<Socket>>,
     set: ListenerSet,
+    /// Who holds the sockets that are not the first of their port, by inode.
+    seconds: HashMap<u64, Process>,
     /// When the kernel told of a port that is yet to be shown by a dump.
     hinted: HashMap<u16, u64>,
 }
@@ -146,21 +152,23 @@ impl Truth {
             ..Change::default()
         };
         for port in &change.closed {
-            self.sockets.remove(port);
+            let gone = self.sockets.remove(port).unwrap_or_default();
+            self.forget(&gone, &[]);
         }
         for twins in sockets.chunk_by(same_port) {
             let port = twins[0].port;
             if self.sockets.get(&port).is_some_and(|known| known == twins) {
                 continue;
             }
-            self.sockets.insert(port, twins.to_vec());
+            let before = self.sockets.insert(port, twins.to_vec());
+            self.forget(&before.unwrap_or_default(), twins);
             match self.set.get(port) {
                 None => change.opened.push(Listener {
                     hinted_ns: hinted_at(&mut self.hinted, port),
-                    ..listener(twins, None, now_ns)
+                    ..listener(twins, None, &mut self.seconds, now_ns)
                 }),
                 Some(old) => {
-                    let new = listener(twins, Some(old), now_ns);
+                    let new = listener(twins, Some(old), &mut self.seconds, now_ns);
                     if new != *old {
                         change.changed.push(new);
                     }
@@ -174,23 +182,74 @@ impl Truth {
         Some(change)
     }
 
-    /// Adds the processes that were found for the inodes of `ports`. Returns what changed.
-    pub fn name(&mut self, processes: &HashMap<u64, Process>, ports: &[u16]) -> Option<Change> {
+    /// Those of the sockets `before` that are none of `after` are held by nobody any more.
+    fn forget(&mut self, before: &[Socket], after: &[Socket]) {
+        if self.seconds.is_empty() {
+            return;
+        }
+        for gone in before {
+            if !after.iter().any(|socket| socket.inode == gone.inode) {
+                self.seconds.remove(&gone.inode);
+            }
+        }
+    }
+
+    /// The sockets of `port` whose holders are not known: of each address one.
+    pub fn nameless(&self, port: u16) -> impl Iterator<Item = Key> + '_ {
+        let listener = self.set.get(port);
+        let first = listener.filter(|listener| listener.process.is_none());
+        let first = first.map(|listener| listener.inode);
+        let lead = listener.map_or(0, |listener| listener.inode);
+        let known = |socket: &Socket| self.seconds.contains_key(&socket.inode);
+        let others = seconds(self.sockets(port), lead);
+        let others = others.filter(move |twins| !twins.iter().any(known));
+        let inodes = first.into_iter().chain(others.map(|twins| twins[0].inode));
+        inodes
+            .filter(|inode| *inode != 0)
+            .map(move |inode| (port, inode))
+    }
+
+    /// Takes note of who holds the sockets, or that nobody who can be seen does. Returns what changed.
+    pub fn name(&mut self, holders: &HashMap<Key, Option<Process>>) -> Option<Change> {
+        for ((port, inode), process) in holders {
+            let lead = self.set.get(*port).is_some_and(|l| l.inode == *inode);
+            let known = self.sockets(*port).iter().any(|s| s.inode == *inode);
+            match process {
+                Some(process) if known && !lead => {
+                    self.seconds.insert(*inode, process.clone());
+                }
+                _ => drop(self.seconds.remove(inode)),
+            }
+        }
+        let ports: BTreeSet<u16> = holders.keys().map(|(port, _)| *port).collect();
         let listeners = ports.iter().filter_map(|port| self.set.get(*port));
         let named: Vec<Listener> = listeners
             .filter_map(|listener| {
-                let process = processes.get(&listener.inode)?;
                 let mut named = listener.clone();
-                named.process = Some(process.clone());
+                if let Some(process) = holders.get(&(listener.port, listener.inode)) {
+                    named.process.clone_from(process);
+                }
+                named.others = others(self.sockets(listener.port), &named, &self.seconds);
                 (named != *listener).then_some(named)
             })
             .collect();
-        if named.is_empty() {
+        self.publish(named)
+    }
+
+    /// The listeners of `ports` once more, as something differs that is not known here.
+    pub fn touch(&mut self, ports: impl IntoIterator<Item = u16>) -> Option<Change> {
+        let listeners = ports.into_iter().filter_map(|port| self.set.get(port));
+        let listeners = listeners.cloned().collect();
+        self.publish(listeners)
+    }
+
+    fn publish(&mut self, changed: Vec<Listener>) -> Option<Change> {
+        if changed.is_empty() {
             return None;
         }
         let change = Change {
             generation: self.set.generation + 1,
-            changed: named,
+            changed,
             ..Change::default()
         };
         self.set.apply(&change);
@@ -215,23 +274,88 @@ fn address(socket: &Socket) -> (u16, BoundAddr) {
     let bound = BoundAddr {
         ip: socket.ip,
         dual_stack: socket.dual_stack,
+        device: socket.device,
     };
     (socket.port, bound)
 }
 
+/// Which of several sockets on one port a connection of ours reaches: the one of the smallest rank. It is
+/// made to 127.0.0.1 if anything takes that, for which the kernel prefers who listens there to who
+/// listens everywhere (compute_score, net/ipv4/inet_hashtables.c); else to ::1; else to the address
+/// of the socket ([`crate::reach::routes`]).
+fn rank(socket: &Socket) -> u8 {
+    match socket.ip {
+        _ if socket.device != 0 => 6,
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => 0,
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => 1,
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) if socket.dual_stack => 2,
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => 3,
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => 4,
+        _ => 5,
+    }
+}
+
 /// The listener that `twins`, all sockets of one port and at least one, make.
-fn listener(twins: &[Socket], old: Option<&Listener>, now_ns: u64) -> Listener {
-    let kept = old.and_then(|old| Some((old, twins.iter().find(|s| s.inode == old.inode)?)));
-    let lead = kept.map_or(&twins[0], |(_, socket)| socket);
-    Listener {
-        port: lead.port,
+fn listener(
+    twins: &[Socket],
+    old: Option<&Listener>,
+    seconds: &mut HashMap<u64, Process>,
+    now_ns: u64,
+) -> Listener {
+    let first = twins.iter().map(rank).min();
+    let mut best = twins.iter().filter(|socket| Some(rank(socket)) == first);
+    let same = |socket: &&Socket| old.is_some_and(|old| old.inode == socket.inode);
+    let known = |socket: &&Socket| seconds.contains_key(&socket.inode);
+    let lead = best.clone().find(same).or_else(|| best.clone().find(known));
+    let lead = lead.or(best.next()).unwrap_or(&twins[0]);
+    let old = old.filter(|old| twins.iter().any(|socket| socket.inode == old.inode));
+    let kept = old.filter(|old| old.inode == lead.inode);
+    let process = match kept {
+        Some(old) => old.process.clone(),
+        None => seconds.remove(&lead.inode),
+    };
+    if let Some(old) = old.filter(|_| kept.is_none())
+        && let Some(process) = &old.process
+    {
+        seconds.insert(old.inode, process.clone());
+    }
+    let mut new = Listener {
         addresses: addresses(twins),
         uid: lead.uid,
         inode: lead.inode,
-        process: kept.and_then(|(old, _)| old.process.clone()),
-        seen_ns: kept.map_or(now_ns, |(old, _)| old.seen_ns),
-        hinted_ns: kept.and_then(|(old, _)| old.hinted_ns),
+        process,
+        seen_ns: old.map_or(now_ns, |old| old.seen_ns),
+        hinted_ns: old.and_then(|old| old.hinted_ns),
+        ..Listener::bare(lead.port)
+    };
+    new.others = others(twins, &new, seconds);
+    new
+}
+
+/// The sockets of each address of `twins`, which are sorted, but for the address where `lead` is. At
+/// most [`MAX_ADDRESSES`] addresses.
+fn seconds(twins: &[Socket], lead: u64) -> impl Iterator<Item = &[Socket]> {
+    let addresses = twins.chunk_by(|a, b| address(a) == address(b));
+    let others = addresses.filter(move |same| same.iter().all(|socket| socket.inode != lead));
+    others.take(MAX_ADDRESSES)
+}
+
+/// The processes other than that of `listener` that hold some of `twins`.
+fn others(twins: &[Socket], listener: &Listener, known: &HashMap<u64, Process>) -> Vec<Holder> {
+    if known.is_empty() {
+        return Vec::new();
     }
+    let shown = listener.process.as_ref().map(|process| process.pid);
+    let others = seconds(twins, listener.inode);
+    let others = others.filter_map(|same| {
+        let process = same.iter().find_map(|socket| known.get(&socket.inode));
+        let process = process.filter(|process| Some(process.pid) != shown)?;
+        Some(Holder {
+            address: address(&same[0]).1,
+            process: process.clone(),
+        })
+    });
+    others.collect()
 }
 
 /// The addresses of `twins`; of more than [`MAX_ADDRESSES`] the ones that are easiest to reach.
@@ -240,7 +364,7 @@ fn addresses(twins: &[Socket]) -> Vec<BoundAddr> {
     all.sort_unstable();
     all.dedup();
     if all.len() > MAX_ADDRESSES {
-        all.sort_by_key(|a| (!a.ip.is_unspecified(), !a.ip.is_loopback()));
+        all.sort_by_key(|a| (a.device, !a.ip.is_unspecified(), !a.ip.is_loopback()));
         all.truncate(MAX_ADDRESSES);
         all.sort_unstable();
     }

@@ -17,7 +17,9 @@
 //!   once;
 //! - a port that was hinted to listen but is not shown yet is not closed before the looks for
 //!   it are used up: a quick rebind is no close;
-//! - names of processes are looked up on a blocking thread, after the ports are published.
+//! - names of processes are looked up on a blocking thread, after the ports are published, and again
+//!   where the process that is shown has ended or does not hold the socket any more. That, and whether
+//!   what loopback does not reach can be reached, is looked at with each answer, a few at a time.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -34,12 +36,14 @@ use tracing::{debug, warn};
 use crate::chain;
 use crate::hints::{Hints, Wake};
 use crate::hub::Hub;
+use crate::kernel::holders::{Holders, Stale};
 use crate::kernel::{DumpError, Socket};
 use crate::pace::{LookAgain, Pace};
+use crate::reach::Reach;
 use crate::source::{Source, SourceKind};
 use crate::truth::{Scope, Truth};
 
-use self::names::Names;
+use self::names::{Found, Names};
 
 mod names;
 
@@ -96,6 +100,8 @@ pub struct Watcher {
     pace: Pace,
     again: LookAgain,
     names: Names,
+    holders: Holders,
+    reach: Reach,
     failures: Failures,
     /// What the next dump is for.
     due: Due,
@@ -159,6 +165,8 @@ impl Watcher {
             pace: Pace::new(now),
             again: LookAgain::default(),
             names: Names::new(now),
+            holders: Holders::default(),
+            reach: Reach::default(),
             failures: Failures::default(),
             due: Due::ALL,
             waiting: Vec::new(),
@@ -210,12 +218,8 @@ impl Watcher {
                     self.due.add(std::mem::take(&mut self.later));
                 }
                 () = until(dump_at) => {}
-                Some(found) = self.names.found() => {
-                    let (found, ports) = found;
-                    if let Some(change) = self.truth.name(&found, &ports) {
-                        self.hub.publish(change);
-                    }
-                }
+                Some(found) = self.names.found() => self.named(found),
+                stale = self.holders.ended() => self.names.again(&stale),
                 () = until(names_at) => self.names.look_up(),
                 range = next_hull(&mut hull) => {
                     self.hints.set_range(range);
@@ -226,6 +230,42 @@ impl Watcher {
                 }
             }
         }
+    }
+
+    /// Takes note of who holds which socket.
+    fn named(&mut self, found: Found) {
+        let mut gone = Vec::new();
+        for (key, held) in &found {
+            if let Some(held) = held
+                && !self.holders.note(*key, held)
+            {
+                let pid = held.process.pid;
+                gone.push(Stale { key: *key, pid });
+            }
+        }
+        self.names.again(&gone);
+        let found = found.into_iter();
+        let holders = found.map(|(key, held)| (key, held.map(|held| held.process)));
+        if let Some(change) = self.truth.name(&holders.collect()) {
+            self.publish(change);
+        }
+    }
+
+    /// Looks whether a few of what was told are still so, of which no event would tell.
+    fn check(&mut self) {
+        let stale = self.holders.check();
+        self.names.again(&stale);
+        let told = self.hub.current();
+        let ports = self.reach.check(|port| told.get(port));
+        drop(told);
+        if let Some(change) = self.truth.touch(ports) {
+            self.publish(change);
+        }
+    }
+
+    fn publish(&mut self, mut change: Change) {
+        self.reach.complete(&mut change);
+        self.hub.publish(change);
     }
 
     /// Takes note of a wake: whatever it names is looked at.
@@ -288,8 +328,16 @@ impl Watcher {
             Ok((ports, change)) => {
                 self.failures = Failures::default();
                 if let Some(change) = change {
-                    self.names.want(&change);
-                    self.hub.publish(change);
+                    let truth = &self.truth;
+                    for port in change.ports() {
+                        let sockets = truth.sockets(port);
+                        let stays = |inode| sockets.iter().any(|s| s.inode == inode);
+                        self.holders.retain(port, stays);
+                    }
+                    let listening = change.opened.iter().chain(&change.changed);
+                    let nameless = listening.flat_map(|l| truth.nameless(l.port));
+                    self.names.want(&change, nameless);
+                    self.publish(change);
                 }
                 Ok(ports)
             }
@@ -313,6 +361,7 @@ impl Watcher {
             // Whoever asked may be gone by now.
             let _ = request.send(answer.clone());
         }
+        self.check();
     }
 
     /// What listens now, without a word to the subscribers.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use rum_agent::kernel::process;
+use rum_agent::kernel::process::{Place, Walk};
 use rum_agent::kernel::sock_diag::SockDiag;
 use rum_shared::listener::{MAX_NAME, Process};
 use rum_shared::text::clean;
@@ -71,13 +71,21 @@ pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr
     if unknown.is_empty() {
         return found;
     }
-    let processes = process::find(&unknown, None, MAX_DESCRIPTORS, &AtomicBool::new(false));
+    let walk = Walk {
+        inodes: &unknown,
+        first: None,
+        from: Place::START,
+        descriptors: MAX_DESCRIPTORS,
+        stop: &AtomicBool::new(false),
+    };
+    let held = walk.find().held;
     for (.., taken) in &mut found {
-        let holder = taken.sockets.iter().find_map(|inode| processes.get(inode));
+        let holder = taken.sockets.iter().find_map(|inode| held.get(inode));
         if let Some(holder) = holder {
             taken.holder = Some(Process {
-                pid: holder.pid,
-                name: clean(&holder.name, MAX_NAME),
+                pid: holder.process.pid,
+                name: clean(&holder.process.name, MAX_NAME),
+                ..Process::default()
             });
         }
     }
@@ -109,6 +117,7 @@ mod tests {
         let holder = Some(Process {
             pid: std::os::unix::process::parent_id(),
             name: "known".into(),
+            ..Process::default()
         });
         let known = Taken { holder, ..first };
         assert_eq!(look(Some(known.clone())), known);
@@ -124,6 +133,7 @@ mod tests {
         let gone = Process {
             pid: u32::MAX,
             name: "gone".into(),
+            ..Process::default()
         };
         let holder = Some(gone);
         assert_eq!(

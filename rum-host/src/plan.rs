@@ -383,7 +383,9 @@ impl Planner {
         match self.policy.judge(listener, known_since, now) {
             Verdict::Forward(want) => Wish::Want(want),
             Verdict::AwaitingProcess { until } => Wish::Awaiting(until),
-            Verdict::Ignored { .. } | Verdict::OutOfRange => Wish::Nothing,
+            Verdict::Ignored { .. } | Verdict::OutOfRange | Verdict::Unreachable { .. } => {
+                Wish::Nothing
+            }
         }
     }
 

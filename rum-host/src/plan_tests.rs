@@ -260,6 +260,7 @@ fn rule(guest: &str, process: &str, action: RuleAction) -> Rule {
     Rule {
         guest: (!guest.is_empty()).then(|| guest.parse().unwrap()),
         process: (!process.is_empty()).then(|| Pattern::new(process)),
+        command: None,
         action,
         label: None,
         drain: None,
@@ -276,7 +277,11 @@ fn to(host: u16) -> RuleAction {
 fn named(port: u16, name: &str) -> Listener {
     let name = name.to_owned();
     Listener {
-        process: Some(rum_shared::listener::Process { pid: 1, name }),
+        process: Some(rum_shared::listener::Process {
+            pid: 1,
+            name,
+            ..Default::default()
+        }),
         ..Listener::bare(port)
     }
 }

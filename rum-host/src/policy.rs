@@ -1,8 +1,8 @@
 //! Step 4 of the data flow: what the user wants forwarded, and what that means for one listener.
 //!
 //! A [`Policy`] is static forwards and an [`AutoPolicy`]: ranges, what is excluded from them, and
-//! rules, of which the first that matches decides. A rule that asks for the name of a process
-//! waits for that name, at most [`PROCESS_WAIT`] after the host first heard of the port; then it
+//! rules, of which the first that matches decides. A rule that asks for the name of a process or for
+//! its command line waits for that, at most [`PROCESS_WAIT`] after the host first heard of the port; then it
 //! counts as not matching. A port that no such rule can match never waits. When the name arrives
 //! later, the verdict is another one then, and the forward moves.
 //!
@@ -171,7 +171,7 @@ impl AutoPolicy {
                 Some(guest) => left.intersection(guest),
                 None => left.clone(),
             };
-            if rule.process.is_none() {
+            if !rule.asks_for_process() {
                 left = left.difference(&matched);
             }
             if let RuleAction::Forward { bind, .. } = rule.action {
@@ -200,13 +200,11 @@ impl AutoPolicy {
             if rule.guest.as_ref().is_some_and(elsewhere) {
                 continue;
             }
-            match (&rule.process, &listener.process) {
-                (None, _) => return Match::Rule(index, rule),
-                (Some(pattern), Some(process)) if pattern.matches(&process.name) => {
-                    return Match::Rule(index, rule);
-                }
-                (Some(_), None) if waits => return Match::Unknown,
-                (Some(_), _) => {}
+            match &listener.process {
+                _ if !rule.asks_for_process() => return Match::Rule(index, rule),
+                Some(process) if rule.is_for(process) => return Match::Rule(index, rule),
+                None if waits => return Match::Unknown,
+                _ => {}
             }
         }
         Match::NoRule
@@ -327,6 +325,11 @@ pub enum Verdict {
     },
     /// It is in none of the ranges.
     OutOfRange,
+    /// It would be forwarded, but no connection from the guest itself reaches it.
+    Unreachable {
+        /// Why, in words.
+        why: String,
+    },
     /// A rule needs the name of its process. A forward that is bound stays meanwhile.
     AwaitingProcess {
         /// Then it is decided without.
@@ -388,6 +391,9 @@ impl Policy {
                 }
             },
         };
+        if let Some(why) = &listener.unreachable {
+            return Verdict::Unreachable { why: why.clone() };
+        }
         // A port that does not exist is in no range; a checked configuration has none.
         match u16::try_from(i32::from(listener.port) + offset) {
             Ok(port) if port != 0 => Verdict::Forward(Want {

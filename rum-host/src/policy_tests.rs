@@ -12,6 +12,7 @@ fn listener(port: u16, process: &str) -> Listener {
         process: (!process.is_empty()).then(|| Process {
             pid: 1,
             name: process.into(),
+            ..Process::default()
         }),
         ..Listener::bare(port)
     }
@@ -25,6 +26,7 @@ fn rule(guest: &str, process: &str, action: RuleAction) -> Rule {
     Rule {
         guest: (!guest.is_empty()).then(|| guest.parse().unwrap()),
         process: (!process.is_empty()).then(|| Pattern::new(process)),
+        command: None,
         action,
         label: Some(format!("{guest} {process}")),
         drain: None,
@@ -93,6 +95,74 @@ fn the_first_rule_that_matches_decides() {
 }
 
 #[test]
+fn a_process_has_several_names_and_a_command_line() {
+    let pattern = |text: &str| (!text.is_empty()).then(|| Pattern::new(text));
+    let node = Process {
+        pid: 1,
+        name: "MainThread".into(),
+        program: "node".into(),
+        script: "vite.js".into(),
+        command: "node /srv/web/vite.js --host".into(),
+    };
+    let old = Process {
+        pid: 1,
+        name: "MainThread".into(),
+        ..Process::default()
+    };
+    for (process, command, node_is, old_is) in [
+        ("MainThread", "", true, true),
+        ("node*", "", true, false),
+        ("vite.??", "", true, false),
+        ("*", "", true, true),
+        ("?*", "", true, true),
+        ("deno", "", false, false),
+        ("", "*vite*", true, false),
+        ("", "vite*", false, false),
+        ("node", "*--host", true, false),
+        ("node", "*--port", false, false),
+        ("deno", "*vite*", false, false),
+    ] {
+        let rule = Rule {
+            process: pattern(process),
+            command: pattern(command),
+            ..rule("5000", "", RuleAction::Ignore)
+        };
+        assert_eq!(rule.is_for(&node), node_is, "{process} {command}");
+        assert_eq!(rule.is_for(&old), old_is, "{process} {command}");
+    }
+    let by_command = Rule {
+        command: pattern("*vite*"),
+        ..rule("", "", RuleAction::Ignore)
+    };
+    assert_eq!(by_command.to_string(), "command = \"*vite*\"");
+    let policy = policy(vec![by_command]);
+    let (now, mut listener) = (Instant::now(), listener(5001, ""));
+    let until = now + PROCESS_WAIT;
+    let waits = policy.judge(&listener, now, now);
+    assert_eq!(waits, Verdict::AwaitingProcess { until });
+    listener.process = Some(node);
+    let known = policy.judge(&listener, now, now);
+    assert!(matches!(known, Verdict::Ignored { code: "rule", .. }));
+}
+
+#[test]
+fn what_cannot_be_reached_is_not_forwarded() {
+    let policy = policy(vec![rule("5001", "", RuleAction::Ignore)]);
+    let now = Instant::now();
+    let judge = |port| {
+        let listener = Listener {
+            unreachable: Some("why".into()),
+            ..listener(port, "")
+        };
+        policy.judge(&listener, now, now)
+    };
+    let why = "why".to_owned();
+    assert_eq!(judge(5000), Verdict::Unreachable { why });
+    assert!(matches!(judge(5001), Verdict::Ignored { .. }));
+    assert_eq!(judge(22), Verdict::OutOfRange);
+}
+
+#[test]
 fn only_a_port_that_a_name_could_decide_waits_for_it_and_not_for_ever() {
     let policy = policy(vec![
         rule("5000-5009", "", forward(None)),
@@ -153,6 +223,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         Rule {
             guest: guest.map(|guest| PortRanges::new([range(guest)])),
             process: process.map(Pattern::new),
+            command: None,
             action: match ignore {
                 true => RuleAction::Ignore,
                 false => RuleAction::Forward {

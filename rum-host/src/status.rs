@@ -11,9 +11,11 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use rum_shared::listener::{BoundAddr, Listener};
+use rum_shared::listener::{BoundAddr, Listener, Process};
 
-use crate::control::model::{Bytes, Connections, PortStatus, ProcessName, Reason, State};
+use crate::control::model::{
+    Bytes, Connections, OtherHolder, PortStatus, ProcessName, Reason, State,
+};
 use crate::forwarder::Stats;
 use crate::notice::BlockReason;
 use crate::plan::{GuestPort, HostAddr, Key, Verdict};
@@ -179,10 +181,17 @@ fn reason(code: &str, message: impl Into<String>, hint: Option<&str>) -> Reason 
     }
 }
 
-fn address(addr: &BoundAddr) -> String {
-    match addr.ip {
+/// Where `listener` is bound, as `ss` writes it.
+fn address(listener: &Listener, addr: &BoundAddr) -> String {
+    let ip = match addr.ip {
         IpAddr::V6(ip) if ip.is_unspecified() && addr.dual_stack => "*".to_owned(),
         ip => ip.to_string(),
+    };
+    let known = listener.devices.iter().find(|d| d.index == addr.device);
+    match known {
+        Some(device) if !device.name.is_empty() => format!("{ip}%{}", device.name),
+        _ if addr.device != 0 => format!("{ip}%{}", addr.device),
+        _ => ip,
     }
 }
 
@@ -222,10 +231,57 @@ fn trouble(stats: &Stats, lacks: Option<(HostAddr, &BlockReason)>) -> Option<Rea
     Some(reason("refused", message, None))
 }
 
+fn named(process: &Process) -> ProcessName {
+    ProcessName {
+        pid: process.pid,
+        name: process.name.clone(),
+    }
+}
+
+/// Who else listens on the port of `listener`.
+fn other_holders(listener: &Listener) -> Vec<OtherHolder> {
+    let others = listener.others.iter();
+    let others = others.map(|other| OtherHolder {
+        address: address(listener, &other.address),
+        process: named(&other.process),
+    });
+    others.collect()
+}
+
+/// That several programs listen on the port of `listener`, and which of them is reached.
+fn several_programs(listener: &Listener) -> Option<Reason> {
+    let others = other_holders(listener);
+    let first = others.first()?;
+    let of = |process: &ProcessName| format!("{} (pid {})", process.name, process.pid);
+    let reached = match &listener.process {
+        Some(process) => of(&named(process)),
+        None => "another process".to_owned(),
+    };
+    let more = match others.len() {
+        1 => String::new(),
+        n => format!(" and {} more", n - 1),
+    };
+    let message = format!(
+        "{reached} is reached; {} listens on the same port at {}{more}",
+        of(&first.process),
+        first.address
+    );
+    let hint = "give one of them another port";
+    Some(reason("several-programs", message, Some(hint)))
+}
+
+fn unreachable(port: GuestPort, why: &str) -> Reason {
+    let message = format!("nothing can connect to guest port {port}: {why}");
+    let hint = "have its program listen on 127.0.0.1, 0.0.0.0 or an address that the guest has";
+    reason("unreachable", message, Some(hint))
+}
+
 impl Facts<'_> {
     fn row(&self, id: String, state: State, reason: Option<Reason>) -> PortStatus {
         let listener = self.listener;
-        let addresses = listener.map(|l| l.addresses.iter().map(address).collect());
+        let addresses = listener.map(|l| l.addresses.iter().map(|a| address(l, a)).collect());
+        let process = listener.and_then(|l| l.process.as_ref());
+        let command = process.map(|process| process.command.clone());
         PortStatus {
             id,
             proto: "tcp".to_owned(),
@@ -236,12 +292,9 @@ impl Facts<'_> {
             state,
             previous_state: None,
             reason,
-            process: listener
-                .and_then(|l| l.process.as_ref())
-                .map(|p| ProcessName {
-                    pid: p.pid,
-                    name: p.name.clone(),
-                }),
+            process: process.map(named),
+            command: command.filter(|command| !command.is_empty()),
+            other_holders: listener.map(other_holders).unwrap_or_default(),
             uid: listener.filter(|l| l.inode != 0).map(|l| l.uid),
             label: None,
             url: None,
@@ -315,9 +368,15 @@ impl Facts<'_> {
         stats: &Stats,
         lacks: Option<(HostAddr, &BlockReason)>,
     ) -> (State, Option<Reason>) {
+        if let (Knowledge::Current, Some(listener)) = (self.knowledge, self.listener)
+            && let Some(why) = &listener.unreachable
+        {
+            return (State::Pending, Some(unreachable(self.port, why)));
+        }
         match self.knowledge {
             Knowledge::Current if self.listener.is_some() => {
-                (State::Forwarded, trouble(stats, lacks))
+                let several = || self.listener.and_then(several_programs);
+                (State::Forwarded, trouble(stats, lacks).or_else(several))
             }
             Knowledge::Current => {
                 let message = format!("nothing listens on guest port {} yet", self.port);
@@ -363,6 +422,7 @@ impl Facts<'_> {
                 };
                 (State::Ignored, reason(code, message, Some(&hint)))
             }
+            Verdict::Unreachable { why } => (State::Pending, unreachable(self.port, why)),
             Verdict::AwaitingProcess { .. } => {
                 let message = "a rule waits for the name of its process";
                 (State::Pending, reason("awaiting-process", message, None))

@@ -2,7 +2,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
-use rum_shared::listener::Process;
+use rum_shared::listener::{Device, Holder, Process};
 
 use super::*;
 use crate::plan::{OnConflict, Want};
@@ -14,10 +14,7 @@ fn host(port: u16) -> HostAddr {
 }
 
 fn listener() -> Listener {
-    let addr = |ip: &str, dual_stack| BoundAddr {
-        ip: ip.parse().unwrap(),
-        dual_stack,
-    };
+    let addr = |ip: &str, dual_stack| BoundAddr::new(ip.parse().unwrap(), dual_stack);
     Listener {
         addresses: vec![
             addr("127.0.0.1", false),
@@ -29,6 +26,7 @@ fn listener() -> Listener {
         process: Some(Process {
             pid: 12,
             name: "nginx".into(),
+            ..Process::default()
         }),
         seen_ns: 5_200_000,
         hinted_ns: Some(5_000_000),
@@ -82,6 +80,63 @@ fn told(facts: &Facts<'_>) -> (State, String) {
         format!("{} | {} | {hint}", r.code, r.message)
     });
     (row.state, text)
+}
+
+#[test]
+fn several_programs_on_one_port_are_named_and_the_one_that_is_reached() {
+    let mut listener = listener();
+    listener.addresses[0].device = 3;
+    listener.devices = vec![Device {
+        index: 3,
+        name: "eth0".into(),
+    }];
+    listener.others = vec![Holder {
+        address: listener.addresses[0],
+        process: Process {
+            pid: 15,
+            name: "node".into(),
+            ..Process::default()
+        },
+    }];
+    let stats = Stats::default();
+    let mut facts = facts(Some(&listener), &Knowledge::Current);
+    facts.forwards = vec![bound(Key::Auto(PORT), &stats)];
+    let row = rows(&facts).remove(0);
+    assert_eq!(row.state, State::Forwarded);
+    assert_eq!(row.guest_addresses[0], "127.0.0.1%eth0");
+    let reason = row.reason.expect("a reason");
+    assert_eq!(reason.code, "several-programs");
+    assert_eq!(
+        reason.message,
+        "nginx (pid 12) is reached; node (pid 15) listens on the same port at 127.0.0.1%eth0"
+    );
+    let other = &row.other_holders[0];
+    assert_eq!((&*other.address, other.process.pid), ("127.0.0.1%eth0", 15));
+}
+
+#[test]
+fn what_nothing_can_connect_to_is_not_forwarded() {
+    let listener = Listener {
+        unreachable: Some("the guest does not have the address 10.0.0.1".into()),
+        ..listener()
+    };
+    let stats = Stats::default();
+    let mut bound_facts = facts(Some(&listener), &Knowledge::Current);
+    bound_facts.forwards = vec![bound(Key::Static(host(8080)), &stats)];
+    let mut facts = facts(Some(&listener), &Knowledge::Current);
+    let why = listener.unreachable.clone().expect("it");
+    facts.verdict = Some(Verdict::Unreachable { why });
+    for facts in [bound_facts, facts] {
+        let row = rows(&facts).remove(0);
+        assert_eq!(row.state, State::Pending);
+        let reason = row.reason.expect("a reason");
+        assert_eq!(reason.code, "unreachable");
+        assert!(
+            reason
+                .message
+                .ends_with("the guest does not have the address 10.0.0.1")
+        );
+    }
 }
 
 #[test]
@@ -154,6 +209,7 @@ fn a_block_says_why_and_what_to_do() {
     let holder = Process {
         pid: 4711,
         name: "postgres".into(),
+        ..Process::default()
     };
     let other = BlockReason::Other("no descriptors".into());
     for (reason, state, text) in [

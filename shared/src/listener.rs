@@ -18,9 +18,13 @@ use crate::range::PortRange;
 /// At most this many addresses of one port are reported: enough for any real program, and it
 /// bounds a message whatever the guest does.
 pub const MAX_ADDRESSES: usize = 8;
-/// Longest process name that is reported, in bytes. The kernel's own limit is 15
-/// (TASK_COMM_LEN, include/linux/sched.h).
+/// Longest name of a process, program, script or network interface that is reported, in bytes. The
+/// kernel's own limit is 15 for a process (TASK_COMM_LEN, include/linux/sched.h) and for an interface
+/// (IFNAMSIZ, include/uapi/linux/if.h); file names may be longer, and are cut.
 pub const MAX_NAME: usize = 64;
+/// Longest command line that is reported, in bytes. Of a longer one the beginning and the end stay:
+/// that is where a Java program has its class, behind a long class path.
+pub const MAX_COMMAND: usize = 256;
 
 /// An address that a listener is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Facet)]
@@ -29,16 +33,55 @@ pub struct BoundAddr {
     pub ip: IpAddr,
     /// An IPv6 socket that takes IPv4 connections as well (no IPV6_V6ONLY).
     pub dual_stack: bool,
+    /// Index of the network interface or VRF that the socket is bound to, by SO_BINDTODEVICE or by
+    /// the scope of a link-local address; 0 for any.
+    pub device: u32,
 }
 
-/// The process that holds a listening socket.
+impl BoundAddr {
+    /// An address that is bound to no interface.
+    pub fn new(ip: IpAddr, dual_stack: bool) -> Self {
+        Self {
+            ip,
+            dual_stack,
+            device: 0,
+        }
+    }
+}
+
+/// A network interface of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Facet)]
-pub struct Process {
-    /// Process id, as the guest counts.
-    pub pid: u32,
-    /// The kernel's short name (`/proc/PID/comm`). Chosen by the guest: clean it before a
-    /// terminal sees it.
+pub struct Device {
+    /// Its index, as in [`BoundAddr::device`].
+    pub index: u32,
+    /// Its name. Chosen by the guest: clean it before a terminal sees it.
     pub name: String,
+}
+
+/// The process that holds a listening socket. All text in it is chosen by the guest: clean it before
+/// a terminal sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Facet)]
+pub struct Process {
+    /// Process id, as the guest counts; that of the process, whichever thread of it listens.
+    pub pid: u32,
+    /// The kernel's short name (`/proc/PID/comm`).
+    pub name: String,
+    /// File name of the executable (`/proc/PID/exe`), empty if unknown.
+    pub program: String,
+    /// File name of the first argument that is no option: of a script's interpreter that is the
+    /// script. Empty if there is none.
+    pub script: String,
+    /// The arguments, joined by spaces, at most [`MAX_COMMAND`] bytes. Empty if unknown.
+    pub command: String,
+}
+
+/// Another process than the one that connections reach, with a socket on the same port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Facet)]
+pub struct Holder {
+    /// Where it listens.
+    pub address: BoundAddr,
+    /// Who it is.
+    pub process: Process,
 }
 
 /// One port that something in the guest listens on.
@@ -48,12 +91,19 @@ pub struct Listener {
     pub port: u16,
     /// Where it is bound, sorted, without duplicates, at most [`MAX_ADDRESSES`].
     pub addresses: Vec<BoundAddr>,
-    /// Owner of the first socket.
+    /// Owner of the socket that connections reach.
     pub uid: u32,
-    /// Inode of the first socket, 0 if unknown.
+    /// Inode of that socket, 0 if unknown.
     pub inode: u64,
     /// Who holds it, once known. Looking it up never delays the report of the port itself.
     pub process: Option<Process>,
+    /// Other processes that listen on the port at other addresses, once known; at most
+    /// [`MAX_ADDRESSES`].
+    pub others: Vec<Holder>,
+    /// The interfaces that `addresses` name.
+    pub devices: Vec<Device>,
+    /// Why no connection from this machine can reach it, in words; None if one can.
+    pub unreachable: Option<String>,
     /// When the agent first saw it: nanoseconds on the agent's CLOCK_MONOTONIC. Not
     /// comparable with any clock of the host.
     pub seen_ns: u64,
@@ -71,6 +121,9 @@ impl Listener {
             uid: 0,
             inode: 0,
             process: None,
+            others: Vec::new(),
+            devices: Vec::new(),
+            unreachable: None,
             seen_ns: 0,
             hinted_ns: None,
         }
@@ -214,6 +267,7 @@ mod tests {
             process: pid.map(|pid| Process {
                 pid,
                 name: format!("p{pid}"),
+                ..Process::default()
             }),
             ..Listener::bare(port)
         })

@@ -2,9 +2,12 @@
 //!
 //! The host calls, the agent serves. [`RumAgent::hello`] comes first and returns a plain value,
 //! since roam does not notice a change inside a `Result`: versions are negotiated there.
-//! [`RumAgent::watch_ports`] streams a complete [`WatchEvent::Snapshot`], then a
+//! [`RumAgent::watch_listeners`] streams a complete [`WatchEvent::Snapshot`], then a
 //! [`WatchEvent::Delta`] for each change and a [`WatchEvent::Heartbeat`] when nothing else was
 //! sent for [`HEARTBEAT`]; a subscriber that was too slow gets a new snapshot.
+//! [`RumAgent::watch_ports`] is the same with less detail ([`v1`]): roam finds a method by the shape of
+//! its arguments, so a stream whose items have more fields is another method, and
+//! [`AgentInfo::capabilities`] tells which of the two an agent serves.
 //!
 //! Invariants: text fields are open sets (an unknown word is not an error), so that old hosts
 //! understand new agents; what a reader receives is checked with [`validate_listener`].
@@ -13,8 +16,13 @@ use std::time::Duration;
 
 use facet::Facet;
 
-use crate::listener::{Change, Listener, MAX_ADDRESSES, MAX_NAME};
+use crate::listener::{Change, Listener, MAX_ADDRESSES, MAX_COMMAND, MAX_NAME, Process};
 use crate::range::PortRange;
+
+mod fit;
+pub mod v1;
+
+pub use fit::fit;
 
 /// The protocol this build speaks. Raised only when old peers could misread.
 pub const PROTOCOL: u32 = 1;
@@ -25,6 +33,8 @@ pub const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(4);
 
 /// Capability word: the agent serves `watch_ports`.
 pub const CAP_WATCH: &str = "watch";
+/// Capability word: the agent serves `watch_listeners`.
+pub const CAP_LISTENERS: &str = "listeners";
 
 /// Who the agent is and what it can do.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
@@ -62,7 +72,7 @@ pub struct ListeningPortsResponse {
     pub ports: Vec<u16>,
 }
 
-/// One item of a `watch_ports` stream.
+/// One item of a `watch_listeners` stream.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 #[repr(u8)]
 pub enum WatchEvent {
@@ -112,7 +122,7 @@ pub use service::*;
 mod service {
     use roam::{Rx, Tx};
 
-    use super::{AgentInfo, ListeningPortsResponse, ReadyResponse, WatchEvent};
+    use super::{AgentInfo, ListeningPortsResponse, ReadyResponse, WatchEvent, v1};
 
     /// The service that an agent offers on [`crate::RPC_PORT`].
     #[roam::service]
@@ -132,6 +142,14 @@ mod service {
             &self,
             min: u16,
             max: u16,
+            events: Tx<v1::WatchEvent>,
+            stop: Rx<()>,
+        ) -> Result<(), String>;
+        /// The same, with all that is known of each listener.
+        async fn watch_listeners(
+            &self,
+            min: u16,
+            max: u16,
             events: Tx<WatchEvent>,
             stop: Rx<()>,
         ) -> Result<(), String>;
@@ -146,19 +164,40 @@ pub fn validate_listener(listener: &Listener, range: PortRange) -> Result<(), St
     if !range.contains(listener.port) {
         return Err(format!("port {} is outside {range}", listener.port));
     }
-    if listener.addresses.len() > MAX_ADDRESSES {
+    let lists = [
+        ("addresses", listener.addresses.len()),
+        ("other processes", listener.others.len()),
+        ("network interfaces", listener.devices.len()),
+    ];
+    if let Some((what, count)) = lists.iter().find(|(_, count)| *count > MAX_ADDRESSES) {
+        let port = listener.port;
         return Err(format!(
-            "port {} has {} addresses, more than {MAX_ADDRESSES}",
-            listener.port,
-            listener.addresses.len()
+            "port {port} has {count} {what}, more than {MAX_ADDRESSES}"
         ));
     }
-    match &listener.process {
-        Some(process) if process.name.len() > MAX_NAME => Err(format!(
-            "port {} has a process name of {} bytes, more than {MAX_NAME}",
+    let others = listener.others.iter().map(|other| &other.process);
+    let processes = listener.process.iter().chain(others);
+    let names = processes.flat_map(|process| texts(process).into_iter());
+    let devices = listener.devices.iter();
+    let names = names.chain(devices.map(|device| ("name of an interface", &device.name, MAX_NAME)));
+    let reason = listener.unreachable.iter();
+    let mut texts = names.chain(reason.map(|reason| ("reason", reason, MAX_COMMAND)));
+    match texts.find(|(_, text, most)| text.len() > *most) {
+        Some((what, text, most)) => Err(format!(
+            "port {} has a {what} of {} bytes, more than {most}",
             listener.port,
-            process.name.len()
+            text.len()
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
+}
+
+/// The texts of a process and how long each may be.
+fn texts(process: &Process) -> [(&'static str, &String, usize); 4] {
+    [
+        ("process name", &process.name, MAX_NAME),
+        ("program name", &process.program, MAX_NAME),
+        ("script name", &process.script, MAX_NAME),
+        ("command line", &process.command, MAX_COMMAND),
+    ]
 }

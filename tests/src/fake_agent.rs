@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use roam::facet::Facet;
 use roam::{Rx, Tx};
 use rum_shared::listener::{Listener, ListenerSet};
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
-    AgentInfo, CAP_WATCH, HEARTBEAT, ListeningPortsResponse, PROTOCOL, ReadyResponse, RumAgent,
-    RumAgentDispatcher, WatchEvent,
+    AgentInfo, CAP_LISTENERS, CAP_WATCH, HEARTBEAT, ListeningPortsResponse, PROTOCOL,
+    ReadyResponse, RumAgent, RumAgentDispatcher, WatchEvent, v1,
 };
 use rum_shared::session::{Limits, serve};
 use rum_shared::transport::{Endpoint, ListenAddr};
@@ -30,6 +31,8 @@ pub struct FakeAgent {
     pub silent: watch::Sender<bool>,
     /// Whether it says that it can stream.
     pub can_watch: bool,
+    /// Whether it knows `watch_listeners`.
+    pub is_new: bool,
     /// The version that it says it has.
     pub version: &'static str,
 }
@@ -44,6 +47,7 @@ impl FakeAgent {
             polls: watch::Sender::new(0),
             silent: watch::Sender::new(false),
             can_watch: true,
+            is_new: true,
             version: env!("CARGO_PKG_VERSION"),
         }
     }
@@ -100,6 +104,7 @@ impl RumAgent for FakeAgent {
             source: "fake".into(),
             hint: "fake".into(),
             capabilities: match self.can_watch {
+                true if self.is_new => vec![CAP_WATCH.into(), CAP_LISTENERS.into()],
                 true => vec![CAP_WATCH.into()],
                 false => vec![],
             },
@@ -132,7 +137,32 @@ impl RumAgent for FakeAgent {
         &self,
         min: u16,
         max: u16,
+        events: Tx<v1::WatchEvent>,
+        stop: Rx<()>,
+    ) -> Result<(), String> {
+        match self.is_new {
+            true => Err("this host is not old".to_owned()),
+            false => self.watch(min, max, events, stop).await,
+        }
+    }
+
+    async fn watch_listeners(
+        &self,
+        min: u16,
+        max: u16,
         events: Tx<WatchEvent>,
+        stop: Rx<()>,
+    ) -> Result<(), String> {
+        self.watch(min, max, events, stop).await
+    }
+}
+
+impl FakeAgent {
+    async fn watch<Item: From<WatchEvent> + Facet<'static> + Send>(
+        &self,
+        min: u16,
+        max: u16,
+        events: Tx<Item>,
         mut stop: Rx<()>,
     ) -> Result<(), String> {
         let range = PortRange::new(min, max).map_err(|e| e.to_string())?;
@@ -143,7 +173,10 @@ impl RumAgent for FakeAgent {
             source: "fake".into(),
             listeners: told.within(range).cloned().collect(),
         };
-        events.send(snapshot).await.map_err(|e| e.to_string())?;
+        events
+            .send(snapshot.into())
+            .await
+            .map_err(|e| e.to_string())?;
         loop {
             let event = tokio::select! {
                 _ = stop.recv() => return Ok(()),
@@ -152,7 +185,7 @@ impl RumAgent for FakeAgent {
                     let next = changes.borrow_and_update().clone();
                     let change = told.diff(&next).within(range);
                     told = next;
-                    change.into()
+                    WatchEvent::from(change)
                 }
                 () = tokio::time::sleep(HEARTBEAT) => match *self.silent.borrow() {
                     true => continue,
@@ -161,7 +194,7 @@ impl RumAgent for FakeAgent {
                     },
                 },
             };
-            events.send(event).await.map_err(|e| e.to_string())?;
+            events.send(event.into()).await.map_err(|e| e.to_string())?;
         }
     }
 }

@@ -72,6 +72,7 @@ fn listener(response: &InetResponse) -> Option<Socket> {
         dual_stack: header.family == AF_INET6
             && id.source_address.is_unspecified()
             && v6_only != Some(true),
+        device: id.interface_id,
         uid: header.uid,
         inode: u64::from(header.inode),
         cookie: Some(cookie(id)),
@@ -83,7 +84,6 @@ fn listener(response: &InetResponse) -> Option<Socket> {
 pub struct Answer {
     sequence: u32,
     sockets: Vec<Socket>,
-    scoped: Vec<(u64, u32)>,
     done: bool,
     interrupted: bool,
 }
@@ -94,7 +94,6 @@ impl Answer {
         Self {
             sequence,
             sockets: Vec::new(),
-            scoped: Vec::new(),
             done: false,
             interrupted: false,
         }
@@ -157,10 +156,6 @@ impl Answer {
         if self.sockets.len() == MAX_SOCKETS {
             return Err(DumpError::TooMany);
         }
-        let id = &response.header.socket_id;
-        if id.interface_id != 0 {
-            self.scoped.push((cookie(id), id.interface_id));
-        }
         self.sockets.push(socket);
         Ok(())
     }
@@ -178,11 +173,6 @@ impl Answer {
     /// The listening sockets so far.
     pub fn sockets(&self) -> &[Socket] {
         &self.sockets
-    }
-
-    /// The sockets that are bound to one network interface: cookie and interface index.
-    pub fn scoped(&self) -> &[(u64, u32)] {
-        &self.scoped
     }
 
     /// The listening sockets.

@@ -10,7 +10,8 @@
 //! | | [`sockstat`] | the number of TCP sockets differs; no privilege, must be polled |
 //! | facts (step 2) | [`sock_diag`] | every listening socket, from NETLINK_SOCK_DIAG |
 //! | | [`proc_net`] | the same from `/proc/net/tcp` and `tcp6`, where netlink is refused |
-//! | details | [`process`] | who holds a socket |
+//! | details | [`process`], [`holders`] | who holds a socket, and whether it still does |
+//! | | [`identity`] | what a process calls itself |
 //!
 //! Invariants: a hint carries no fact, it only says when to look; a dump is complete or an
 //! error, never a part; nothing here spawns a task or keeps a clock.
@@ -21,6 +22,8 @@ use std::path::PathBuf;
 
 pub mod answer;
 pub mod destroy;
+pub mod holders;
+pub mod identity;
 pub mod notified;
 pub mod perf_ring;
 pub mod privilege;
@@ -50,6 +53,9 @@ pub struct Socket {
     pub ip: IpAddr,
     /// An IPv6 socket that takes IPv4 as well: only ever true with the address `::`.
     pub dual_stack: bool,
+    /// Index of the network interface that it is bound to; 0 for any, and where the source does not
+    /// tell (/proc).
+    pub device: u32,
     /// Owner.
     pub uid: u32,
     /// Inode of the socket's file.

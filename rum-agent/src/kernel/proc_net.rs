@@ -112,6 +112,7 @@ fn parse_line(text: &str, family: Family, endian: Endian) -> Result<Option<Socke
         port,
         ip: ip.to_canonical(),
         dual_stack: ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        device: 0,
         uid: uid
             .parse()
             .map_err(|_| format!("`{uid}` is not a user id"))?,

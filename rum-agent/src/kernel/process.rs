@@ -2,10 +2,12 @@
 //!
 //! `/proc/PID/fd` has a link `socket:[INODE]` for each descriptor that is a socket. There is no
 //! index from inode to process, so the descriptors are walked until every inode is found: first
-//! those of the process that the hint named, which nearly always is the one.
+//! those of the process that the hint named, which nearly always is the one, then those of all
+//! processes by their ids.
 //!
-//! Invariants: the walk is bounded by a number of descriptors that the caller gives; a process that may not be read or
-//! that ends meanwhile is passed over. The answer is for people to read, nothing depends on it.
+//! Invariants: a walk is bounded by a number of descriptors that the caller gives, and says where
+//! the next one goes on; a process that may not be read or that ends meanwhile is passed over. The
+//! answer is for people and for rules; nothing else depends on it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -15,9 +17,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rum_shared::listener::{MAX_NAME, Process};
+use rum_shared::listener::Process;
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, fstat, openat, readlinkat};
 use rustix::io::Errno;
+
+use super::identity;
 
 /// How many descriptors the agent looks at in one call, at one or two microseconds each: a bound on
 /// the time that it is busy with what is only a name.
@@ -27,61 +31,93 @@ const NEWEST: u64 = 16;
 /// At most this many processes are looked at in one call, for the same reason.
 pub const MAX_PROCESSES: usize = 10_000;
 
-/// The processes that hold the sockets with these inodes; `first_pid` is looked at first, and at most
-/// `descriptors` descriptors in all, as long as nobody raises `stop`. Of several holders of one socket the
-/// first found is named. An inode without a readable holder is missing from the answer.
-///
-/// Takes some milliseconds on a busy machine: not for the path between a hint and its report.
-pub fn find(
-    inodes: &[u64],
-    first_pid: Option<u32>,
-    descriptors: usize,
-    stop: &AtomicBool,
-) -> HashMap<u64, Process> {
-    find_in(Path::new("/proc"), inodes, first_pid, descriptors, stop)
+/// Where a walk through all processes is: what has a smaller pid, or in that process a smaller
+/// descriptor, was looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pid: u32,
+    fd: u64,
 }
 
-fn find_in(
-    proc: &Path,
-    inodes: &[u64],
-    first_pid: Option<u32>,
-    descriptors: usize,
-    stop: &AtomicBool,
-) -> HashMap<u64, Process> {
-    let mut search = Search {
-        stop,
-        wanted: inodes.iter().copied().filter(|i| *i != 0).collect(),
-        found: HashMap::new(),
-        descriptors,
-        link: Vec::new(),
-    };
-    if let Some(pid) = first_pid.filter(|pid| *pid != 0) {
-        search.process(proc, pid);
+impl Place {
+    /// Before all processes.
+    pub const START: Self = Self { pid: 0, fd: 0 };
+}
+
+/// Who holds a socket, and as which descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The process.
+    pub process: Process,
+    /// Its descriptor.
+    pub fd: u64,
+}
+
+/// What a walk has found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// By inode.
+    pub held: HashMap<u64, Held>,
+    /// Where to go on; None when the last process was looked at, or nothing is left to be found.
+    pub rest: Option<Place>,
+}
+
+/// A walk that has not begun.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    /// The inodes whose holders are wanted.
+    pub inodes: &'a [u64],
+    /// A process or thread that is looked at first.
+    pub first: Option<u32>,
+    /// Where to begin after it.
+    pub from: Place,
+    /// At most so many descriptors are looked at.
+    pub descriptors: usize,
+    /// Raised when nobody wants to know any more.
+    pub stop: &'a AtomicBool,
+}
+
+impl Walk<'_> {
+    /// Looks. Of several holders of one socket the first found is named.
+    ///
+    /// Takes some milliseconds on a busy machine: not for the path between a hint and its report.
+    pub fn find(&self) -> Found {
+        self.find_in(Path::new("/proc"))
     }
-    if search.is_over() {
-        return search.found;
-    }
-    let others = fs::read_dir(proc)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| Some(*pid) != first_pid)
-        .take(MAX_PROCESSES);
-    for pid in others {
-        search.process(proc, pid);
-        if search.is_over() {
-            break;
+
+    fn find_in(&self, proc: &Path) -> Found {
+        let mut search = Search {
+            proc,
+            stop: self.stop,
+            wanted: self.inodes.iter().copied().filter(|i| *i != 0).collect(),
+            held: HashMap::new(),
+            descriptors: self.descriptors,
+            link: Vec::new(),
+        };
+        // A hint may name a thread; its directory exists, but is of no process.
+        let first = self.first.and_then(|id| identity::process_of(proc, id));
+        if let Some(pid) = first {
+            search.process(pid, 0);
+        }
+        let rest = search.others(first, self.from);
+        Found {
+            rest: rest.filter(|_| !search.wanted.is_empty()),
+            held: search.held,
         }
     }
-    search.found
+}
+
+/// Whether descriptor `fd` of process `pid` is the socket `inode`. One system call.
+pub fn still_holds(pid: u32, fd: u64, inode: u64) -> bool {
+    let link = rustix::fs::readlink(format!("/proc/{pid}/fd/{fd}"), Vec::new());
+    link.is_ok_and(|link| socket_inode(link.as_bytes()) == Some(inode))
 }
 
 struct Search<'a> {
-    /// Raised when nobody wants to know any more.
+    proc: &'a Path,
     stop: &'a AtomicBool,
     wanted: HashSet<u64>,
-    found: HashMap<u64, Process>,
+    held: HashMap<u64, Held>,
     /// How many descriptors may still be looked at.
     descriptors: usize,
     /// Reused for each link.
@@ -93,70 +129,109 @@ impl Search<'_> {
         self.wanted.is_empty() || self.descriptors == 0 || self.stop.load(Ordering::Relaxed)
     }
 
-    /// Looks at one process. It may end or be out of reach: then there is nothing to find.
-    fn process(&mut self, proc: &Path, pid: u32) {
-        if let Ok(held) = self.descriptors(proc, pid)
-            && !held.is_empty()
-        {
-            let process = Process {
-                pid,
-                name: name(proc, pid),
-            };
-            for inode in held {
-                self.found.insert(inode, process.clone());
+    /// Looks at all processes from `from` on, but for `first`. Where it had to stop.
+    fn others(&mut self, first: Option<u32>, from: Place) -> Option<Place> {
+        if self.is_over() {
+            return Some(from);
+        }
+        // By pid (proc_pid_readdir, fs/proc/base.c).
+        let all = fs::read_dir(self.proc).into_iter().flatten().flatten();
+        let pids = all
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| *pid >= from.pid && Some(*pid) != first);
+        for (index, pid) in pids.enumerate() {
+            if index == MAX_PROCESSES {
+                return Some(Place { pid, fd: 0 });
+            }
+            let fd = if pid == from.pid { from.fd } else { 0 };
+            if let Some(fd) = self.process(pid, fd) {
+                return Some(Place { pid, fd });
             }
         }
+        None
     }
 
-    /// The wanted inodes among the descriptors of a process; they are wanted no more.
-    fn descriptors(&mut self, proc: &Path, pid: u32) -> io::Result<Vec<u64>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = openat(
-            rustix::fs::CWD,
-            proc.join(format!("{pid}/fd")),
-            flags,
-            Mode::empty(),
-        )?;
+    /// Looks at the descriptors of one process from `from` on; where it had to stop. The process may
+    /// end or be out of reach: then there is nothing to find.
+    fn process(&mut self, pid: u32, from: u64) -> Option<u64> {
         let mut held = Vec::new();
-        let newest = newest(&dir)?;
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        for numbers in [newest..u64::MAX, 0..newest] {
-            // To read on would make the kernel fill a page of entries.
-            if self.is_over() {
-                break;
-            }
-            // The position in this directory is the number, after two for `.` and `..`
-            // (proc_readfd_common, fs/proc/fd.c).
-            rustix::fs::seek(&dir, SeekFrom::Start(numbers.start + 2))?;
-            let mut entries = RawDir::new(&dir, &mut buffer);
-            while let Some(entry) = entries.next() {
-                if self.is_over() {
-                    break;
-                }
-                let entry = entry?;
-                let number = entry.file_name().to_str().ok().and_then(|n| n.parse().ok());
-                if number.is_none_or(|number| !numbers.contains(&number)) {
-                    continue;
-                }
-                self.descriptors -= 1;
-                let link = std::mem::take(&mut self.link);
-                let link = match readlinkat(&dir, entry.file_name(), link) {
-                    Ok(link) => link,
-                    // What may be done with a process is the same for all its descriptors
-                    // (proc(5)).
-                    Err(error @ (Errno::ACCESS | Errno::PERM)) => return Err(error.into()),
-                    // Closed meanwhile.
-                    Err(_) => continue,
-                };
-                if let Some(inode) = socket_inode(link.as_bytes())
-                    && self.wanted.remove(&inode)
-                {
-                    held.push(inode);
-                }
-                self.link = link.into_bytes();
+        let rest = self.descriptors(pid, from, &mut held).ok().flatten();
+        if !held.is_empty() {
+            let process = identity::read(self.proc, pid);
+            for (inode, fd) in held {
+                let process = process.clone();
+                self.held.insert(inode, Held { process, fd });
             }
         }
-        Ok(held)
+        rest
+    }
+
+    /// Adds the wanted inodes among the descriptors of a process to `held`; they are wanted no more.
+    fn descriptors(
+        &mut self,
+        pid: u32,
+        from: u64,
+        held: &mut Vec<(u64, u64)>,
+    ) -> io::Result<Option<u64>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let path = self.proc.join(format!("{pid}/fd"));
+        let dir = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
+        let newest = newest(&dir)?;
+        if from == 0 && newest > 0 {
+            // Few enough to look at again below.
+            self.some(&dir, newest, 2 * NEWEST, held)?;
+        }
+        self.some(&dir, from, u64::MAX, held)
+    }
+
+    /// As [`Self::descriptors`], at most `most` of them; where it had to stop before that.
+    fn some(
+        &mut self,
+        dir: &OwnedFd,
+        from: u64,
+        most: u64,
+        held: &mut Vec<(u64, u64)>,
+    ) -> io::Result<Option<u64>> {
+        if self.is_over() {
+            return Ok(Some(from));
+        }
+        // The position in this directory is the number, after two for `.` and `..`
+        // (proc_readfd_common, fs/proc/fd.c).
+        rustix::fs::seek(dir, SeekFrom::Start(from + 2))?;
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut entries = RawDir::new(dir, &mut buffer);
+        let mut looked = 0;
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let number = entry.file_name().to_str().ok().and_then(|n| n.parse().ok());
+            let Some(number) = number.filter(|number| *number >= from) else {
+                continue;
+            };
+            if looked == most {
+                break;
+            }
+            if self.is_over() {
+                return Ok(Some(number));
+            }
+            looked += 1;
+            self.descriptors -= 1;
+            let link = std::mem::take(&mut self.link);
+            let link = match readlinkat(dir, entry.file_name(), link) {
+                Ok(link) => link,
+                // What may be done with a process is the same for all its descriptors
+                // (proc(5)).
+                Err(error @ (Errno::ACCESS | Errno::PERM)) => return Err(error.into()),
+                // Closed meanwhile.
+                Err(_) => continue,
+            };
+            if let Some(inode) = socket_inode(link.as_bytes())
+                && self.wanted.remove(&inode)
+            {
+                held.push((inode, number));
+            }
+            self.link = link.into_bytes();
+        }
+        Ok(None)
     }
 }
 
@@ -174,19 +249,6 @@ fn socket_inode(link: &[u8]) -> Option<u64> {
     std::str::from_utf8(inode).ok()?.parse().ok()
 }
 
-/// The kernel's short name of a process, empty when it cannot be read; at most [`MAX_NAME`]
-/// bytes. Any bytes may be in it: what is not UTF-8 is replaced.
-fn name(proc: &Path, pid: u32) -> String {
-    let bytes = fs::read(proc.join(format!("{pid}/comm"))).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    let mut end = text.len().min(MAX_NAME);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -199,78 +261,154 @@ mod tests {
 
     static GO_ON: AtomicBool = AtomicBool::new(false);
 
+    /// A walk without a bound from the beginning.
+    fn walk(inodes: &[u64]) -> Walk<'_> {
+        Walk {
+            inodes,
+            first: None,
+            from: Place::START,
+            descriptors: usize::MAX,
+            stop: &GO_ON,
+        }
+    }
+
+    fn inode(socket: &TcpListener) -> u64 {
+        let link = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
+        socket_inode(link.to_str().unwrap().as_bytes()).unwrap()
+    }
+
     #[test]
     fn our_own_listener_is_found_with_and_without_the_hint() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
-        let inode = socket_inode(link.to_str().unwrap().as_bytes()).unwrap();
+        let inode = inode(&listener);
         let own = std::process::id();
         let name = fs::read_to_string("/proc/self/comm").unwrap();
-        for first in [None, Some(own), Some(1), Some(0), Some(u32::MAX)] {
-            let found = find(&[inode, 0, u64::MAX], first, usize::MAX, &GO_ON);
-            assert_eq!(found.len(), 1);
-            assert_eq!(found[&inode].pid, own);
-            assert_eq!(found[&inode].name, name.trim_end());
+        let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        let inodes = [inode, 0];
+        for first in [
+            None,
+            Some(own),
+            Some(thread),
+            Some(1),
+            Some(0),
+            Some(u32::MAX),
+        ] {
+            let found = Walk {
+                first,
+                ..walk(&inodes)
+            };
+            let found = found.find();
+            assert_eq!((found.held.len(), found.rest), (1, None));
+            let held = &found.held[&inode];
+            assert_eq!(
+                (held.process.pid, &*held.process.name),
+                (own, name.trim_end())
+            );
+            assert_eq!(held.fd, listener.as_raw_fd() as u64);
+            assert!(still_holds(own, held.fd, inode) && !still_holds(own, held.fd, inode + 1));
         }
+        assert_eq!(walk(&[u64::MAX]).find().rest, None, "there is no more");
     }
 
     #[test]
     fn among_many_descriptors_the_newest_is_found_soon_and_the_oldest_at_all() {
-        let inode = |socket: &TcpListener| {
-            let link = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
-            socket_inode(link.to_str().unwrap().as_bytes()).unwrap()
-        };
         let oldest = TcpListener::bind("127.0.0.1:0").unwrap();
         let fill = || rustix::io::fcntl_dupfd_cloexec(&oldest, 0).unwrap();
-        let _many: Vec<_> = (0..4 * NEWEST).map(|_| fill()).collect();
-        let own = std::process::id();
-        assert!(fs::metadata("/proc/self/fd").unwrap().len() > 4 * NEWEST);
-        let dir = openat(
-            rustix::fs::CWD,
-            "/proc/self/fd",
-            OFlags::DIRECTORY,
-            Mode::empty(),
-        );
-        assert!(super::newest(&dir.unwrap()).unwrap() > 2 * NEWEST);
+        let _many: Vec<_> = (0..8 * NEWEST).map(|_| fill()).collect();
+        let own = Some(std::process::id());
+        assert!(fs::metadata("/proc/self/fd").unwrap().len() > 8 * NEWEST);
+        let flags = OFlags::DIRECTORY;
+        let dir = openat(rustix::fs::CWD, "/proc/self/fd", flags, Mode::empty());
+        assert!(super::newest(&dir.unwrap()).unwrap() > 4 * NEWEST);
         // Other tests of this process have some of the newest, or leave it an old number.
         let soon = || {
             let newest = TcpListener::bind("127.0.0.1:0").unwrap();
-            find(&[inode(&newest)], Some(own), 2 * NEWEST as usize, &GO_ON).len() == 1
+            let inodes = [inode(&newest)];
+            let soon = Walk {
+                first: own,
+                descriptors: 2 * NEWEST as usize,
+                ..walk(&inodes)
+            };
+            soon.find().held.len() == 1
         };
         assert!((0..50).any(|_| soon()));
-        let found = find(&[inode(&oldest)], Some(own), usize::MAX, &GO_ON);
-        assert_eq!(found.len(), 1);
-        let stop = AtomicBool::new(true);
-        assert!(find(&[inode(&oldest)], Some(own), usize::MAX, &stop).is_empty());
+        let inodes = [inode(&oldest)];
+        let first = Walk {
+            first: own,
+            ..walk(&inodes)
+        };
+        assert_eq!(first.find().held.len(), 1);
+        let stopped = Walk {
+            stop: &AtomicBool::new(true),
+            ..walk(&inodes)
+        };
+        assert!(stopped.find().held.is_empty());
     }
 
     #[test]
-    fn names_are_bounded_and_odd_entries_passed_over() {
+    fn a_walk_goes_on_where_the_last_one_ended_and_finds_everything() {
+        let sockets: Vec<_> = (0..100)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let inodes: Vec<u64> = sockets.iter().map(inode).collect();
+        let mut found = HashMap::new();
+        let mut place = Some(Place::START);
+        let mut walks = 0;
+        while let Some(from) = place {
+            let missing: Vec<u64> = inodes
+                .iter()
+                .copied()
+                .filter(|inode| !found.contains_key(inode))
+                .collect();
+            let part = Walk {
+                from,
+                descriptors: 40,
+                ..walk(&missing)
+            };
+            let part = part.find();
+            found.extend(part.held);
+            assert!(
+                part.rest.is_none_or(|rest| rest > from),
+                "{from:?} {:?}",
+                part.rest
+            );
+            place = part.rest;
+            walks += 1;
+        }
+        assert_eq!(found.len(), inodes.len());
+        assert!(walks > 2, "{walks}");
+    }
+
+    #[test]
+    fn odd_entries_are_passed_over() {
         let proc = tempfile::tempdir().unwrap();
-        let make = |pid: &str, comm: &[u8], links: &[&str]| {
+        let make = |pid: &str, links: &[&str]| {
             let dir = proc.path().join(pid);
             fs::create_dir_all(dir.join("fd")).unwrap();
-            fs::write(dir.join("comm"), comm).unwrap();
+            fs::write(dir.join("comm"), "né\n").unwrap();
+            fs::write(dir.join("status"), format!("Name:\tx\nTgid:\t{pid}\n")).unwrap();
             for (fd, link) in links.iter().enumerate() {
                 symlink(link, dir.join("fd").join(fd.to_string())).unwrap();
             }
         };
-        make("7", &[0xff; 200], &["pipe:[5]", "socket:[x]", "socket:[5]"]);
-        make(
-            "8",
-            "né\n".as_bytes(),
-            &["/dev/null", "socket:[6", "socket:[6]"],
-        );
-        make("self", b"no pid", &["socket:[9]"]);
+        make("7", &["pipe:[5]", "socket:[x]", "socket:[5]"]);
+        make("8", &["/dev/null", "socket:[6", "socket:[6]"]);
+        make("self", &["socket:[9]"]);
         fs::create_dir(proc.path().join("9")).unwrap();
 
-        let found = find_in(proc.path(), &[5, 6, 9], Some(9), MAX_DESCRIPTORS, &GO_ON);
-        assert_eq!(found.len(), 2);
-        assert_eq!(found[&6].name, "né");
-        assert_eq!(found[&6].pid, 8);
-        assert!(found[&5].name.len() <= MAX_NAME);
-        assert!(found[&5].name.starts_with('\u{fffd}'));
-        assert!(find_in(proc.path(), &[5], Some(7), 0, &GO_ON).is_empty());
-        assert_eq!(find_in(proc.path(), &[5], Some(7), 3, &GO_ON).len(), 1);
+        let first = |pid, descriptors, inodes| {
+            let walk = Walk {
+                first: Some(pid),
+                descriptors,
+                ..walk(inodes)
+            };
+            walk.find_in(proc.path())
+        };
+        let found = first(9, MAX_DESCRIPTORS, &[5, 6, 9]);
+        assert_eq!((found.held.len(), found.rest), (2, None));
+        let process = &found.held[&6].process;
+        assert_eq!((process.pid, &*process.name), (8, "né"));
+        assert!(first(7, 0, &[5]).held.is_empty());
+        assert_eq!(first(7, 3, &[5]).held.len(), 1);
     }
 }

@@ -23,7 +23,7 @@
 //! an error the netlink socket is replaced, so that no remains of a broken answer are read
 //! later.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -67,10 +67,6 @@ pub struct SockDiag {
     socket: Netlink,
     sequence: u32,
     buffer: Vec<u8>,
-    /// The interface of each socket that is bound to one, by cookie; needed to look it up.
-    scoped: HashMap<u64, u32>,
-    /// The same from the dump before: a socket that the last dump missed is still known.
-    scoped_before: HashMap<u64, u32>,
 }
 
 impl SockDiag {
@@ -84,8 +80,6 @@ impl SockDiag {
             socket: open_socket()?,
             sequence: 0,
             buffer: Vec::with_capacity(DATAGRAM),
-            scoped: HashMap::new(),
-            scoped_before: HashMap::new(),
         };
         this.dump()?;
         Ok(this)
@@ -100,9 +94,7 @@ impl SockDiag {
     /// [`DumpError`]; then nothing is known, least of all that a port is closed.
     pub fn dump(&mut self) -> Result<Vec<Socket>, DumpError> {
         // 0 is every port.
-        let (sockets, scoped) = self.dump_port(0)?;
-        self.scoped_before = std::mem::replace(&mut self.scoped, scoped);
-        Ok(sockets)
+        self.dump_port(0)
     }
 
     /// As [`SockDiag::dump`], those on `ports` alone.
@@ -112,31 +104,25 @@ impl SockDiag {
     pub fn dump_ports(&mut self, ports: &BTreeSet<u16>) -> Result<Vec<Socket>, DumpError> {
         let mut all = Vec::new();
         for port in ports.iter().filter(|port| **port != 0) {
-            let (sockets, scoped) = self.dump_port(*port)?;
-            all.extend(sockets);
-            if self.scoped.len() > MAX_SOCKETS {
-                self.scoped_before = std::mem::take(&mut self.scoped);
-            }
-            self.scoped.extend(scoped);
+            all.extend(self.dump_port(*port)?);
         }
         Ok(all)
     }
 
-    /// The listening sockets on `port`, and the interfaces of those that are bound to one.
-    fn dump_port(&mut self, port: u16) -> Result<(Vec<Socket>, HashMap<u64, u32>), DumpError> {
+    /// The listening sockets on `port`.
+    fn dump_port(&mut self, port: u16) -> Result<Vec<Socket>, DumpError> {
         for _ in 0..ATTEMPTS {
             let v4 = self.dump_family(Ipv4Addr::UNSPECIFIED.into(), port)?;
             let v6 = self.dump_family(Ipv6Addr::UNSPECIFIED.into(), port)?;
             if v4.is_interrupted() || v6.is_interrupted() {
                 continue;
             }
-            let scoped = v4.scoped().iter().chain(v6.scoped()).copied().collect();
             let mut sockets = v4.into_sockets();
             sockets.extend(v6.into_sockets());
             if sockets.len() > MAX_SOCKETS {
                 return Err(DumpError::TooMany);
             }
-            return Ok((sockets, scoped));
+            return Ok(sockets);
         }
         Err(DumpError::Interrupted)
     }
@@ -144,18 +130,11 @@ impl SockDiag {
     /// Whether any listening socket serves the address and port of `socket`: itself, a twin, or
     /// one that listens on all addresses. Reliable, unlike a dump; does not wait.
     ///
-    /// A socket that is bound to a network interface is found if one of the last two dumps or a
-    /// call of this function since showed it.
-    ///
     /// # Errors
     /// [`DumpError`]; then nothing is known.
     pub fn exists(&mut self, socket: &Socket) -> Result<bool, DumpError> {
-        let scope = self.scope_of(socket);
-        match self.find(socket.port, socket.ip, scope)? {
-            Found::Listens(_) => {
-                self.scoped.extend(scope);
-                Ok(true)
-            }
+        match self.find(socket.port, socket.ip, socket.device)? {
+            Found::Listens(_) => Ok(true),
             Found::Nothing => Ok(false),
             // A port is never closed on a guess.
             Found::Unsure => Ok(true),
@@ -169,34 +148,22 @@ impl SockDiag {
     /// # Errors
     /// [`DumpError`]; then nothing is known.
     pub fn look_up(&mut self, port: u16, known: Option<&Socket>) -> Result<Vec<Socket>, DumpError> {
-        let known = known.map(|known| (known.ip, self.scope_of(known)));
+        let known = known.map(|known| (known.ip, known.device));
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let mut all: Vec<Socket> = Vec::new();
-        for (ip, scope) in loopback.map(|ip| (ip, None)).into_iter().chain(known) {
-            if let Found::Listens(socket) = self.find(port, ip, scope)?
+        for (ip, device) in loopback.map(|ip| (ip, 0)).into_iter().chain(known) {
+            if let Found::Listens(socket) = self.find(port, ip, device)?
                 && !all.contains(&socket)
             {
-                self.scoped.extend(scope);
                 all.push(socket);
             }
         }
         Ok(all)
     }
 
-    /// The cookie and the interface of a socket that is bound to one.
-    fn scope_of(&self, socket: &Socket) -> Option<(u64, u32)> {
-        let cookie = socket.cookie?;
-        let scope = self.scoped.get(&cookie).or(self.scoped_before.get(&cookie));
-        scope.map(|index| (cookie, *index))
-    }
-
-    /// What listens on `port` for a connection to `ip`, through the interface of `scope`.
-    fn find(
-        &mut self,
-        port: u16,
-        ip: IpAddr,
-        scope: Option<(u64, u32)>,
-    ) -> Result<Found, DumpError> {
+    /// What listens on `port` for a connection to `ip` that comes in through the interface `device`,
+    /// or through none that anything is bound to for 0.
+    fn find(&mut self, port: u16, ip: IpAddr, device: u32) -> Result<Found, DumpError> {
         let request = InetRequest {
             family: family(ip),
             protocol: IPPROTO_TCP,
@@ -205,7 +172,7 @@ impl SockDiag {
             socket_id: SocketId {
                 source_port: port,
                 source_address: ip,
-                interface_id: scope.map_or(0, |(_, index)| index),
+                interface_id: device,
                 cookie: NO_COOKIE,
                 ..unspecified(ip)
             },

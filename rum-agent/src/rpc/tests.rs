@@ -82,6 +82,7 @@ fn socket(port: u16) -> Socket {
         port,
         ip: "::".parse().unwrap(),
         dual_stack: true,
+        device: 0,
         uid: 0,
         inode: 0,
         cookie: None,
@@ -133,7 +134,7 @@ async fn two_streams_with_ranges_of_their_own() {
         let (events, rx) = roam::channel();
         let (keep, stop) = roam::channel::<()>();
         let client = session.client().clone();
-        let call = async move { client.watch_ports(min, max, events, stop).await };
+        let call = async move { client.watch_listeners(min, max, events, stop).await };
         (Box::pin(call), rx, keep)
     };
     let (low_call, mut low_rx, _keep_low) = watch(&low, 1, 150);
@@ -188,7 +189,7 @@ async fn a_stream_that_is_not_read_delays_nobody_and_then_gets_a_snapshot() {
     let session = bench.connect().await;
     let (events, mut rx) = roam::channel();
     let (_keep, stop) = roam::channel::<()>();
-    let call = session.client().watch_ports(1, 65535, events, stop);
+    let call = session.client().watch_listeners(1, 65535, events, stop);
     let hub = bench.service.hub.clone();
     let test = async {
         assert!(matches!(next(&mut rx).await, WatchEvent::Snapshot { .. }));
@@ -233,7 +234,7 @@ async fn a_quiet_stream_has_a_heart() {
     let session = bench.connect().await;
     let (events, mut rx) = roam::channel();
     let (_keep, stop) = roam::channel::<()>();
-    let call = session.client().watch_ports(1, 65535, events, stop);
+    let call = session.client().watch_listeners(1, 65535, events, stop);
     let test = async {
         assert!(matches!(next(&mut rx).await, WatchEvent::Snapshot { .. }));
         for _ in 0..3 {
@@ -256,7 +257,7 @@ async fn a_stream_of_which_nobody_takes_anything_ends() {
     let hull = bench.service.hub.hull();
     let (tx, _rx) = roam::channel();
     let (_stop, stop_rx) = roam::channel();
-    let ended = session.client().watch_ports(1, 100, tx, stop_rx).await;
+    let ended = session.client().watch_listeners(1, 100, tx, stop_rx).await;
     let Err(roam::RoamError::User(why)) = ended else {
         panic!("{ended:?}");
     };

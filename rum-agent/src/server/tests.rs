@@ -86,7 +86,7 @@ async fn a_real_listener_is_reported_reached_and_gone() {
 
             let (events, mut rx) = roam::channel();
             let (_keep, stop) = roam::channel::<()>();
-            let call = client.watch_ports(port, port, events, stop);
+            let call = client.watch_listeners(port, port, events, stop);
             let test = async {
                 let first = rx.recv().await.unwrap().unwrap();
                 assert!(

@@ -10,6 +10,7 @@ fn socket(port: u16, ip: &str, inode: u64) -> Socket {
         port,
         ip: ip.parse().unwrap(),
         dual_stack: false,
+        device: 0,
         uid: 0,
         inode,
         cookie: Some(inode),
@@ -57,30 +58,100 @@ fn a_socket_that_takes_over_is_changed_not_closed() {
     assert_eq!((change.changed[0].inode, change.changed[0].seen_ns), (2, 6));
 }
 
+fn process(pid: u32) -> Process {
+    Process {
+        pid,
+        name: format!("p{pid}"),
+        ..Process::default()
+    }
+}
+
+/// Takes note of the processes that hold some sockets of port 80.
+fn name(truth: &mut Truth, holders: &[(u64, Option<u32>)]) -> Option<Change> {
+    let holders = holders
+        .iter()
+        .map(|(inode, pid)| ((80, *inode), pid.map(process)));
+    truth.name(&holders.collect())
+}
+
+fn nameless(truth: &Truth) -> Vec<u64> {
+    truth.nameless(80).map(|(_, inode)| inode).collect()
+}
+
 #[test]
 fn a_name_survives_as_long_as_its_socket() {
     let mut truth = Truth::default();
-    let process = Process {
-        pid: 7,
-        name: "web".into(),
-    };
-    fold(&mut truth, &[socket(80, "::1", 5)], 5);
-    let names = HashMap::from([(5, process.clone())]);
-    assert_eq!(truth.name(&names, &[81]), None, "of another port");
-    let change = truth.name(&names, &[80, 81]).unwrap();
+    fold(&mut truth, &[socket(80, "0.0.0.0", 5)], 5);
+    assert_eq!(nameless(&truth), [5]);
+    assert_eq!(name(&mut truth, &[(6, Some(7))]), None, "of another socket");
+    let change = name(&mut truth, &[(5, Some(7))]).unwrap();
     assert_eq!((change.generation, change.changed.len()), (2, 1));
-    assert_eq!(truth.name(&names, &[80]), None, "said once");
-    // A twin with a smaller inode joins, on another address: the first socket stays in front.
-    fold(
-        &mut truth,
-        &[socket(80, "::1", 5), socket(80, "127.0.0.1", 1)],
-        9,
-    );
-    let now = truth.set().get(80).unwrap();
-    assert_eq!((now.inode, now.seen_ns), (5, 5));
-    assert_eq!(now.process, Some(process));
-    fold(&mut truth, &[socket(80, "127.0.0.1", 1)], 9);
+    assert_eq!(name(&mut truth, &[(5, Some(7))]), None, "said once");
+    assert_eq!(nameless(&truth), [] as [u64; 0]);
+    // A twin with a smaller inode joins: the first socket stays in front.
+    let twins = [socket(80, "0.0.0.0", 5), socket(80, "0.0.0.0", 1)];
+    assert_eq!(fold(&mut truth, &twins, 9), None);
+    // One that takes connections first, of the same process: it is in front from now on.
+    let nearer = [twins.to_vec(), vec![socket(80, "127.0.0.1", 2)]].concat();
+    let change = fold(&mut truth, &nearer, 10).unwrap();
+    let now = &change.changed[0];
+    assert_eq!((now.inode, now.seen_ns, &now.process), (2, 5, &None));
+    assert_eq!(now.others.len(), 1);
+    let change = name(&mut truth, &[(2, Some(7))]).unwrap();
+    assert_eq!(change.changed[0].process, Some(process(7)));
+    assert_eq!(change.changed[0].others, []);
+    let change = fold(&mut truth, &twins, 11).unwrap();
+    assert_eq!(change.changed[0].process, Some(process(7)), "as before");
+    fold(&mut truth, &twins[1..], 12);
     assert_eq!(truth.set().get(80).unwrap().process, None);
+    assert!(truth.seconds.is_empty());
+}
+
+#[test]
+fn two_programs_on_one_port_are_both_told_and_which_is_reached() {
+    let mut truth = Truth::default();
+    let v6 = socket(80, "::1", 2);
+    let second = socket(80, "127.0.0.2", 3);
+    fold(&mut truth, &[v6.clone(), second.clone()], 5);
+    assert_eq!(nameless(&truth), [2, 3]);
+    let change = name(&mut truth, &[(2, Some(20)), (3, Some(30))]).unwrap();
+    let told = &change.changed[0];
+    assert_eq!(told.process, Some(process(20)));
+    let other = |ip: &str, pid| Holder {
+        address: BoundAddr::new(ip.parse().unwrap(), false),
+        process: process(pid),
+    };
+    assert_eq!(told.others, [other("127.0.0.2", 30)]);
+    // A third one comes, to whom connections go from now on.
+    let first = socket(80, "127.0.0.1", 1);
+    let all = [first, v6.clone(), second.clone()];
+    let change = fold(&mut truth, &all, 6).unwrap();
+    assert_eq!(change.changed[0].process, None);
+    assert_eq!(nameless(&truth), [1]);
+    let change = name(&mut truth, &[(1, Some(10))]).unwrap();
+    let told = &change.changed[0];
+    assert_eq!(told.process, Some(process(10)));
+    assert_eq!(told.others, [other("127.0.0.2", 30), other("::1", 20)]);
+    // Nobody who can be seen holds it any more.
+    let change = name(&mut truth, &[(3, None)]).unwrap();
+    assert_eq!(change.changed[0].others, [other("::1", 20)]);
+    // The first one goes: the next is reached, whose name is known.
+    let change = fold(&mut truth, &[v6, second], 7).unwrap();
+    assert_eq!(change.changed[0].process, Some(process(20)));
+    assert_eq!(change.changed[0].others, []);
+}
+
+#[test]
+fn a_holder_that_is_lost_is_told() {
+    let mut truth = Truth::default();
+    fold(&mut truth, &[socket(80, "::1", 5)], 5);
+    name(&mut truth, &[(5, Some(7))]);
+    let change = name(&mut truth, &[(5, Some(8))]).unwrap();
+    assert_eq!(change.changed[0].process, Some(process(8)));
+    let change = name(&mut truth, &[(5, None)]).unwrap();
+    assert_eq!(change.changed[0].process, None);
+    assert_eq!(truth.touch([80, 81]).unwrap().changed.len(), 1);
+    assert_eq!(truth.touch([81]), None);
 }
 
 #[test]

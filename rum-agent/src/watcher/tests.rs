@@ -50,6 +50,7 @@ fn socket(port: u16) -> Socket {
         port,
         ip: "127.0.0.1".parse().unwrap(),
         dual_stack: false,
+        device: 0,
         uid: 0,
         inode: NOBODY + u64::from(port),
         cookie: Some(u64::from(port)),

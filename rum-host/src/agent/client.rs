@@ -14,9 +14,11 @@
 
 use std::time::{Duration, Instant};
 
+use roam::facet::Facet;
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
-    AgentInfo, CAP_WATCH, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
+    AgentInfo, CAP_LISTENERS, CAP_WATCH, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
+    v1,
 };
 use rum_shared::session::{Limits, Session, SessionError};
 use rum_shared::transport::{Endpoint, Knocks, SILENCE, Service};
@@ -40,7 +42,7 @@ pub const EVENT_QUEUE: usize = 64;
 
 /// An item about more ports than this waits until no other does: so what waits is bounded by
 /// about 25 MB of small items and one large one, whatever the agent says.
-const LARGE: usize = 1024;
+const LARGE: usize = 256;
 /// A first connection that lasted this long was a good one. Of those that did not, one in a row
 /// is excused (an agent that restarts); the others are tried again after growing delays.
 const STEADY: Duration = Duration::from_millis(500);
@@ -132,6 +134,15 @@ pub struct AgentClient {
     /// Raised when another agent answers in the place of one that fell silent. A guest that
     /// reboots inside its VM ends no stream: whatever led to the old one would hang for ever.
     pub successions: watch::Sender<u64>,
+}
+
+/// What a stream of the agent goes through.
+struct Stream<'a> {
+    session: &'a Agent,
+    events: &'a mpsc::Sender<AgentEvent>,
+    link: &'a watch::Sender<LinkState>,
+    allowance: &'a mut Allowance,
+    heard: &'a mut Option<Instant>,
 }
 
 /// The supervisor is gone: nothing is left to do.
@@ -313,7 +324,9 @@ impl AgentClient {
         if met.answers(info.instance) {
             self.successions.send_modify(|count| *count += 1);
         }
-        let streaming = self.stream && info.capabilities.iter().any(|c| c == CAP_WATCH);
+        let can = |what: &str| info.capabilities.iter().any(|c| c == what);
+        let detailed = can(CAP_LISTENERS);
+        let streaming = self.stream && (detailed || can(CAP_WATCH));
         if let Some(gate) = self.endpoint.gate() {
             gate.guard(streaming);
         }
@@ -326,8 +339,16 @@ impl AgentClient {
             false => LinkState::Polling,
         });
         loop {
+            let stream = Stream {
+                session: &session,
+                events,
+                link,
+                allowance,
+                heard,
+            };
             let over = match streaming {
-                true => self.watch(&session, events, link, allowance, heard).await?,
+                true if detailed => self.watch_listeners(stream).await?,
+                true => self.watch_ports(stream).await?,
                 false => self.poll_as_truth(&session, events, heard).await?,
             };
             match over {
@@ -338,21 +359,44 @@ impl AgentClient {
         }
     }
 
-    async fn watch(
-        &self,
-        session: &Agent,
-        events: &mpsc::Sender<AgentEvent>,
-        link: &watch::Sender<LinkState>,
-        allowance: &mut Allowance,
-        heard: &mut Option<Instant>,
-    ) -> Ended {
-        let (tx, mut rx) = roam::channel();
+    async fn watch_listeners(&self, stream: Stream<'_>) -> Ended {
+        let (tx, rx) = roam::channel();
         // Dropping an `Rx` or a call tells the agent nothing; dropping this does.
-        let (_stop, stop_rx) = roam::channel();
-        let client = session.client().clone();
+        let (_stop, stop) = roam::channel();
+        let client = stream.session.client().clone();
+        let range = *self.range.borrow();
+        let call = client.watch_listeners(range.min(), range.max(), tx, stop);
+        self.watch(stream, range, call, rx, WatchEvent::clone).await
+    }
+
+    /// For agents that tell less.
+    async fn watch_ports(&self, stream: Stream<'_>) -> Ended {
+        let (tx, rx) = roam::channel();
+        let (_stop, stop) = roam::channel();
+        let client = stream.session.client().clone();
+        let range = *self.range.borrow();
+        let call = client.watch_ports(range.min(), range.max(), tx, stop);
+        let read = |item: &v1::WatchEvent| WatchEvent::from(item);
+        self.watch(stream, range, call, rx, read).await
+    }
+
+    /// Follows one stream about `range`, which `call` asks for.
+    async fn watch<Item: Facet<'static> + Send>(
+        &self,
+        stream: Stream<'_>,
+        range: PortRange,
+        call: impl Future<Output = Result<(), roam::RoamError<String>>>,
+        mut rx: roam::Rx<Item>,
+        read: impl Fn(&Item) -> WatchEvent,
+    ) -> Ended {
+        let Stream {
+            session,
+            events,
+            link,
+            allowance,
+            heard,
+        } = stream;
         let mut wanted = self.range.clone();
-        let range = *wanted.borrow_and_update();
-        let call = client.watch_ports(range.min(), range.max(), tx, stop_rx);
         tokio::pin!(call);
         let mut validator = StreamValidator::new(range);
         loop {
@@ -377,7 +421,7 @@ impl AgentClient {
                 })?
                 .map_err(|error| clean_error(format!("unreadable stream: {error:?}")))?
                 .ok_or_else(|| "the agent ended the stream".to_owned())?;
-            let event = validator.check(&item)?;
+            let event = validator.check(&read(&item))?;
             heard.get_or_insert(at);
             link.send_replace(LinkState::Streaming(at));
             let items = items(&event);

@@ -1,7 +1,7 @@
 //! What an agent may say: everything it sends passes through here, once, and is checked
 //! (ports, lists, generations) and cleaned (text) before anything else sees it.
 
-use rum_shared::listener::{Listener, Process};
+use rum_shared::listener::{Device, Holder, Listener, MAX_COMMAND, Process};
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{AgentInfo, WatchEvent, validate_listener};
 use rum_shared::text::clean;
@@ -38,6 +38,30 @@ pub(super) fn clean_info(info: AgentInfo) -> AgentInfo {
 /// An error of or about the agent, as text for people.
 pub(super) fn clean_error(error: impl ToString) -> String {
     clean(&error.to_string(), MAX_ERROR)
+}
+
+fn clean_process(process: &Process) -> Process {
+    Process {
+        pid: process.pid,
+        name: clean(&process.name, MAX_WORD),
+        program: clean(&process.program, MAX_WORD),
+        script: clean(&process.script, MAX_WORD),
+        command: clean(&process.command, MAX_COMMAND),
+    }
+}
+
+fn clean_holder(holder: &Holder) -> Holder {
+    Holder {
+        address: holder.address,
+        process: clean_process(&holder.process),
+    }
+}
+
+fn clean_device(device: &Device) -> Device {
+    Device {
+        index: device.index,
+        name: clean(&device.name, MAX_WORD),
+    }
 }
 
 /// The answer to a poll: the ports within `range`, sorted, without duplicates. `None` when it has
@@ -143,10 +167,10 @@ impl StreamValidator {
         let check = |listener: &Listener| {
             validate_listener(listener, self.range)?;
             Ok(Listener {
-                process: listener.process.as_ref().map(|process| Process {
-                    pid: process.pid,
-                    name: clean(&process.name, MAX_WORD),
-                }),
+                process: listener.process.as_ref().map(clean_process),
+                others: listener.others.iter().map(clean_holder).collect(),
+                devices: listener.devices.iter().map(clean_device).collect(),
+                unreachable: listener.unreachable.as_deref().map(clean_error),
                 ..listener.clone()
             })
         };
@@ -215,6 +239,7 @@ mod tests {
         listener.process = Some(Process {
             pid: 1,
             name: "a\x1b[31mb\n".into(),
+            ..Process::default()
         });
         let event = WatchEvent::Delta {
             generation: 5,

@@ -68,12 +68,12 @@ impl Check<'_> {
 
     fn rule(&mut self, auto: Place<'_>, index: usize, raw: &RuleConfig) -> Rule {
         let at = auto.item("rule", index);
-        if raw.guest.is_none() && raw.process.is_none() {
+        if raw.guest.is_none() && raw.process.is_none() && raw.command.is_none() {
             self.problems.push(Problem::new(
                 auto.header("rule", index).unwrap_or(0..0),
-                "has neither `guest` nor `process`",
+                "has none of `guest`, `process` and `command`",
                 format!("rule {} does not say what it is for", index + 1),
-                "add `guest = \"5000-5100\"`, `process = \"postgres*\"`, or both",
+                "add `guest = \"5000-5100\"`, `process = \"postgres*\"` or `command = \"*vite*\"`",
             ));
         }
         let guest = raw.guest.as_deref();
@@ -81,6 +81,10 @@ impl Check<'_> {
         let process = raw.process.as_deref();
         let process = process
             .map(|text| self.text(at, "process", text, values::pattern))
+            .map(|text| Pattern::new(&text));
+        let command = raw.command.as_deref();
+        let command = command
+            .map(|text| self.text(at, "command", text, values::command))
             .map(|text| Pattern::new(&text));
         let host = raw.host.and_then(|host| self.port(at, "host", host));
         let bind = raw.bind.as_ref().map(|texts| self.binds(at, texts));
@@ -113,6 +117,7 @@ impl Check<'_> {
         Rule {
             guest,
             process,
+            command,
             action,
             label,
             drain,

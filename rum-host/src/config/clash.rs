@@ -41,7 +41,7 @@ impl Check<'_> {
     /// Where rule `rule` says where its ports go.
     fn place(&self, rule: usize) -> Option<Range<usize>> {
         let at = self.root.table("auto_ports").item("rule", rule);
-        let keys = ["host", "bind", "guest", "process"];
+        let keys = ["host", "bind", "guest", "process", "command"];
         keys.iter().find_map(|key| at.span(key))
     }
 

@@ -116,7 +116,7 @@ pub struct AutoPortsConfig {
     pub on_conflict: String,
     /// `drain` is how long open connections may go on when their listener closes or their forward ends, such as `drain = "10s"`
     pub drain: Option<String>,
-    /// `[[auto_ports.rule]]` says what differs for some ports, with `guest = "5000-5100"` or `process = "postgres*"` in it
+    /// `[[auto_ports.rule]]` says what differs for some ports, with `guest = "5000-5100"`, `process = "postgres*"` or `command = "*vite*"` in it
     #[facet(default)]
     pub rule: Vec<RuleConfig>,
 }
@@ -128,6 +128,8 @@ pub struct RuleConfig {
     pub guest: Option<String>,
     /// `process` is the name of the processes that the rule is for, such as `process = "postgres*"`
     pub process: Option<String>,
+    /// `command` is the command line of the processes that the rule is for, such as `command = "*vite*"`
+    pub command: Option<String>,
     /// `action` is what to do with them: `action = "forward"` or `"ignore"`
     #[facet(default = "forward".to_owned())]
     pub action: String,

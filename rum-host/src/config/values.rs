@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use rum_shared::listener::{self, MAX_COMMAND};
 use rum_shared::text::clean;
 
 use crate::policy::{Binds, MAX_BINDS, MAX_PATTERN};
@@ -16,8 +17,6 @@ pub const MAX_DRAIN: Duration = Duration::from_secs(60 * 60);
 
 /// Longest label, in characters: a column of a table.
 pub const MAX_LABEL: usize = 64;
-/// Longest name of a process (TASK_COMM_LEN, include/linux/sched.h).
-const COMM: usize = 15;
 
 /// A text that does not say what it should.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,23 +204,33 @@ pub fn label(text: &str) -> Result<String, Invalid> {
     }
 }
 
-/// A pattern of process names, of at most [`MAX_PATTERN`] characters.
+/// A pattern of process names, of at most [`listener::MAX_NAME`] characters beside its `*`.
 ///
 /// # Errors
 /// What is wrong with it; also when no name can be like it.
 pub fn pattern(text: &str) -> Result<String, Invalid> {
-    let example = "write a name or a pattern, such as \"postgres*\"";
+    like(text, "name of the process", listener::MAX_NAME, "postgres*")
+}
+
+/// A pattern of command lines, of at most [`MAX_COMMAND`] characters beside its `*`.
+///
+/// # Errors
+/// What is wrong with it; also when no command line can be like it.
+pub fn command(text: &str) -> Result<String, Invalid> {
+    like(text, "command line", MAX_COMMAND, "*vite*")
+}
+
+/// A pattern of texts that are cut after `most` characters.
+fn like(text: &str, what: &str, most: usize, example: &str) -> Result<String, Invalid> {
     let plain = text.chars().filter(|c| *c != '*').count();
     if text.is_empty() {
-        return Err(Invalid::new("the name of the process is empty", example));
+        let hint = format!("write a text or a pattern, such as \"{example}\"");
+        return Err(Invalid::new(format!("the {what} is empty"), hint));
     }
-    if plain > COMM {
-        let start: String = text.chars().take(COMM).collect();
-        let hint = match text.contains('*') {
-            true => format!("the kernel cuts names to {COMM} characters: write a shorter pattern"),
-            false => format!("the kernel cuts names to {COMM} characters: write \"{start}\""),
-        };
-        return Err(Invalid::new("no process has so long a name", hint));
+    if plain > most {
+        let message = format!("no {what} is so long");
+        let hint = format!("it is cut after {most} characters: write a shorter pattern");
+        return Err(Invalid::new(message, hint));
     }
     if text.chars().count() > MAX_PATTERN {
         let message = format!("the pattern is longer than {MAX_PATTERN} characters");

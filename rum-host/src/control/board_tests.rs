@@ -24,6 +24,8 @@ fn row(id: &str, port: u16, state: Port, total: u64) -> PortStatus {
         previous_state: None,
         reason: None,
         process: None,
+        command: None,
+        other_holders: Vec::new(),
         uid: None,
         label: None,
         url: None,

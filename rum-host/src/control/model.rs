@@ -95,12 +95,22 @@ pub struct ProcessName {
     pub name: String,
 }
 
+/// A process in the guest that listens on a port at another address than the one that connections
+/// reach.
+#[derive(Debug, Clone, PartialEq, Eq, Facet)]
+pub struct OtherHolder {
+    /// Where it listens, as in [`PortStatus::guest_addresses`].
+    pub address: String,
+    /// Who it is.
+    pub process: ProcessName,
+}
+
 /// Why a port is in its state.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct Reason {
     /// A word for programs: `host-port-taken`, `host-port-privileged`, `bind-failed`,
     /// `not-listening`, `exhausted`, `agent-exhausted`, `not-accepted`, `refused`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
-    /// `agent-lost`, `not-running`; others may come.
+    /// `agent-lost`, `not-running`, `unreachable`, `several-programs`; others may come.
     pub code: String,
     /// What is the case, in words: `127.0.0.1:5432 is taken by postgres (pid 4121)`.
     pub message: String,
@@ -141,7 +151,7 @@ pub struct PortStatus {
     /// The guest's port.
     pub port: u16,
     /// Where the guest's program listens: `127.0.0.1`, `0.0.0.0`, `::1`, `::` (`*` when that
-    /// takes IPv4 too). Empty while unknown.
+    /// takes IPv4 too), `fe80::7%eth0` if it is bound to an interface. Empty while unknown.
     pub guest_addresses: Vec<String>,
     /// The host address that is bound, such as `127.0.0.1:5000`.
     pub host: Option<String>,
@@ -153,8 +163,12 @@ pub struct PortStatus {
     pub previous_state: Option<State>,
     /// Why. With `forwarded`: what some of its clients meet.
     pub reason: Option<Reason>,
-    /// Who listens in the guest, where that can be seen.
+    /// Who listens in the guest, where that can be seen; of several the one that is reached.
     pub process: Option<ProcessName>,
+    /// Its command line.
+    pub command: Option<String>,
+    /// Who else listens on the port, at other addresses.
+    pub other_holders: Vec<OtherHolder>,
     /// The user who listens in the guest.
     pub uid: Option<u32>,
     /// From the configuration.

@@ -89,6 +89,7 @@ fn all() -> Vec<Notice> {
     let postgres = Process {
         pid: 4121,
         name: "postgres".into(),
+        ..Process::default()
     };
     let info = AgentInfo {
         protocol: 1,

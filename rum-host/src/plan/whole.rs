@@ -28,7 +28,7 @@ fn desired(
         match policy.judge(listener, *known_since, now) {
             Verdict::Forward(want) => drop(wants.insert(key, want)),
             Verdict::AwaitingProcess { until } => drop(awaiting.insert(key, until)),
-            Verdict::Ignored { .. } | Verdict::OutOfRange => {}
+            Verdict::Ignored { .. } | Verdict::OutOfRange | Verdict::Unreachable { .. } => {}
         }
     }
     (wants, awaiting)

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use rum_shared::listener::{MAX_COMMAND, Process};
 use rum_shared::range::PortRanges;
 use rum_shared::text::clean;
 use wildmatch::WildMatch;
@@ -11,10 +12,10 @@ use super::Binds;
 
 /// Longest list of ports that a message quotes, in characters.
 const MAX_QUOTED: usize = 60;
-/// Longest pattern of process names, in characters; names end after 15 (`TASK_COMM_LEN`).
-pub const MAX_PATTERN: usize = 64;
+/// Longest pattern, in characters: as long as what it is compared with may be.
+pub const MAX_PATTERN: usize = MAX_COMMAND;
 
-/// A pattern of process names: `*` is any text, `?` any one character.
+/// A pattern of the names of processes or of command lines: `*` is any text, `?` any one character.
 #[derive(Clone, PartialEq)]
 pub struct Pattern(WildMatch);
 
@@ -65,8 +66,10 @@ pub enum RuleAction {
 pub struct Rule {
     /// The guest ports it is for; `None`: all.
     pub guest: Option<PortRanges>,
-    /// The processes it is for; `None`: all.
+    /// The processes it is for, by name; `None`: all.
     pub process: Option<Pattern>,
+    /// The processes it is for, by command line; `None`: all.
+    pub command: Option<Pattern>,
     /// What it does.
     pub action: RuleAction,
     /// What the user calls the ports.
@@ -76,6 +79,23 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// Whether it is for some processes only.
+    pub(super) fn asks_for_process(&self) -> bool {
+        self.process.is_some() || self.command.is_some()
+    }
+
+    /// Whether it is for `process`: by its short name, its executable's or its script's file name,
+    /// and by its command line.
+    pub(super) fn is_for(&self, process: &Process) -> bool {
+        // What is not known is empty, and `*` would match that.
+        let file_names = [&process.program, &process.script].into_iter();
+        let file_names = file_names.filter(|name| !name.is_empty());
+        let mut names = std::iter::once(&process.name).chain(file_names);
+        let by_name = |pattern: &Pattern| names.any(|name| pattern.matches(name));
+        let by_command = |pattern: &Pattern| pattern.matches(&process.command);
+        self.process.as_ref().is_none_or(by_name) && self.command.as_ref().is_none_or(by_command)
+    }
+
     /// What is added to a guest port to get its host port.
     pub(super) fn offset(&self) -> i32 {
         let first = self.guest.as_ref().and_then(PortRanges::hull);
@@ -97,7 +117,9 @@ impl fmt::Display for Rule {
         });
         let process = self.process.as_ref();
         let process = process.map(|process| format!("process = \"{process}\""));
-        let conditions: Vec<_> = guest.into_iter().chain(process).collect();
+        let command = self.command.as_ref();
+        let command = command.map(|command| format!("command = \"{command}\""));
+        let conditions: Vec<_> = guest.into_iter().chain(process).chain(command).collect();
         f.write_str(&conditions.join(", "))
     }
 }

@@ -73,6 +73,7 @@ mod tests {
             process: (!name.is_empty()).then(|| Process {
                 pid: 1,
                 name: name.into(),
+                ..Process::default()
             }),
             ..Listener::bare(7)
         };

@@ -215,7 +215,7 @@ fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> 
 fn in_the_way(addr: SocketAddr, shown: &str, probe: Probe) -> Option<Warning> {
     let (message, hint) = match probe {
         Probe::Free => return None,
-        Probe::Taken(Some(Process { pid, name })) => (
+        Probe::Taken(Some(Process { pid, name, .. })) => (
             format!("{shown} is taken by {name} (pid {pid})"),
             "`rum up` forwards it once that is free; or choose another `host` port".to_owned(),
         ),
@@ -324,6 +324,7 @@ on_conflict = \"next\"
         let postgres = Process {
             pid: 4121,
             name: "postgres".into(),
+            ..Process::default()
         };
         let probe = |addr: SocketAddr| match addr.port() {
             8080 => Probe::Taken(Some(postgres.clone())),

@@ -135,11 +135,14 @@ range = "{range}"
 # Ports of the range to leave alone.
 # exclude = "5900-5999"
 
-# What differs for some of these ports; the first rule that matches counts. `guest` or `process`
-# is enough, `action` may be "ignore", and `host` is where the first port of `guest` goes.
+# What differs for some of these ports; the first rule that matches counts. One of `guest`, `process`
+# and `command` is enough, `action` may be "ignore", and `host` is where the first port of `guest` goes.
+# `process` is the short name (ps -o comm), or the file name of the executable or of the script;
+# `command` is the whole command line.
 # [[auto_ports.rule]]
 # guest = "5432-5439"
 # process = "postgres*"
+# command = "*vite*"
 # action = "forward"
 # host = 15432
 # bind = "localhost"

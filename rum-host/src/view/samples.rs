@@ -22,6 +22,8 @@ pub fn port(number: u16, state: State) -> PortStatus {
         previous_state: None,
         reason: (state != State::Forwarded).then(|| reason(number, state)),
         process: Some(process(1873, "node")),
+        command: None,
+        other_holders: Vec::new(),
         uid: Some(1000),
         label: None,
         url: None,

@@ -9,34 +9,47 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::listener::{BoundAddr, Listener, ListenerSet, Process};
+use crate::listener::{BoundAddr, Device, Holder, Listener, ListenerSet, Process};
 use crate::rpc::{
     AgentInfo, ListeningPortsResponse, ReadyResponse, RumAgent, RumAgentClient, RumAgentDispatcher,
-    WatchEvent,
+    WatchEvent, v1,
 };
 
 /// Generous: only a broken build waits this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+fn process(pid: u32) -> Process {
+    Process {
+        pid,
+        name: "nöde".into(),
+        program: "node".into(),
+        script: "vite".into(),
+        command: "node vite --host".into(),
+    }
+}
+
 /// Two sets of listeners, one after the other.
 fn sets() -> [ListenerSet; 2] {
     let one = |port| Listener {
         addresses: vec![
+            BoundAddr::new("127.0.0.1".parse().unwrap(), false),
             BoundAddr {
-                ip: "127.0.0.1".parse().unwrap(),
-                dual_stack: false,
-            },
-            BoundAddr {
-                ip: "fe80::1".parse().unwrap(),
-                dual_stack: true,
+                device: 7,
+                ..BoundAddr::new("fe80::1".parse().unwrap(), true)
             },
         ],
         uid: 1000,
         inode: u64::MAX,
-        process: Some(Process {
-            pid: 4,
-            name: "nöde".into(),
-        }),
+        process: Some(process(4)),
+        others: vec![Holder {
+            address: BoundAddr::new("::1".parse().unwrap(), false),
+            process: process(5),
+        }],
+        devices: vec![Device {
+            index: 7,
+            name: "eth0".into(),
+        }],
+        unreachable: Some("it is gone".into()),
         seen_ns: 1 << 60,
         hinted_ns: Some(1 << 59),
         ..Listener::bare(port)
@@ -76,6 +89,25 @@ impl RumAgent for TestAgent {
     }
 
     async fn watch_ports(
+        &self,
+        _: u16,
+        _: u16,
+        events: Tx<v1::WatchEvent>,
+        mut stop: Rx<()>,
+    ) -> Result<(), String> {
+        let [first, _] = sets();
+        let snapshot = WatchEvent::Snapshot {
+            generation: first.generation,
+            source: "netlink".into(),
+            listeners: first.iter().cloned().collect(),
+        };
+        let sent = events.send(snapshot.into()).await;
+        sent.map_err(|e: roam::TxError| e.to_string())?;
+        while let Ok(Some(_)) = stop.recv().await {}
+        Ok(())
+    }
+
+    async fn watch_listeners(
         &self,
         min: u16,
         _: u16,
@@ -154,6 +186,44 @@ async fn tasks_are_down_to(count: usize) {
 }
 
 #[tokio::test]
+async fn a_host_of_before_is_told_what_it_knows() {
+    let (session, _served) = start(&TestAgent::default()).await;
+    let (tx, mut events) = roam::channel();
+    let (stop, stopped) = roam::channel::<()>();
+    let watch = session.call(
+        PATIENCE,
+        session.client().watch_ports(1, 65535, tx, stopped),
+    );
+    let read = async {
+        let told = events.recv().await.unwrap().unwrap();
+        let WatchEvent::Snapshot { listeners, .. } = WatchEvent::from(&*told) else {
+            panic!("no snapshot first")
+        };
+        let [first, _] = sets();
+        let less = first.iter().map(|known| Listener {
+            addresses: known
+                .addresses
+                .iter()
+                .map(|a| BoundAddr::new(a.ip, a.dual_stack))
+                .collect(),
+            process: known.process.as_ref().map(|process| Process {
+                pid: process.pid,
+                name: process.name.clone(),
+                ..Process::default()
+            }),
+            others: vec![],
+            devices: vec![],
+            unreachable: None,
+            ..known.clone()
+        });
+        assert!(less.eq(listeners));
+        drop(stop);
+    };
+    let (ended, ()) = tokio::join!(watch, read);
+    ended.unwrap();
+}
+
+#[tokio::test]
 async fn a_watch_stream_carries_a_snapshot_and_a_change() {
     let (session, _served) = start(&TestAgent::default()).await;
     let client = session.client();
@@ -162,7 +232,7 @@ async fn a_watch_stream_carries_a_snapshot_and_a_change() {
 
     let (tx, mut events) = roam::channel();
     let (stop, stopped) = roam::channel::<()>();
-    let watch = session.call(PATIENCE, client.watch_ports(1, 65535, tx, stopped));
+    let watch = session.call(PATIENCE, client.watch_listeners(1, 65535, tx, stopped));
     let read = async {
         let WatchEvent::Snapshot {
             generation,
@@ -204,7 +274,7 @@ async fn a_reader_that_stops_stops_the_sender() {
     let client = session.client();
     let (tx, mut events) = roam::channel();
     let (_stop, stopped) = roam::channel::<()>();
-    let watch = session.call(PATIENCE, client.watch_ports(2, 2, tx, stopped));
+    let watch = session.call(PATIENCE, client.watch_listeners(2, 2, tx, stopped));
     let read = async {
         agent.until_sent(16).await;
         // Whatever else the sender could do, it would do while these are answered.
@@ -267,7 +337,10 @@ async fn dropping_the_server_ends_everything_that_runs_for_it() {
     let (_stop, stopped) = roam::channel::<()>();
     // One handler waits for ever, one for credit.
     let ping = session.call(PATIENCE, session.client().ping());
-    let watch = session.call(PATIENCE, session.client().watch_ports(2, 2, tx, stopped));
+    let watch = session.call(
+        PATIENCE,
+        session.client().watch_listeners(2, 2, tx, stopped),
+    );
     let kill = async {
         agent.until_sent(16).await;
         drop(served);
@@ -326,7 +399,10 @@ async fn a_session_ends_while_its_channels_live() {
     let (tx, mut events) = roam::channel();
     let (stop, stopped) = roam::channel::<()>();
     {
-        let watch = session.call(PATIENCE, session.client().watch_ports(2, 2, tx, stopped));
+        let watch = session.call(
+            PATIENCE,
+            session.client().watch_listeners(2, 2, tx, stopped),
+        );
         tokio::select! {
             ended = watch => panic!("the stream ended: {ended:?}"),
             () = agent.until_sent(16) => {}

@@ -103,15 +103,15 @@ fn middle(n: u16) -> u16 {
 
 fn listener(port: u16) -> Listener {
     Listener {
-        addresses: vec![BoundAddr {
-            ip: Ipv4Addr::LOCALHOST.into(),
-            dual_stack: false,
-        }],
+        addresses: vec![BoundAddr::new(Ipv4Addr::LOCALHOST.into(), false)],
         uid: 1000,
         inode: 20_000 + u64::from(port),
         process: Some(Process {
             pid: 1873,
             name: "node".to_owned(),
+            program: "node".to_owned(),
+            script: "vite".to_owned(),
+            command: "node /srv/web/node_modules/.bin/vite --host".to_owned(),
         }),
         seen_ns: 1_000_310_000,
         hinted_ns: Some(1_000_000_000),
@@ -124,6 +124,7 @@ fn successor(port: u16) -> Listener {
     let process = Some(Process {
         pid: 2011,
         name: "postgres".to_owned(),
+        ..Process::default()
     });
     Listener {
         process,
@@ -165,6 +166,7 @@ fn socket(port: u16) -> Socket {
         port,
         ip: Ipv4Addr::LOCALHOST.into(),
         dual_stack: false,
+        device: 0,
         uid: 1000,
         inode: u64::from(port),
         cookie: Some(u64::from(port)),

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rum_host::config::{self as configuration, values};
 use rum_host::control::model::{
-    AgentState, AgentStatus, Bytes, ConfigStatus, Connections, PortStatus, ProcessName, Reason,
-    State, Update,
+    AgentState, AgentStatus, Bytes, ConfigStatus, Connections, OtherHolder, PortStatus,
+    ProcessName, Reason, State, Update,
 };
 use rum_host::policy::Pattern;
 use rum_host::view::changes::Changes;
@@ -114,6 +114,14 @@ pub fn terminal(data: &[u8]) {
             pid: 1,
             name: part(),
         }),
+        command: Some(part()),
+        other_holders: vec![OtherHolder {
+            address: part(),
+            process: ProcessName {
+                pid: 2,
+                name: part(),
+            },
+        }],
         uid: Some(0),
         label: Some(part()),
         url: Some(part()),

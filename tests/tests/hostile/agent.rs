@@ -114,13 +114,11 @@ fn rum_says_what_it_saw_and_serves_the_next() {
             process: Some(Process {
                 pid: 1,
                 name: "\u{1b}]0;x\u{7}".repeat(20),
+                ..Process::default()
             }),
             ..bare(5000)
         };
-        let any = BoundAddr {
-            ip: std::net::Ipv6Addr::UNSPECIFIED.into(),
-            dual_stack: true,
-        };
+        let any = BoundAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), true);
         let spread = Listener {
             addresses: vec![any; 9],
             ..bare(5000)

@@ -122,6 +122,25 @@ fn a_poll_that_is_answered_late_never_undoes_an_event() {
 }
 
 #[test]
+fn an_agent_of_before_is_followed_too() {
+    run(async || {
+        let agent = FakeAgent {
+            is_new: false,
+            ..FakeAgent::new()
+        };
+        let mut host = Host::start(&agent);
+        agent.stream(&[5000]);
+        host.until_forwarded(5000).await;
+        agent.stream(&[5001]);
+        host.until(|n| matches!(n, Notice::Stopped { guest, .. } if guest.0 == 5000))
+            .await;
+        host.until_forwarded(5001).await;
+        let (summary, seen) = host.end().await;
+        assert_eq!(summary.repaired, 0, "{seen:?}");
+    });
+}
+
+#[test]
 fn a_missed_event_is_repaired_after_a_second_look_and_counted() {
     run(async || {
         let agent = FakeAgent::new();

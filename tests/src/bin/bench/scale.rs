@@ -191,6 +191,7 @@ impl Crowd {
             port,
             ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             dual_stack: false,
+            device: 0,
             uid: 0,
             inode: 0,
             cookie: None,

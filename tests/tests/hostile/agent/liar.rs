@@ -11,8 +11,8 @@ use std::thread;
 use roam::{DriverReplySink, Handler, Rx, Tx};
 use rum_shared::RPC_PORT;
 use rum_shared::rpc::{
-    AgentInfo, CAP_WATCH, ListeningPortsResponse, PROTOCOL, ReadyResponse, RumAgent,
-    RumAgentDispatcher, WatchEvent,
+    AgentInfo, CAP_LISTENERS, ListeningPortsResponse, PROTOCOL, ReadyResponse, RumAgent,
+    RumAgentDispatcher, WatchEvent, v1,
 };
 use rum_shared::session::{Limits, serve};
 use rum_shared::transport::Stream;
@@ -195,7 +195,7 @@ impl RumAgent for Liar {
             instance: 1,
             source: noise(),
             hint: noise(),
-            capabilities: std::iter::once(CAP_WATCH.to_owned())
+            capabilities: std::iter::once(CAP_LISTENERS.to_owned())
                 .chain((0..5000).map(|n| n.to_string()))
                 .collect(),
         }
@@ -212,6 +212,16 @@ impl RumAgent for Liar {
     }
 
     async fn watch_ports(
+        &self,
+        _: u16,
+        _: u16,
+        _: Tx<v1::WatchEvent>,
+        _: Rx<()>,
+    ) -> Result<(), String> {
+        Err("a host of today does not ask".to_owned())
+    }
+
+    async fn watch_listeners(
         &self,
         _: u16,
         _: u16,

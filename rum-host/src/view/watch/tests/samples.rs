@@ -37,6 +37,8 @@ pub fn port(number: u16, state: State) -> PortStatus {
         previous_state: None,
         reason: None,
         process: None,
+        command: None,
+        other_holders: Vec::new(),
         uid: None,
         label: None,
         connections: Connections::default(),
