@@ -93,6 +93,13 @@ pub enum Notice {
         /// How long it had; None: somebody did not want to wait.
         deadline: Option<Duration>,
     },
+    /// Something listens in the guest beside the configured ranges.
+    Outside {
+        /// On these ports.
+        ports: Vec<u16>,
+        /// The ranges.
+        range: String,
+    },
     /// Another configuration is in force.
     Reloaded {
         /// Forwards of known listeners that it makes, ends or moves.
@@ -131,6 +138,7 @@ impl Notice {
             Self::Forwarded { .. }
             | Self::Stopped { .. }
             | Self::NoBoundary
+            | Self::Outside { .. }
             | Self::Reloaded { .. }
             | Self::Unchanged
             | Self::Stopping { .. } => false,
@@ -159,6 +167,27 @@ pub enum BlockReason {
     Privileged,
     /// Anything else, in words.
     Other(String),
+}
+
+/// Ports that a line names; of more it says how many.
+const NAMED: usize = 3;
+/// Longest range, in characters, that a line writes out as an argument.
+const MAX_RANGE: usize = 60;
+
+/// That something listens on `ports`, beside the ranges `range`, and what to do about it.
+pub fn outside(ports: &[u16], range: &str) -> String {
+    let named: Vec<String> = ports.iter().take(NAMED).map(u16::to_string).collect();
+    let (listens, more) = match ports.len() {
+        0 | 1 => ("listens", String::new()),
+        n if n <= NAMED => ("listen", String::new()),
+        n => ("listen", format!(" and {} more", n - NAMED)),
+    };
+    let wider = match range.len() {
+        0..=MAX_RANGE => format!("--range {range},{}", named.join(",")),
+        _ => "a wider range".to_owned(),
+    };
+    let named = named.join(", ");
+    format!("{named}{more} {listens} outside {range}: {wider}, or rum ports --all")
 }
 
 impl fmt::Display for Notice {
@@ -267,6 +296,7 @@ impl fmt::Display for Notice {
             Self::GuestKilled { deadline: None } => {
                 f.write_str("Killed what was left in the guest, as asked")
             }
+            Self::Outside { ports, range } => f.write_str(&outside(ports, range)),
             Self::Reloaded { forwards: 0 } => f.write_str("Configuration reloaded"),
             Self::Reloaded { forwards: 1 } => {
                 f.write_str("Configuration reloaded: 1 forward changed")

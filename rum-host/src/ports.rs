@@ -111,6 +111,9 @@ fn list(
     }
     if text.is_empty() && !quiet {
         note(&table::nothing(info, &known));
+        if !terminal && let Some(line) = table::outside(&known) {
+            note(&line);
+        }
     }
     if terminal && !quiet {
         let in_force = table::in_force(&known, look.now, &look.zone);

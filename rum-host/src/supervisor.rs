@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::guest::Guest;
 use self::holders::Holders;
+use self::outside::Outside;
 use self::pace::Pace;
 use self::publish::Notes;
 use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
@@ -37,6 +38,7 @@ mod execute;
 mod guest;
 mod holders;
 mod learn;
+mod outside;
 mod pace;
 mod publish;
 
@@ -114,6 +116,7 @@ pub struct Supervisor {
     guest: Guest,
     planner: Planner,
     reconciler: Reconciler,
+    outside: Outside,
     /// Those that are bound.
     forwarders: BTreeMap<Key, Active>,
     /// Number of the latest forwarder.
@@ -202,6 +205,7 @@ impl Supervisor {
             guest: Guest::default(),
             planner: Planner::new(options.policy),
             reconciler: Reconciler::default(),
+            outside: Outside::default(),
             forwarders: BTreeMap::new(),
             serial: 0,
             closed: BTreeMap::new(),

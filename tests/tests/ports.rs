@@ -148,6 +148,35 @@ fn a_terminal_gets_a_table_that_fits_and_the_next_step() {
     });
 }
 
+#[test]
+fn what_listens_outside_the_range_is_said() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let (rum, mut guest) = started(&setup);
+        guest.tell("listen 127.0.0.1:8000 echo");
+        let said = "8000 listens outside 5000-6000: --range 5000-6000,8000, or rum ports --all";
+        rum.stderr.wait(said);
+        let output = run(&setup, &["ports", "--json"]);
+        let value = json(&text(&output.stdout));
+        assert_eq!(value["outside"], serde_json::json!([8000]));
+        assert_eq!(value["ports"].as_array().map(Vec::len), Some(1));
+        let (_terminal, theirs) = terminal(80);
+        let mut command = setup.rum(["ports"]);
+        let mut ports = setup.spawn(command.stdin(Stdio::null()).stdout(theirs));
+        assert_eq!(ports.wait().code(), Some(0));
+        ports.stderr.wait(said);
+        // A port below 1024 is most likely no program of the user's; it is shown, but not told.
+        guest.tell("listen 127.0.0.1:80 echo");
+        until("the other port", || {
+            let output = run(&setup, &["ports", "--json"]);
+            (json(&text(&output.stdout))["outside"] == serde_json::json!([80, 8000])).then_some(())
+        });
+        let lines = rum.stderr.all();
+        let about = lines.iter().filter(|line| line.contains(" outside "));
+        assert_eq!(about.count(), 1, "{lines:?}");
+    });
+}
+
 /// A new terminal that is `columns` wide: our end and theirs.
 fn terminal(columns: u16) -> (File, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);

@@ -75,6 +75,8 @@ pub enum AgentEvent {
         range: PortRange,
         /// Sorted, without duplicates, within the range.
         ports: Vec<u16>,
+        /// The others that listen, likewise.
+        outside: Vec<u16>,
         /// Whether polls are the only source of truth (no stream).
         authoritative: bool,
     },

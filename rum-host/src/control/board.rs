@@ -60,6 +60,8 @@ struct State {
     fresh: u64,
     /// Every port of the guest is on the board.
     covers_all: bool,
+    /// What listens beside the ranges.
+    outside: Vec<u16>,
 }
 
 /// Now, as the model writes it.
@@ -104,6 +106,7 @@ impl Board {
                 ring: VecDeque::new(),
                 fresh: 0,
                 covers_all: false,
+                outside: Vec::new(),
             }),
             news: watch::channel((0, 0)).0,
             demand: watch::channel(Demand::default()).0,
@@ -202,6 +205,12 @@ impl Board {
         }
     }
 
+    /// `ports` listen in the guest, beside what is to be forwarded. No event tells of them: the next
+    /// snapshot has them.
+    pub fn put_outside(&self, ports: Vec<u16>) {
+        self.state().outside = ports;
+    }
+
     /// rum ends.
     pub fn put_bye(&self, reason: String) {
         let mut state = self.state();
@@ -264,6 +273,7 @@ impl State {
             ports: self.ports.values().flatten().cloned().collect(),
             agent: self.agent.clone(),
             config: self.config.clone(),
+            outside: self.outside.clone(),
         }
     }
 

@@ -121,6 +121,7 @@ fn describe(
             range: auto.map(|auto| auto.ranges.to_string()),
             error: None,
         },
+        outside: Vec::new(),
     };
     let info = ControlInfo {
         protocol: CONTROL_PROTOCOL,

@@ -320,6 +320,9 @@ pub enum Update {
         agent: AgentStatus,
         /// The configuration.
         config: ConfigStatus,
+        /// Ports on which something listens beside those that are to be forwarded, ascending, as
+        /// the last polls have shown it.
+        outside: Vec<u16>,
     },
     /// What happened since the item before, in order; none: rum is alive.
     Events(Vec<Event>),

@@ -128,6 +128,10 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             guest: Some(*port),
             ..about("repaired")
         },
+        Notice::Outside { ports, .. } => Record {
+            guest: ports.first().copied(),
+            ..about("outside")
+        },
         Notice::Guest(progress) => about(progress.word()),
         Notice::GuestEnded { reason } => Record {
             reason: why(reason),

@@ -1,6 +1,7 @@
 //! What the agent says becomes what the supervisor knows (step 3): the set of guest listeners, since
 //! when each is known, and how the agent stands.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use rum_shared::listener::{Change, Listener, ListenerSet};
@@ -69,10 +70,12 @@ impl Supervisor {
             AgentEvent::Watch { at, range, event } => self.watch_event(event, range, at),
             AgentEvent::Polled {
                 ports,
+                outside,
                 range,
                 sent,
                 authoritative: true,
             } => {
+                self.beside_the_range(ports.iter().chain(&outside), shell);
                 let known = |port: u16| self.guest.set().get(port).cloned();
                 let listeners: Vec<_> = ports
                     .into_iter()
@@ -82,8 +85,13 @@ impl Supervisor {
                 self.learn(set, range, sent);
             }
             AgentEvent::Polled {
-                sent, ports, range, ..
+                sent,
+                ports,
+                outside,
+                range,
+                ..
             } => {
+                self.beside_the_range(ports.iter().chain(&outside), shell);
                 let known = self.guest.set().within(range).map(|l| l.port);
                 for repair in self.reconciler.poll(sent, known, &ports) {
                     self.repair(repair, now);
@@ -141,6 +149,33 @@ impl Supervisor {
             }
             WatchEvent::Heartbeat { .. } => {}
         }
+    }
+
+    /// Takes note of those of `ports`, which listen in the guest, that nobody asked to be forwarded.
+    fn beside_the_range<'a>(
+        &mut self,
+        ports: impl Iterator<Item = &'a u16>,
+        shell: &mut Shell<'_>,
+    ) {
+        let policy = self.planner.policy();
+        let Some(auto) = &policy.auto else {
+            return self.notes.board.put_outside(Vec::new());
+        };
+        let forwarded = |port: u16| policy.statics.iter().any(|s| s.guest.0 == port);
+        // An agent in rum's own network namespace sees rum's own ports as well.
+        let same_kernel = self.guest.same_kernel;
+        let own = self.forwarders.values().map(|(_, f)| f.addr().0.port());
+        let ports = ports.copied().filter(|port| {
+            let own = same_kernel && own.clone().any(|own| own == *port);
+            !auto.ranges.contains(*port) && !forwarded(*port) && !own
+        });
+        let ports: BTreeSet<u16> = ports.collect();
+        let range = auto.ranges.to_string();
+        if let Some(ports) = self.outside.polled(&ports) {
+            (shell.notify)(Notice::Outside { ports, range });
+        }
+        let ports = self.outside.listening().collect();
+        self.notes.board.put_outside(ports);
     }
 
     fn repair(&mut self, repair: Repair, now: Instant) {

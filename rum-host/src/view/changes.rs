@@ -112,6 +112,7 @@ impl Changes {
                 mut ports,
                 agent,
                 config,
+                outside: _,
             } => {
                 self.seq = seq;
                 if gap {

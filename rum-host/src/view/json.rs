@@ -45,6 +45,7 @@ struct Document<'a> {
     agent: Option<&'a AgentStatus>,
     config: Option<&'a ConfigStatus>,
     ports: Vec<&'a PortStatus>,
+    outside: &'a [u16],
 }
 
 /// One line of `rum ports --watch --json`.
@@ -105,6 +106,7 @@ pub fn document(info: &ControlInfo, known: &Known, all: bool) -> String {
             .ports()
             .filter(|port| all || !port.state.is_hidden())
             .collect(),
+        outside: &known.outside,
     })
 }
 

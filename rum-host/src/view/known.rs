@@ -15,6 +15,8 @@ pub struct Known {
     pub agent: Option<AgentStatus>,
     /// The configuration in force.
     pub config: Option<ConfigStatus>,
+    /// Ports on which something listens beside those that are to be forwarded, as of the snapshot.
+    pub outside: Vec<u16>,
     /// Why rum ended, once it has.
     pub bye: Option<String>,
 }
@@ -33,6 +35,7 @@ impl Known {
                 ports,
                 agent,
                 config,
+                outside,
                 ..
             } => {
                 *self = Self {
@@ -40,6 +43,7 @@ impl Known {
                     ports: ports.iter().map(|p| (sort_key(p), p.clone())).collect(),
                     agent: Some(agent.clone()),
                     config: Some(config.clone()),
+                    outside: outside.clone(),
                     bye: None,
                 }
             }

@@ -126,6 +126,7 @@ pub fn snapshot(seq: u64, gap: bool, ports: Vec<PortStatus>) -> Update {
         gap,
         ports,
         agent: agent(),
+        outside: Vec::new(),
         config: config(),
     }
 }

@@ -399,6 +399,7 @@ pub fn footer(known: &Known, all: bool) -> Vec<String> {
             states.join(", ")
         ));
     }
+    out.extend(outside(known).filter(|_| !all));
     let ports = ordered(known, false);
     let problems = ports.iter().filter(|port| port.state.is_problem());
     let step = problems.filter_map(|port| {
@@ -410,6 +411,13 @@ pub fn footer(known: &Known, all: bool) -> Vec<String> {
         out.push(clean(&format!("hint: {hint}"), usize::MAX));
     }
     out
+}
+
+/// That something listens beside the range, which is why it is not in the table.
+pub fn outside(known: &Known) -> Option<String> {
+    let range = known.config.as_ref()?.range.as_ref()?;
+    let line = crate::notice::outside(&known.outside, range);
+    (!known.outside.is_empty()).then(|| clean(&line, usize::MAX))
 }
 
 #[cfg(test)]

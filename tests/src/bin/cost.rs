@@ -329,6 +329,7 @@ fn snapshot(n: u16) -> Update {
             source: Some("tracepoint".to_owned()),
             repaired: 0,
         },
+        outside: Vec::new(),
         config: ConfigStatus {
             file: None,
             loaded: NOW.to_owned(),

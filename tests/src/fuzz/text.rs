@@ -146,6 +146,7 @@ pub fn terminal(data: &[u8]) {
             source: Some(part()),
             repaired: u64::MAX,
         },
+        outside: vec![8000],
         config: ConfigStatus {
             file: Some(part()),
             loaded: part(),

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use rum_shared::range::PortRange;
 use rum_shared::session::{CALLS_PER_SESSION, SessionError};
 use tokio::sync::{mpsc, watch};
 
@@ -42,12 +43,17 @@ impl AgentClient {
         let sent = clock::now();
         let range = *self.range.borrow();
         let client = session.client().clone();
-        let call = client.listening_ports(range.min(), range.max());
+        // All: for the agent it is the same dump, and what listens beside the range is of interest.
+        let all = PortRange::ALL;
+        let call = client.listening_ports(all.min(), all.max());
         let answer = session.call(CALL_DEADLINE, call).await?;
+        let ports = clean_ports(answer.ports, all).ok_or(SessionError::Invalid)?;
+        let (ports, outside) = ports.into_iter().partition(|port| range.contains(*port));
         Ok(AgentEvent::Polled {
             sent,
             range,
-            ports: clean_ports(answer.ports, range).ok_or(SessionError::Invalid)?,
+            ports,
+            outside,
             authoritative,
         })
     }

@@ -136,6 +136,7 @@ pub fn snapshot(ports: Vec<PortStatus>) -> Update {
         gap: false,
         ports,
         agent: agent(AgentState::Connected),
+        outside: Vec::new(),
         config: ConfigStatus {
             file: Some("/home/me/rum.toml".into()),
             loaded: "2026-11-23T09:00:00.000Z".into(),

@@ -1,0 +1,69 @@
+//! What listens in the guest beside the configured ranges, as the poll finds it: a JVM's JMX port for
+//! one, which is any free port. Nothing wakes for these ports, so they are known a second or two late.
+//!
+//! Invariants: pure; a port is told once, and only after two polls in a row have shown it, so that
+//! what lives for a moment is no news; at most [`MAX_TOLD`] times something is told.
+
+use std::collections::BTreeSet;
+
+/// How often something is told in one run. Whoever wants to know more asks `rum ports --all`.
+pub(super) const MAX_TOLD: u32 = 5;
+/// Ports below are those of the system's services (RFC 6335, section 6), which a guest has anyway.
+const FIRST_USER_PORT: u16 = 1024;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Outside {
+    last: BTreeSet<u16>,
+    /// Those of the last poll that the one before has shown as well.
+    listening: BTreeSet<u16>,
+    known: BTreeSet<u16>,
+    told: u32,
+}
+
+impl Outside {
+    /// A poll has shown `ports`. Those that are to be told, if any.
+    pub fn polled(&mut self, ports: &BTreeSet<u16>) -> Option<Vec<u16>> {
+        self.listening = ports.intersection(&self.last).copied().collect();
+        self.last.clone_from(ports);
+        let new = self.listening.range(FIRST_USER_PORT..);
+        let new: Vec<u16> = new
+            .copied()
+            .filter(|port| self.known.insert(*port))
+            .collect();
+        if new.is_empty() || self.told == MAX_TOLD {
+            return None;
+        }
+        self.told += 1;
+        Some(new)
+    }
+
+    /// What listens there.
+    pub fn listening(&self) -> impl Iterator<Item = u16> + '_ {
+        self.listening.iter().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_stays_is_told_once_and_not_without_end() {
+        let mut outside = Outside::default();
+        let mut polled = |ports: &[u16]| outside.polled(&ports.iter().copied().collect());
+        assert_eq!(polled(&[22, 8000]), None, "it may be gone at once");
+        assert_eq!(polled(&[22, 8000, 8001]), Some(vec![8000]));
+        assert_eq!(polled(&[22, 8000]), None);
+        polled(&[]);
+        polled(&[8000]);
+        assert_eq!(polled(&[8000]), None, "once");
+        let mut told = 1;
+        for port in 9000..9100 {
+            polled(&[port]);
+            told += u32::from(polled(&[port]).is_some());
+        }
+        assert_eq!(told, MAX_TOLD);
+        assert!(outside.listening().eq([9099]));
+    }
+}
