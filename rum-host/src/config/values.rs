@@ -411,21 +411,23 @@ mod tests {
             "?",
             "*",
             "a b",
-            "123456789012345",
-            "*12345678901234*5*",
+            "postgres-exporter",
+            &"x".repeat(listener::MAX_NAME),
         ] {
             assert_eq!(pattern(text).unwrap(), text);
         }
         for (text, part) in [
             ("", "empty"),
-            ("postgres-exporter", "write \"postgres-export\""),
-            ("*1234567890123456", "shorter"),
+            (&"x".repeat(listener::MAX_NAME + 1), "shorter"),
             ("a\tb", "control"),
             (&"*".repeat(MAX_PATTERN + 1), "one `*`"),
         ] {
             let said = pattern(text).unwrap_err().to_string();
             assert!(said.contains(part), "{text}: {said}");
         }
+        assert_eq!(command("* --port *").unwrap(), "* --port *");
+        let long = "x".repeat(MAX_COMMAND + 1);
+        assert!(command(&long).unwrap_err().to_string().contains("shorter"));
     }
 
     #[test]

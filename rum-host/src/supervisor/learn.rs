@@ -164,7 +164,8 @@ impl Supervisor {
         let forwarded = |port: u16| policy.statics.iter().any(|s| s.guest.0 == port);
         // An agent in rum's own network namespace sees rum's own ports as well.
         let same_kernel = self.guest.same_kernel;
-        let own = self.forwarders.values().map(|(_, f)| f.addr().0.port());
+        let own = self.forwarders.values();
+        let own = own.map(|active| active.forwarder.addr().0.port());
         let ports = ports.copied().filter(|port| {
             let own = same_kernel && own.clone().any(|own| own == *port);
             !auto.ranges.contains(*port) && !forwarded(*port) && !own

@@ -8,8 +8,8 @@ use crate::session::Limits;
 const MAX_ITEM: usize = Limits::HOST.frame - 1024 * 1024;
 /// The numbers of a listener and the lengths of its lists and texts, at most: variable-length integers.
 const FIXED: usize = 64;
-/// An address on the wire: kind, 16 bytes, two numbers.
-const ADDRESS: usize = 24;
+/// An address on the wire: up to 39 characters, their number, and two numbers.
+const ADDRESS: usize = 48;
 
 /// Takes details away from the last of `listeners`, so that all of them fit into one item.
 pub fn fit(listeners: &mut [Listener]) {
@@ -112,12 +112,12 @@ mod tests {
         let before = few.clone();
         fit(&mut few);
         assert!(few == before);
-        let mut all: Vec<Listener> = (1..=u16::MAX).map(|port| largest(port, 4)).collect();
+        let mut all: Vec<Listener> = (1..=u16::MAX).map(|port| largest(port, 2)).collect();
         fit(&mut all);
         assert!(size(&all) < Limits::HOST.frame);
         let (first, last) = (&all[0], &all[65_534]);
         assert!(!first.others.is_empty() && last.others.is_empty());
-        assert_eq!(first.addresses.len(), 4);
+        assert_eq!(first.addresses.len(), 2);
         let name = last
             .process
             .as_ref()

@@ -169,6 +169,6 @@ mod tests {
         let methods = service.methods.iter();
         let mut named = methods.filter(|method| method.method_name == "watch_ports");
         let id = named.next().map(|method| method.id.0);
-        assert_eq!(id, Some(0));
+        assert_eq!(id, Some(365_640_869_260_663_006));
     }
 }
