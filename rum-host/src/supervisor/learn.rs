@@ -165,7 +165,7 @@ impl Supervisor {
         // An agent in rum's own network namespace sees rum's own ports as well.
         let same_kernel = self.guest.same_kernel;
         let own = self.forwarders.values();
-        let own = own.map(|active| active.forwarder.addr().0.port());
+        let own = own.filter_map(|active| Some(active.forwarder.addr()?.0.port()));
         let ports = ports.copied().filter(|port| {
             let own = same_kernel && own.clone().any(|own| own == *port);
             !auto.ranges.contains(*port) && !forwarded(*port) && !own
