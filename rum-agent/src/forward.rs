@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rum_shared::channel::{self, DialStatus};
 use rum_shared::handover;
-use rum_shared::relay::{Counters, relay};
+use rum_shared::relay::{Bulk, Counters, Turn, relay};
 use rum_shared::transport::Stream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -51,6 +51,7 @@ pub struct Forwarder {
     places: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     ready: Arc<Semaphore>,
+    bulk: Bulk,
     cut: CancellationToken,
 }
 
@@ -65,6 +66,7 @@ impl Forwarder {
             places: Arc::new(Semaphore::new(MAX_CHANNELS)),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             ready: Arc::new(Semaphore::new(MAX_READY)),
+            bulk: Bulk::default(),
             cut,
         }
     }
@@ -80,8 +82,11 @@ impl Forwarder {
             Ok(None) => return,
             Err(error) => return debug!("the host left before its channel was open: {error}"),
         };
-        let counters = Counters::default();
-        let outcome = relay(tcp, stream, &counters, &self.cut).await;
+        let cut = self.cut.clone();
+        let run = |turn: Arc<Turn>| async move {
+            relay(tcp, stream, &Counters::default(), &turn, &cut).await
+        };
+        let outcome = self.bulk.run(run).await;
         trace!(?outcome, "a channel ended");
     }
 

@@ -456,7 +456,8 @@ impl Connection {
             stats,
             cut,
         } = self;
-        let _active = Counted::new(&stats.active);
+        let counted = stats.clone();
+        let _active = Counted::new(&counted.active);
         let opened = {
             let mut opening = pin!(async {
                 tokio::select! {
@@ -478,13 +479,21 @@ impl Connection {
         drop(waiting);
         let Some(opened) = opened else { return };
         let outcome = match opened {
-            Ok(Connected::Framed(channel)) => tokio::select! {
-                outcome = relay::relay(client, channel, &stats.bytes, &cut) => outcome,
-                // Dropping a relay resets both its ends.
-                Ok(()) = dialer.successions.changed() => Outcome::ChannelLost,
-            },
+            Ok(Connected::Framed(channel)) => {
+                let relay = |turn: Arc<relay::Turn>| async move {
+                    relay::relay(client, channel, &stats.bytes, &turn, &cut).await
+                };
+                tokio::select! {
+                    outcome = dialer.bulk.run(relay) => outcome,
+                    // Dropping a relay resets both its ends.
+                    Ok(()) = dialer.successions.changed() => Outcome::ChannelLost,
+                }
+            }
             Ok(Connected::Direct(guest)) => {
-                relay::relay_direct(client, guest, &stats.bytes, &cut).await
+                let relay = |turn: Arc<relay::Turn>| async move {
+                    relay::relay_direct(client, guest, &stats.bytes, &turn, &cut).await
+                };
+                dialer.bulk.run(relay).await
             }
             Err(refusal) => {
                 stats.refuse(refusal);

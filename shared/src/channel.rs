@@ -178,7 +178,7 @@ pub enum Event<'a> {
 }
 
 /// Takes frames apart as their bytes arrive, however they are split.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Decoder {
     /// Payload bytes of the current frame that have not been seen.
     payload: usize,

@@ -94,6 +94,7 @@ async fn a_channel_carries_bytes_both_ways_and_ends() {
             accepted,
             host,
             &Counters::default(),
+            &Turn::default(),
             &CancellationToken::new(),
         )
         .await

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use rum_shared::channel::{self, Connected, DialStatus};
+use rum_shared::relay::Bulk;
 use rum_shared::transport::{Endpoint, Stream};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -74,6 +75,7 @@ impl Refusal {
 pub struct Dialer {
     endpoint: Endpoint,
     pub(super) pool: Pool,
+    pub(super) bulk: Bulk,
     pub(super) reserve: Reserve,
     pub(super) waiting: WaitingRoom,
     link: watch::Receiver<LinkState>,
@@ -112,6 +114,7 @@ impl Dialer {
         Self {
             endpoint,
             pool: Pool::default(),
+            bulk: Bulk::default(),
             reserve: Reserve::default(),
             waiting: WaitingRoom::default(),
             link,

@@ -75,7 +75,8 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.used.fetch_sub(1, Relaxed);
-        if self.bytes.capacity() < SIZE {
+        // Smaller, or one that came in another way.
+        if self.bytes.capacity() != SIZE {
             return;
         }
         let mut bytes = std::mem::take(&mut self.bytes);
@@ -87,6 +88,15 @@ impl Drop for Buffer {
                 spares.push(bytes);
             }
         });
+    }
+}
+
+/// Bytes that came in another way.
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        let used = &USED;
+        used.fetch_add(1, Relaxed);
+        Self { bytes, used }
     }
 }
 

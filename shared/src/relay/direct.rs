@@ -6,7 +6,9 @@
 //!
 //! Each direction ends on its own: an end that is read is passed on by shutting the other
 //! socket's write side down. A reset of either socket resets the other. A socket that cannot be
-//! written any more is still read to its end, so that what was under way is delivered first.
+//! written any more is still read to its end, so that what was under way is delivered first. A reset is
+//! also seen while a direction waits for a reader that reads nothing: what it holds is lost then, as
+//! with every TCP reset.
 
 use std::io::{self, ErrorKind};
 use std::pin::pin;
@@ -19,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::{self, Buffer};
 use super::pipe::{POOL, Pipe};
-use super::{Counters, Outcome, prepare};
+use super::turn::Turn;
+use super::{Counters, Outcome, prepare, unless_reset};
 
 /// Bytes read at once from which on a direction uses a pipe: as many as a buffer holds.
 const MUCH: usize = buffer::SIZE;
@@ -44,6 +47,7 @@ pub async fn relay_direct(
     mut client: TcpStream,
     mut guest: TcpStream,
     counters: &Counters,
+    turn: &Turn,
     cut: &CancellationToken,
 ) -> Outcome {
     prepare(&guest);
@@ -56,13 +60,15 @@ pub async fn relay_direct(
             &mut client_in,
             &mut guest_out,
             &counters.from_tcp,
-            &half
+            &half,
+            turn
         ));
         let mut down = pin!(pump(
             &mut guest_in,
             &mut client_out,
             &counters.to_tcp,
-            &half
+            &half,
+            turn
         ));
         let first = tokio::select! {
             biased;
@@ -124,13 +130,15 @@ fn outcome(first: End, side: Side, last: End) -> Outcome {
     }
 }
 
-/// One direction. It watches the socket that it writes to for a reset, since the direction that
-/// would read it may be over.
+/// One direction. It watches the socket that it does not use at the moment for a reset: the one that it
+/// writes to, since the direction that would read that may be over, and while it waits to write the one
+/// that it reads from.
 async fn pump(
     from: &mut tcp::ReadHalf<'_>,
     to: &mut tcp::WriteHalf<'_>,
     moved: &AtomicU64,
     half: &AtomicBool,
+    turn: &Turn,
 ) -> End {
     let mut busy = None;
     loop {
@@ -161,10 +169,13 @@ async fn pump(
         } else if len >= MUCH && busy.is_none() {
             busy = Some(POOL.busy());
         }
-        if load.write_all(to).await.is_err() {
-            return End::Broken;
+        match unless_reset((*from).as_ref(), load.write_all(to)).await {
+            Some(Ok(())) => {}
+            Some(Err(_)) => return End::Broken,
+            None => return End::Reset,
         }
         moved.fetch_add(len as u64, Ordering::Relaxed);
+        turn.used(len).await;
     }
 }
 

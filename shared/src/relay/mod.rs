@@ -15,6 +15,10 @@
 //! - TCP sees a clean end only after an end frame. The socket is armed (SO_LINGER 0) so that
 //!   every other way to close it is a reset, also when the future is dropped or the process is
 //!   killed; only [`Outcome::Finished`] disarms it;
+//! - a reset is seen while a direction waits for a reader that reads nothing: that of TCP because
+//!   its socket is watched, that of the channel because its hang-up is ([`incoming`]). What is held for
+//!   that reader is lost then;
+//! - a relay that moves much gives way to others ([`turn`]);
 //! - who cannot write any more still reads to the end, so data that was under way before a
 //!   failure is delivered. What the kernel could not deliver yet when a reset follows is
 //!   lost, as with every TCP reset;
@@ -24,14 +28,18 @@
 
 mod buffer;
 mod direct;
+mod incoming;
+mod parts;
 mod pipe;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 pub use direct::relay_direct;
+pub use turn::{Bulk, Turn};
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::Poll;
@@ -42,8 +50,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, tcp};
 use tokio_util::sync::CancellationToken;
 
-use self::buffer::{poll_tcp, read_some};
-use crate::channel::{Decoder, END, Event, LENGTH, RESET, length};
+use self::buffer::poll_tcp;
+use self::incoming::Incoming;
+use self::parts::{Part, Parts};
+use crate::channel::{END, LENGTH, RESET, length};
 use crate::transport::Stream;
 
 /// Bytes moved so far; read by others while the relay runs.
@@ -71,12 +81,14 @@ pub enum Outcome {
 }
 
 /// Makes closing `tcp` a reset, however it is closed: by its drop, or by the kernel when the
-/// process is killed (SO_LINGER 0, socket(7)); and has it send what is written at once (TCP_NODELAY,
-/// tcp(7)). [`relay`] does this first. A listener gives it to all that it accepts.
+/// process is killed (SO_LINGER 0, socket(7)); has it send what is written at once (TCP_NODELAY, tcp(7));
+/// and has the kernel ask a peer that is silent for long whether it is there (SO_KEEPALIVE, with the
+/// system's times), since one may vanish without a word. [`relay`] does this first. A listener gives it to all that it accepts.
 pub fn prepare(tcp: impl AsFd) {
     // Neither can fail on a TCP socket.
     let _ = sockopt::set_socket_linger(&tcp, Some(Duration::ZERO));
     let _ = sockopt::set_tcp_nodelay(&tcp, true);
+    let _ = sockopt::set_socket_keepalive(&tcp, true);
 }
 
 /// Relays between a TCP socket and the framed channel until both directions have ended.
@@ -87,21 +99,27 @@ pub async fn relay(
     mut tcp: TcpStream,
     channel: Stream,
     counters: &Counters,
+    turn: &Turn,
     cut: &CancellationToken,
 ) -> Outcome {
     prepare(&tcp);
+    let watched = channel.as_fd().as_raw_fd();
+    // SAFETY: the channel is closed when both its halves are dropped, which live as long as this
+    // function's frame, beyond the last use of this.
+    let watched = unsafe { BorrowedFd::borrow_raw(watched) };
     let (channel_in, channel_out) = tokio::io::split(channel);
     let mut frames = FrameWriter {
         writer: channel_out,
         inside: false,
     };
     let (tcp_in, tcp_out) = tcp.split();
+    let incoming = Incoming::new(channel_in, watched);
     let ends = Ends::default();
     let outcome = tokio::select! {
         biased;
         () = cut.cancelled() => Outcome::Cut,
-        outcome = up(tcp_in, &mut frames, &counters.from_tcp, &ends) => outcome,
-        outcome = down(channel_in, tcp_out, &counters.to_tcp, &ends) => outcome,
+        outcome = up(tcp_in, &mut frames, &counters.from_tcp, turn, &ends) => outcome,
+        outcome = down(incoming, tcp_out, &counters.to_tcp, turn, &ends) => outcome,
     };
     match outcome {
         Outcome::Finished => {
@@ -118,6 +136,7 @@ async fn up<W: AsyncWrite + Unpin>(
     mut tcp: tcp::ReadHalf<'_>,
     frames: &mut FrameWriter<W>,
     moved: &AtomicU64,
+    turn: &Turn,
     ends: &Ends,
 ) -> Outcome {
     loop {
@@ -131,16 +150,20 @@ async fn up<W: AsyncWrite + Unpin>(
         }
         frame[..LENGTH].copy_from_slice(&length(payload));
         moved.fetch_add(payload as u64, Ordering::Relaxed);
-        if frames.write(&frame).await.is_err() {
-            return ends.reach(Ends::CHANNEL_BROKEN).await;
+        match unless_reset(tcp.as_ref(), frames.write(&frame)).await {
+            Some(Ok(())) => turn.used(payload).await,
+            Some(Err(_)) => return ends.reach(Ends::CHANNEL_BROKEN).await,
+            None => return Outcome::TcpReset,
         }
     }
     // After a reset that a write was told of, reads report a clean end.
     if ends.have(Ends::TCP_BROKEN) {
         return Outcome::TcpReset;
     }
-    if frames.write(&END).await.is_err() {
-        return ends.reach(Ends::CHANNEL_BROKEN).await;
+    match unless_reset(tcp.as_ref(), frames.write(&END)).await {
+        Some(Ok(())) => {}
+        Some(Err(_)) => return ends.reach(Ends::CHANNEL_BROKEN).await,
+        None => return Outcome::TcpReset,
     }
     tokio::select! {
         biased;
@@ -153,29 +176,36 @@ async fn up<W: AsyncWrite + Unpin>(
 /// From the channel to TCP. Returns when the relay is over, not when this direction is: it
 /// reads on after the end frame, to see the channel break.
 async fn down<R: AsyncRead + Unpin>(
-    mut channel: R,
+    mut channel: Incoming<'_, R>,
     mut tcp: tcp::WriteHalf<'_>,
     moved: &AtomicU64,
+    turn: &Turn,
     ends: &Ends,
 ) -> Outcome {
-    let mut decoder = Decoder::default();
+    let mut parts = Parts::default();
     loop {
-        let chunk = match read_some(&mut channel, 0).await {
+        let mut chunk = match channel.read().await {
             Ok(chunk) if !chunk.is_empty() => chunk,
             _ => return Outcome::ChannelLost,
         };
-        let mut input = &chunk[..];
         loop {
-            match decoder.next(&mut input) {
+            match parts.next(&mut chunk) {
                 Ok(None) => break,
-                Ok(Some(Event::Reset)) => return Outcome::ChannelReset,
-                Ok(Some(Event::Data(data))) if !ends.have(Ends::DOWN) => {
-                    if tcp.write_all(data).await.is_err() {
+                Ok(Some(Part::Reset)) => return Outcome::ChannelReset,
+                Ok(Some(Part::Bytes(bytes))) if !ends.have(Ends::DOWN) => {
+                    let data = &chunk[bytes];
+                    let written = tokio::select! {
+                        biased;
+                        written = tcp.write_all(data) => written,
+                        outcome = channel.lost(&parts, &chunk) => return outcome,
+                    };
+                    if written.is_err() {
                         return ends.reach(Ends::TCP_BROKEN).await;
                     }
                     moved.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    turn.used(data.len()).await;
                 }
-                Ok(Some(Event::End)) if !ends.have(Ends::DOWN) => {
+                Ok(Some(Part::End)) if !ends.have(Ends::DOWN) => {
                     if tcp.shutdown().await.is_err() {
                         return ends.reach(Ends::TCP_BROKEN).await;
                     }
@@ -183,7 +213,7 @@ async fn down<R: AsyncRead + Unpin>(
                         return outcome;
                     }
                 }
-                Ok(Some(Event::Data(_) | Event::End)) => {
+                Ok(Some(Part::Bytes(_) | Part::End)) => {
                     tracing::debug!("a frame after the end frame");
                     return Outcome::ChannelLost;
                 }
@@ -194,6 +224,20 @@ async fn down<R: AsyncRead + Unpin>(
             }
         }
     }
+}
+
+/// Runs `write` to its end. `None` when `from`, where the bytes came from, was reset while it waits
+/// for a reader; what could be written at once was.
+async fn unless_reset<T>(from: &TcpStream, write: impl Future<Output = T>) -> Option<T> {
+    let write = async {
+        tokio::select! {
+            biased;
+            written = write => Some(written),
+            _ = from.ready(Interest::ERROR) => None,
+        }
+    };
+    // A write that waits for its turn with tokio, not for a reader, must not look like that.
+    tokio::task::unconstrained(write).await
 }
 
 /// Which directions are over, and how. Atomic only so that the future can move between

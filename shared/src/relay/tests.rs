@@ -33,7 +33,10 @@ impl Rig {
         let cut = CancellationToken::new();
         let running = tokio::spawn({
             let (counters, cut) = (Arc::clone(&counters), cut.clone());
-            async move { relay(near, Stream::Unix(channel), &counters, &cut).await }
+            async move {
+                let turn = Turn::default();
+                relay(near, Stream::Unix(channel), &counters, &turn, &cut).await
+            }
         });
         Self {
             tcp,
@@ -345,7 +348,8 @@ async fn an_idle_relay_holds_no_buffer() {
     let (_far, tcp) = tcp_pair().await;
     let (channel, _peer) = UnixStream::pair().unwrap();
     let (counters, cut) = (Counters::default(), CancellationToken::new());
-    let relay = relay(tcp, Stream::Unix(channel), &counters, &cut);
+    let turn = Turn::default();
+    let relay = relay(tcp, Stream::Unix(channel), &counters, &turn, &cut);
     let size = size_of_val(&relay);
     assert!(size < 2048, "{size} bytes a relay");
 }
@@ -359,6 +363,7 @@ async fn what_a_listener_accepts_is_prepared_as_it_is() {
     let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let accepted = accepted.unwrap().0;
     assert!(accepted.nodelay().unwrap());
+    assert!(sockopt::socket_keepalive(&accepted).unwrap());
     let linger = sockopt::socket_linger(&accepted).unwrap();
     assert_eq!(linger, Some(Duration::ZERO));
 }
@@ -369,7 +374,11 @@ async fn direct() -> (TcpStream, TcpStream, AbortOnDropHandle<Outcome>) {
     let (far, program) = connected().await;
     prepare(&near);
     let relay = async move {
-        relay_direct(near, far, &Counters::default(), &CancellationToken::new()).await
+        let run = |turn: Arc<Turn>| async move {
+            let (counters, cut) = (Counters::default(), CancellationToken::new());
+            relay_direct(near, far, &counters, &turn, &cut).await
+        };
+        Bulk::default().run(run).await
     };
     (client, program, AbortOnDropHandle::new(tokio::spawn(relay)))
 }
@@ -454,4 +463,67 @@ async fn a_reset_amid_bulk_is_a_reset_on_the_other_side() {
         };
         assert_eq!(relay.await.unwrap(), outcome);
     }
+}
+
+/// Writes until nothing moves any more.
+async fn push(stream: &mut TcpStream) {
+    let quiet = Duration::from_millis(200);
+    while let Ok(written) = tokio::time::timeout(quiet, stream.write(&[7; 65_536])).await {
+        written.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_reset_is_seen_while_nobody_reads() {
+    for client_resets in [true, false] {
+        let (client, program, relay) = direct().await;
+        let (mut sender, mut reader, outcome) = match client_resets {
+            true => (client, program, Outcome::TcpReset),
+            false => (program, client, Outcome::ChannelReset),
+        };
+        push(&mut sender).await;
+        reset(sender);
+        let ended = tokio::time::timeout(PATIENCE, relay).await;
+        assert_eq!(ended.expect("it is not seen").unwrap(), outcome);
+        assert!(!read_to_reset(&mut reader).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_reset_crosses_a_channel_that_is_full() {
+    let (near, far) = Rig::two().await;
+    let Rig {
+        mut tcp, running, ..
+    } = near;
+    push(&mut tcp).await;
+    reset(tcp);
+    let ended = tokio::time::timeout(PATIENCE, running).await;
+    assert_eq!(ended.expect("it is not seen").unwrap(), Outcome::TcpReset);
+    let Rig {
+        mut tcp, running, ..
+    } = far;
+    let ended = tokio::time::timeout(PATIENCE, running).await;
+    assert_eq!(
+        ended.expect("it is not told").unwrap(),
+        Outcome::ChannelLost
+    );
+    assert!(!read_to_reset(&mut tcp).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_behind_a_slow_reader_when_all_is_over_is_delivered() {
+    /// More than TCP holds, less than TCP, a buffer and the channel do.
+    const SOME: usize = 500_000;
+    let (mut rig, mut far) = Rig::raw().await;
+    rig.tcp.shutdown().await.unwrap();
+    let mut end = END;
+    far.read_exact(&mut end).await.unwrap();
+    let said: Vec<u8> = (0..SOME).map(|n| (n % 251) as u8).collect();
+    let said: Vec<u8> = said.chunks(10_000).flat_map(frame).chain(END).collect();
+    far.write_all(&said).await.unwrap();
+    // The other relay has finished, and closes.
+    drop(far);
+    tokio::time::sleep(2 * incoming::STUCK).await;
+    check(&mut rig.tcp, SOME).await;
+    assert_eq!(rig.outcome().await, Outcome::Finished);
 }
