@@ -156,6 +156,8 @@ pub struct ForwardTask {
     served: Arc<Notify>,
     /// The listener that is looked at first: none keeps the others from their turn.
     first: usize,
+    /// It was said that clients wait in the kernel's queue.
+    said: bool,
 }
 
 impl Forwarder {
@@ -181,6 +183,7 @@ impl Forwarder {
             stats: self.stats.clone(),
             served: Arc::default(),
             first: 0,
+            said: false,
         }
     }
 
@@ -328,8 +331,16 @@ impl ForwardTask {
         }
         loop {
             let waiting = self.stats.waiting.load(Relaxed) as usize;
+            self.said &= waiting > 0;
             if self.dialer.waiting.has_room(waiting) {
                 break;
+            }
+            if !std::mem::replace(&mut self.said, true) {
+                tracing::warn!(
+                    guest_port = self.guest.0,
+                    waiting,
+                    "its program does not accept its connections; more wait in the kernel's queue"
+                );
             }
             self.served.notified().await;
         }

@@ -160,6 +160,12 @@ impl Dialer {
                 Err(Failed::ExhaustedHere) => there = clock::now(),
                 Err(Failed::ExhaustedThere) => {
                     there = clock::now();
+                    if unserved.is_none() && stats.unserved.load(Relaxed) == 0 {
+                        tracing::warn!(
+                            guest_port = guest.0,
+                            "the agent has no room for more connections; they wait until it has"
+                        );
+                    }
                     unserved.get_or_insert_with(|| Counted::new(&stats.unserved));
                     tokio::time::sleep(pauses.next_delay()).await;
                 }
