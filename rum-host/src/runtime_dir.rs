@@ -18,20 +18,23 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 
 mod error;
+mod kept;
 mod process_id;
 #[cfg(test)]
 mod tests;
 
 pub use error::RuntimeDirError;
 use error::io_error;
+pub use kept::Mended;
 pub use process_id::ProcessId;
 
 use crate::sandbox::isolation::Isolation;
@@ -97,6 +100,14 @@ pub fn check_name(name: &str) -> Result<(), RuntimeDirError> {
 pub struct RuntimeDir {
     name: String,
     path: PathBuf,
+    held: Mutex<Held>,
+    /// What was published last.
+    state: Mutex<Option<String>>,
+}
+
+/// What makes it ours.
+#[derive(Debug)]
+struct Held {
     dir: OwnedFd,
     lock: OwnedFd,
 }
@@ -123,6 +134,10 @@ impl RuntimeDir {
         }
         private_dir(&base)?;
         let (dir, lock) = take(name, &path)?;
+        if kept::is_live(&path) {
+            let (name, pid) = (name.to_owned(), None);
+            return Err(RuntimeDirError::Running { name, pid });
+        }
         for file in FILES.iter().filter(|file| **file != LOCK) {
             // What is missing needs no removing; what cannot be removed fails at its bind.
             let _ = rustix::fs::unlinkat(&dir, *file, AtFlags::empty());
@@ -130,14 +145,25 @@ impl RuntimeDir {
         let this = Self {
             name: name.to_owned(),
             path,
-            dir,
-            lock,
+            held: Mutex::new(Held { dir, lock }),
+            state: Mutex::default(),
         };
-        let me = ProcessId::current().map_err(this.io("write", LOCK))?;
-        rustix::fs::ftruncate(&this.lock, 0)
-            .and_then(|()| rustix::io::pwrite(&this.lock, format!("{me}\n").as_bytes(), 0))
-            .map_err(|source| this.io("write", LOCK)(source.into()))?;
+        this.sign(&this.held())?;
         Ok(this)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Nothing that can panic is done between two writes under the lock.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes into the lock who holds it.
+    fn sign(&self, held: &Held) -> Result<(), RuntimeDirError> {
+        let me = ProcessId::current().map_err(self.io("write", LOCK))?;
+        rustix::fs::ftruncate(&held.lock, 0)
+            .and_then(|()| rustix::io::pwrite(&held.lock, format!("{me}\n").as_bytes(), 0))
+            .map_err(|source| self.io("write", LOCK)(source.into()))?;
+        Ok(())
     }
 
     fn io(
@@ -199,8 +225,11 @@ impl RuntimeDir {
     }
 
     /// The lock, to be inherited by the helper that must outlive us.
-    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub(crate) fn lock(&self) -> io::Result<OwnedFd> {
+        self.held().lock.try_clone()
     }
 
     /// Publishes what others need to enter the guest, at once or not at all.
@@ -213,9 +242,19 @@ impl RuntimeDir {
         if let Some((init, isolation)) = inside {
             text.push_str(&format!("init {init}\nisolation {}\n", isolation.word()));
         }
+        self.write_state(&text)?;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        Ok(())
+    }
+
+    fn write_state(&self, text: &str) -> Result<(), RuntimeDirError> {
         let new = self.path.join(STATE_NEW);
         fs::File::create(&new)
-            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .and_then(|mut file| {
+                // Whatever the umask says: others of this user read it.
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
+                file.write_all(text.as_bytes())
+            })
             .and_then(|()| fs::rename(&new, self.path.join(STATE)))
             .map_err(self.io("write", STATE))
     }
@@ -223,7 +262,7 @@ impl RuntimeDir {
 
 impl Drop for RuntimeDir {
     fn drop(&mut self) {
-        clean(self.dir.as_fd(), CWD, &self.path);
+        clean(self.held().dir.as_fd(), CWD, &self.path);
     }
 }
 
@@ -251,7 +290,10 @@ pub(crate) fn open_base(path: &Path) -> Result<(OwnedFd, &Path), RuntimeDirError
 /// Makes the pipe that says whether the guest lives, and opens it for writing. That is for reading as
 /// well, or it would have to wait for a reader (fifo(7)).
 pub(crate) fn make_alive(dir: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::mkfifoat(dir, ALIVE, Mode::RUSR | Mode::WUSR)?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    rustix::fs::mkfifoat(dir, ALIVE, mode)?;
+    // Whatever the umask says.
+    rustix::fs::chmodat(dir, ALIVE, mode, AtFlags::empty())?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, ALIVE, flags, Mode::empty())
 }
@@ -302,8 +344,42 @@ pub(crate) fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
             path: path.to_owned(),
             source,
         }),
-        _ => open_private(path),
+        _ => {
+            allow_owner(path).map_err(io_error("open", path))?;
+            open_private(path)
+        }
     }
+}
+
+/// Gives the owner of the directory `path`, who is this user, the rights that a umask such as 0777
+/// took away as it was made. Nobody else has any there.
+fn allow_owner(path: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC;
+    let Ok(dir) = rustix::fs::open(path, flags, Mode::empty()) else {
+        // What is wrong with it is said when it is opened.
+        return Ok(());
+    };
+    let stat = rustix::fs::fstat(&dir)?;
+    let ours = stat.st_uid == rustix::process::geteuid().as_raw();
+    if ours && stat.st_mode & 0o077 == 0 && stat.st_mode & 0o700 != 0o700 {
+        // fchmod(2) refuses a descriptor that was opened with O_PATH.
+        let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+        rustix::fs::chmod(path, Mode::RWXU)?;
+    }
+    Ok(())
+}
+
+/// Makes or opens the file of the lock in `dir`, which is at `path`.
+fn open_lock(dir: &OwnedFd, path: &Path) -> Result<OwnedFd, RuntimeDirError> {
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    rustix::fs::openat(dir, LOCK, flags, mode)
+        .and_then(|lock| {
+            // Whatever the umask says: others of this user read it.
+            rustix::fs::fchmod(&lock, mode)?;
+            Ok(lock)
+        })
+        .map_err(io_error("open", &path.join(LOCK)))
 }
 
 /// Makes or opens the directory and takes its lock.
@@ -311,11 +387,8 @@ fn take(name: &str, path: &Path) -> Result<(OwnedFd, OwnedFd), RuntimeDirError> 
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
         let attempt = private_dir(path).and_then(|dir| {
-            let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let mode = Mode::RUSR | Mode::WUSR;
-            rustix::fs::openat(&dir, LOCK, flags, mode)
-                .map(|lock| (dir, lock))
-                .map_err(io_error("open", &path.join(LOCK)))
+            let lock = open_lock(&dir, path)?;
+            Ok((dir, lock))
         });
         let late = Instant::now() >= deadline;
         match attempt {
@@ -537,6 +610,27 @@ fn entries(base: &Path) -> (Vec<PathBuf>, bool) {
     let (guests, others): (Vec<_>, Vec<_>) =
         names(base).map(|name| base.join(name)).partition(is_guest);
     (guests, !others.is_empty())
+}
+
+/// Why `XDG_RUNTIME_DIR` is not where this user's guests are, though it is set.
+pub fn passed_over() -> Option<String> {
+    let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
+    let xdg = PathBuf::from(set("XDG_RUNTIME_DIR")?);
+    let uid = rustix::process::geteuid().as_raw();
+    if uid == 0 || set("RUM_RUNTIME_DIR").is_some() || base().starts_with(&xdg) {
+        return None;
+    }
+    let why = match fs::symlink_metadata(&xdg) {
+        _ if !xdg.is_absolute() => "is not an absolute path".to_owned(),
+        Err(error) => format!("cannot be used: {error}"),
+        Ok(meta) if !meta.is_dir() => "is not a directory".to_owned(),
+        Ok(meta) => format!("belongs to another user (uid {})", meta.uid()),
+    };
+    let (xdg, base) = (xdg.display(), base());
+    let base = base.display();
+    Some(format!(
+        "XDG_RUNTIME_DIR {xdg} {why}; rum's sockets are in {base}"
+    ))
 }
 
 /// The rule of this module's documentation; `ours` says whether a directory exists and is ours.

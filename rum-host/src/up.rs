@@ -37,9 +37,10 @@ use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link, Stopped};
 use crate::hangup::Terminals;
 use crate::notice::Notice;
 use crate::output::{Output, Target};
+use crate::payload;
 use crate::policy::Policy;
 use crate::reload::{self, Reload, Told};
-use crate::runtime_dir::RuntimeDir;
+use crate::runtime_dir::{self, RuntimeDir};
 use crate::signals::Signals;
 use crate::supervisor::{Options, Stop, Summary, Supervisor};
 
@@ -135,6 +136,9 @@ pub async fn up(
     refuse(args, settings)?;
     let mut signals = Signals::new().map_err(io("handle signals"))?;
     let ui = Ui::new(!args.command.is_empty(), global);
+    if let Some(why) = runtime_dir::passed_over() {
+        tracing::warn!("{why}");
+    }
     let dir = Arc::new(RuntimeDir::create(&settings.name)?);
     let spec = GuestSpec {
         name: settings.name.clone(),
@@ -172,8 +176,8 @@ pub async fn up(
     }
     let info = control_info(settings);
     let board = Arc::new(Board::new(info.boot.clone(), reload::status(settings)));
-    let control = Server::bind(&dir.control_socket(), info, board.clone())
-        .map_err(io("listen on the control socket"))?;
+    let control =
+        Server::bind(&dir, info, board.clone()).map_err(io("listen on the control socket"))?;
     let asked = control.asked();
     let command = start_command(&guest, args)?;
     let (new_policy, policy) = watch::channel(settings.policy.clone());
@@ -225,6 +229,14 @@ fn refuse(args: &UpArgs, settings: &Settings) -> Result<(), RumError> {
     if args.privileged && !matches!(settings.guest, GuestKind::Namespace(_)) {
         return Err(RumError::usage("`--privileged` is for namespace guests")
             .hint("leave it out: root in a VM has all of root's capabilities there"));
+    }
+    if matches!(settings.guest, GuestKind::Namespace(_))
+        && let Some(limit) = payload::too_small_a_limit()
+    {
+        let message = format!("a file may have no more than {limit} bytes here (RLIMIT_FSIZE)");
+        return Err(
+            RumError::new(message).hint("`ulimit -f unlimited`, if `ulimit -H -f` allows it")
+        );
     }
     if args.reset && !settings.guest.has_disk() {
         return Err(

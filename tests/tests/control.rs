@@ -138,3 +138,147 @@ fn a_frozen_one_is_an_error_not_a_hang() {
         assert!(down(&setup, &[]).status.success());
     });
 }
+
+/// Runs `rum ARGS` until it is successful.
+fn until_it_works(setup: &Setup, args: &[&str]) -> Output {
+    until("rum to find it", || {
+        let output = setup.rum(args).output().expect("rum starts");
+        output.status.success().then_some(output)
+    })
+}
+
+fn removed_while_in_use(setup: &Setup) {
+    let (mut rum, mut guest) = setup.start_guest(&["--name", "one", "--range", "5000-6000"]);
+    guest.tell("listen 127.0.0.1:5000 echo");
+    rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
+    let run = setup.path().join("run");
+    let dir = run.join("one");
+    let remove_file = |name: &str| std::fs::remove_file(dir.join(name)).expect("it was there");
+    let removals: [&dyn Fn(); 5] = [
+        &|| remove_file("control.sock"),
+        &|| remove_file("lock"),
+        &|| remove_file("guest"),
+        &|| std::fs::remove_dir_all(&dir).expect("it was there"),
+        &|| std::fs::remove_dir_all(&run).expect("it was there"),
+    ];
+    for (number, remove) in removals.iter().enumerate() {
+        remove();
+        if number == 1 {
+            // Whoever comes for the name meanwhile leaves the live one alone.
+            let mut second = setup.rum(["up", "--name", "one", "--range", "7000"]);
+            let second = second.output().expect("rum starts");
+            assert_eq!(second.status.code(), Some(1));
+            let text = text(&second);
+            assert!(text.contains("already running"), "{text}");
+        }
+        exchange(5000, "12345").expect("a new client is served");
+        let ports = until_it_works(setup, &["ports", "--name", "one"]);
+        let ports = String::from_utf8_lossy(&ports.stdout).into_owned();
+        assert!(ports.contains("forwarded"), "{ports}");
+        if number < 3 {
+            until_it_works(setup, &["exec", "--name", "one", "--", "true"]);
+        }
+    }
+    rum.stderr.wait("was removed while in use");
+    // More clients than there are sockets ready ahead.
+    for _ in 0..100 {
+        exchange(5000, "12345").expect("a new client is served");
+    }
+    until_it_works(setup, &["down", "--name", "one"]);
+    assert_eq!(rum.wait().code(), Some(0));
+    assert!(!dir.exists(), "nothing is left");
+}
+
+#[test]
+fn a_runtime_directory_that_is_removed_is_made_anew() {
+    in_netns(|| removed_while_in_use(&Setup::new()));
+}
+
+#[test]
+fn so_it_is_for_an_ordinary_user() {
+    in_netns(|| removed_while_in_use(&Setup::ordinary_user()));
+}
+
+#[test]
+fn readers_that_are_stopped_keep_nobody_out() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let (mut rum, mut guest) = setup.start_guest(&["--range", "5000-6000"]);
+        guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
+        // As many as there are places, and those that are kept beside them.
+        let stopped: Vec<Rum> = (0..80)
+            .map(|_| {
+                let watch = setup.start(["ports", "--watch", "--json"]);
+                watch.stdout.wait(r#""type":"hello""#);
+                watch.signal(Signal::STOP);
+                watch
+            })
+            .collect();
+        for _ in 0..20 {
+            until_it_works(&setup, &["ports"]);
+        }
+        let alive = setup.start(["ports", "--watch", "--json"]);
+        alive.stdout.wait(r#""type":"hello""#);
+        assert_eq!(down(&setup, &["--force"]).status.code(), Some(0));
+        assert_eq!(rum.wait().code(), Some(0));
+        drop(stopped);
+    });
+}
+
+/// `rum` with arguments, after `limits` of a shell.
+fn limited(setup: &Setup, limits: &str, args: &[&str]) -> std::process::Command {
+    let mut command = setup.command("/bin/sh");
+    command.args(["-c", &format!("{limits}; exec \"$0\" \"$@\"")]);
+    command.arg(rum_tests::rum::binary("rum")).args(args);
+    command
+}
+
+#[test]
+fn odd_limits_of_the_caller_are_borne_or_said() {
+    in_netns(|| {
+        for setup in [Setup::new(), Setup::ordinary_user()] {
+            let up = ["up", "--name", "odd", "--range", "5000", "--", "true"];
+            for limits in ["umask 0777", "umask 0277", "ulimit -S -f 1024", "umask 022"] {
+                let output = limited(&setup, limits, &up).output().expect("a shell");
+                assert_eq!(output.status.code(), Some(0), "{limits}: {}", text(&output));
+                assert!(!setup.path().join("run/odd").exists(), "{limits}");
+            }
+            for limits in ["ulimit -f 0", "ulimit -f 1024", "ulimit -S -f 0"] {
+                let output = limited(&setup, limits, &up).output().expect("a shell");
+                assert_eq!(output.status.code(), Some(1));
+                let text = text(&output);
+                assert!(
+                    text.contains("RLIMIT_FSIZE") && text.contains("hint: "),
+                    "{text}"
+                );
+                assert!(!setup.path().join("run/odd").exists());
+            }
+        }
+    });
+}
+
+#[test]
+fn a_runtime_directory_that_is_not_used_is_said() {
+    in_netns(|| {
+        let setup = Setup::ordinary_user();
+        for (xdg, why) in [
+            ("run", "absolute"),
+            ("/does/not/exist", "cannot be used"),
+            ("/root", "another user"),
+        ] {
+            let mut command =
+                setup.rum(["up", "--name", "xdg-said", "--range", "5000", "--", "true"]);
+            command
+                .env_remove("RUM_RUNTIME_DIR")
+                .env("XDG_RUNTIME_DIR", xdg);
+            let output = command.output().expect("rum starts");
+            let text = text(&output);
+            assert_eq!(output.status.code(), Some(0), "{text}");
+            assert!(
+                text.contains(&format!("XDG_RUNTIME_DIR {xdg} ")) && text.contains(why),
+                "{text}"
+            );
+        }
+    });
+}

@@ -2,30 +2,45 @@
 //!
 //! The socket is in the runtime directory (0700) and has mode 0600: who can connect is the same
 //! user or root. Still a client is bounded: in number, and in what it may send. One is accepted
-//! even at the limit of descriptors, so that it can be seen what is the matter.
+//! even at the limit of descriptors, so that it can be seen what is the matter. Where all places are
+//! in use, a client that does not read what it was sent gives its own up for the next one.
+//!
+//! The socket is looked after: when somebody removes it, or the directory, both are made anew.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use roam::{Rx, Tx};
 use rum_shared::session::{Limits, serve};
 use rum_shared::transport::{Acceptor, ListenAddr, Stream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::board::Board;
 use super::model::{ControlInfo, Update, WatchRequest};
 use super::peer;
 use super::service::{HEARTBEAT, RumControl, RumControlDispatcher};
+use crate::clock;
 use crate::descriptors::{is_exhaustion, stand_in};
+use crate::error::RumError;
+use crate::runtime_dir::{Mended, RuntimeDir};
 
 /// Clients at a time: each has two descriptors and some buffers.
 const MAX_CLIENTS: usize = 64;
+/// Places beyond those, for clients that come while the others are all alive: a command, such as
+/// `rum down`, is done in an instant.
+const KEPT: usize = 16;
+/// A client that has not read all for this long may lose its place.
+const BEHIND: Duration = Duration::from_secs(1);
+/// The socket's place is looked at this often: `rum` finds nobody while it is gone.
+const LOOK: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed, or before the spare descriptor is asked for again (EMFILE and its
 /// kin pass).
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a client asked `rum up` to do. Only ever raised.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +57,10 @@ pub enum Ask {
 /// The control socket, bound.
 #[derive(Debug)]
 pub struct Server {
+    path: PathBuf,
+    dir: Weak<RuntimeDir>,
+    /// What was made at the path.
+    place: Option<Place>,
     acceptor: Acceptor,
     service: Service,
     asked: watch::Receiver<Ask>,
@@ -57,12 +76,13 @@ struct Service {
 }
 
 impl Server {
-    /// Binds the socket at `path`. Call it inside a tokio runtime.
+    /// Binds the socket of `dir`, which it looks after. Call it inside a tokio runtime.
     ///
     /// # Errors
     /// As bind(2); AddrInUse when a live one is there.
-    pub fn bind(path: &Path, info: ControlInfo, board: Arc<Board>) -> io::Result<Self> {
-        let acceptor = ListenAddr::Unix(path.to_owned()).bind()?;
+    pub fn bind(dir: &Arc<RuntimeDir>, info: ControlInfo, board: Arc<Board>) -> io::Result<Self> {
+        let path = dir.control_socket();
+        let acceptor = ListenAddr::Unix(path.clone()).bind()?;
         let (ask, asked) = watch::channel(Ask::default());
         let service = Service {
             inside: false,
@@ -71,6 +91,9 @@ impl Server {
             ask,
         };
         Ok(Self {
+            place: Place::of(&path),
+            path,
+            dir: Arc::downgrade(dir),
             acceptor,
             service,
             asked,
@@ -84,16 +107,18 @@ impl Server {
 
     /// Serves until dropped.
     pub async fn run(mut self) {
-        let mut clients = JoinSet::new();
+        let mut clients = Clients::default();
+        let mut look = tokio::time::interval(LOOK);
         let mut spare = None;
-        let mut told = false;
+        let (mut told, mut told_gone) = (false, false);
         loop {
             spare = spare.or_else(|| stand_in().ok());
+            clients.make_room(clock::now());
             tokio::select! {
-                accepted = self.accept(&mut spare), if clients.len() < MAX_CLIENTS => match accepted {
+                accepted = self.accept(&mut spare), if clients.tasks.len() < MAX_CLIENTS + KEPT => match accepted {
                     Ok(stream) => {
                         told = false;
-                        clients.spawn(client(stream, self.service.clone()));
+                        clients.serve(stream, self.service.clone());
                     }
                     Err(error) => {
                         if !std::mem::replace(&mut told, true) {
@@ -102,10 +127,45 @@ impl Server {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                Some(_) = clients.join_next() => {}
-                () = tokio::time::sleep(ACCEPT_PAUSE), if spare.is_none() => {}
+                Some(_) = clients.tasks.join_next() => {}
+                _ = look.tick() => match self.look_after() {
+                    Ok(()) => told_gone = false,
+                    Err(why) if !std::mem::replace(&mut told_gone, true) => tracing::warn!(
+                        "the runtime directory was removed, `rum ports` and `rum down` no longer find this \
+                         `rum up`: {why}"
+                    ),
+                    Err(_) => {}
+                },
+                () = tokio::time::sleep(ACCEPT_PAUSE), if spare.is_none() || clients.is_full() => {}
             }
         }
+    }
+
+    /// Makes anew what somebody removed: the directory, what is in it, and the socket.
+    fn look_after(&mut self) -> Result<(), RumError> {
+        let Some(dir) = self.dir.upgrade() else {
+            // rum ends.
+            return Ok(());
+        };
+        let mended = dir.mend()?;
+        let is_there = self.place.is_some() && Place::of(&self.path) == self.place;
+        if mended == Mended::Whole && is_there {
+            return Ok(());
+        }
+        if !is_there {
+            let socket = ListenAddr::Unix(self.path.clone());
+            // What is there is a dead one's, or no socket: who has the lock may remove it.
+            let _ = std::fs::remove_file(&self.path);
+            let failed =
+                |error| RumError::new("cannot listen on the control socket").caused_by(error);
+            self.acceptor = socket.bind().map_err(failed)?;
+            self.place = Place::of(&self.path);
+        }
+        let dir = dir.path().display();
+        tracing::warn!(
+            "{dir} was removed while in use; `rum ports` and `rum down` find this `rum up` again"
+        );
+        Ok(())
     }
 
     /// The next client, in the place of `spare` where there is no other. Cancel-safe.
@@ -115,6 +175,85 @@ impl Server {
             accepted = self.acceptor.accept().await;
         }
         accepted.map(|(stream, _)| stream)
+    }
+}
+
+/// The file at a path: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place(u64, u64);
+
+impl Place {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = path.symlink_metadata().ok()?;
+        Some(Self(meta.dev(), meta.ino()))
+    }
+}
+
+/// Those who are served.
+#[derive(Debug, Default)]
+struct Clients {
+    tasks: JoinSet<()>,
+    /// Those that can be ended: for one more descriptor each, where there was one.
+    served: Vec<Served>,
+}
+
+#[derive(Debug)]
+struct Served {
+    task: AbortHandle,
+    socket: OwnedFd,
+    /// Since when it is seen not to have read all that it was sent.
+    behind: Option<Instant>,
+}
+
+impl Clients {
+    fn serve(&mut self, stream: Stream, service: Service) {
+        let socket = stream.as_fd().try_clone_to_owned();
+        let task = self.tasks.spawn(client(stream, service));
+        self.served.extend(socket.ok().map(|socket| Served {
+            task,
+            socket,
+            behind: None,
+        }));
+    }
+
+    fn is_full(&self) -> bool {
+        self.tasks.len() > MAX_CLIENTS
+    }
+
+    /// Where more than [`MAX_CLIENTS`] are there, ends the one that has not read what it was sent for
+    /// the longest time, from [`BEHIND`] on. A reader that is alive has read all, but for moments.
+    fn make_room(&mut self, now: Instant) {
+        self.served.retain(|client| !client.task.is_finished());
+        if !self.is_full() {
+            return;
+        }
+        for client in &mut self.served {
+            match unread(&client.socket) {
+                0 => client.behind = None,
+                _ => {
+                    client.behind.get_or_insert(now);
+                }
+            }
+        }
+        let behind = self.served.iter().enumerate();
+        let behind = behind.filter_map(|(at, client)| Some((client.behind?, at)));
+        if let Some((since, at)) = behind.min()
+            && now >= since + BEHIND
+        {
+            let client = self.served.swap_remove(at);
+            // Its session sees the end of the stream.
+            let _ = rustix::net::shutdown(&client.socket, rustix::net::Shutdown::Both);
+        }
+    }
+}
+
+/// How many bytes the other end has not read (SIOCOUTQ, which unix(7) has as well).
+fn unread(socket: &OwnedFd) -> libc::c_int {
+    let mut bytes = 0;
+    // SAFETY: TIOCOUTQ, which is the number of SIOCOUTQ, writes an int.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) } {
+        0 => bytes,
+        _ => 0,
     }
 }
 

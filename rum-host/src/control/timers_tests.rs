@@ -4,6 +4,7 @@
 
 use crate::sandbox::isolation::Isolation;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use roam::{Rx, Tx};
@@ -17,7 +18,7 @@ use super::service::{
     HEARTBEAT, HEARTBEAT_DEADLINE, LIMITS, RumControl, RumControlClient, RumControlDispatcher,
 };
 use crate::clock::stopped::Clock;
-use crate::runtime_dir::RunningGuest;
+use crate::runtime_dir::{RunningGuest, RuntimeDir};
 
 /// Timers are rounded up to milliseconds.
 const MOMENT: Duration = Duration::from_millis(2);
@@ -108,8 +109,9 @@ async fn a_watch_that_falls_silent_is_dead() {
 #[tokio::test]
 async fn a_quiet_watch_has_a_heart() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = guest(dir.path()).control_socket();
-    let server = Server::bind(&socket, info(), Default::default()).unwrap();
+    let dir = Arc::new(RuntimeDir::create_in(&dir.path().join("run"), "quiet").unwrap());
+    let socket = dir.control_socket();
+    let server = Server::bind(&dir, info(), Default::default()).unwrap();
     let clock = Clock::stop();
     tokio::spawn(server.run());
     let endpoint = Endpoint::Unix {

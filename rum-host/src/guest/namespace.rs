@@ -18,6 +18,7 @@ use std::time::Duration;
 use rum_shared::netns::NetCookie;
 use rum_shared::transport::Endpoint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::FdFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -53,6 +54,8 @@ pub struct Namespace {
     init: ProcessId,
     pidfd: AsyncFd<OwnedFd>,
     end: Option<GuestEnd>,
+    /// The files of the agent's sockets.
+    _places: [OwnedFd; 2],
 }
 
 impl Namespace {
@@ -64,18 +67,21 @@ impl Namespace {
     ) -> Result<(Endpoint, Self), GuestError> {
         let rpc = listen(&dir.rpc_socket())?;
         let channel = listen(&dir.channel_socket())?;
+        let pinned = |path| pin(path).map_err(io_error("make the agent's sockets"));
+        let places = [pinned(dir.rpc_socket())?, pinned(dir.channel_socket())?];
+        let lock = dir.lock().map_err(io_error("keep the lock"))?;
         let mut command = Command::new(SELF);
         command
             .arg0("rum")
             .arg(KEEPER)
             .arg(dir.path())
-            .args([dir.lock(), rpc.as_fd(), channel.as_fd()].map(|fd| fd.as_raw_fd().to_string()))
+            .args([lock.as_fd(), rpc.as_fd(), channel.as_fd()].map(|fd| fd.as_raw_fd().to_string()))
             .arg(isolation.word())
             .args(agent_args)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        inherit(&mut command, &[dir.lock(), rpc.as_fd(), channel.as_fd()]);
+        inherit(&mut command, &[lock.as_fd(), rpc.as_fd(), channel.as_fd()]);
         let mut keeper = command
             .spawn()
             .map_err(io_error("start the guest's keeper"))?;
@@ -98,6 +104,7 @@ impl Namespace {
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
             .map_err(|error| io_error("watch the guest")(error.into()))?;
         let alive = runtime_dir::open_alive(dir.path()).map_err(io_error("watch the guest"))?;
+        let [rpc, channel] = places.each_ref().map(in_proc);
         let this = Self {
             name: dir.name().to_owned(),
             isolation,
@@ -109,12 +116,9 @@ impl Namespace {
             init,
             pidfd,
             end: None,
+            _places: places,
         };
-        let endpoint = Endpoint::Unix {
-            rpc: dir.rpc_socket(),
-            channel: dir.channel_socket(),
-            net,
-        };
+        let endpoint = Endpoint::Unix { rpc, channel, net };
         Ok((endpoint, this))
     }
 
@@ -203,6 +207,17 @@ fn listen(path: &Path) -> Result<UnixListener, GuestError> {
         Ok(listener)
     };
     bind().map_err(io_error("make the agent's sockets"))
+}
+
+/// The file of a socket, which can be dialled by this descriptor even when no path leads to it any
+/// more: whoever removes the runtime directory does not end what goes through the forwards.
+fn pin(path: PathBuf) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+fn in_proc(file: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// Lets the child of `command` keep `fds`, under their numbers, and nobody else's child.

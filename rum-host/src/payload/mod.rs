@@ -21,6 +21,7 @@ use std::process::Command;
 
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub mod initramfs;
 pub mod seed;
@@ -38,6 +39,18 @@ pub const UNIT_PATH: &str = "/etc/systemd/system/rum-agent.service";
 /// The agent: a static ELF program that needs nothing else in the guest.
 pub fn agent() -> &'static [u8] {
     include_bytes!(env!("RUM_AGENT"))
+}
+
+/// Room for the files in the runtime directory.
+const SMALL_FILES: u64 = 64 * 1024;
+
+/// How many bytes a file may have (RLIMIT_FSIZE), if that is too few for the agent, which may raise
+/// the limit as far as it goes, or for what rum itself writes.
+pub fn too_small_a_limit() -> Option<u64> {
+    let limit = getrlimit(Resource::Fsize);
+    let agent = u64::try_from(agent().len()).unwrap_or(u64::MAX);
+    let highest = limit.maximum.filter(|bytes| *bytes < agent);
+    highest.or(limit.current.filter(|bytes| *bytes < SMALL_FILES))
 }
 
 /// The systemd unit that runs the agent at [`AGENT_PATH`] with as little privilege as it needs.
@@ -63,7 +76,16 @@ fn execute(args: &[OsString]) -> io::Result<Infallible> {
         made => made,
     }?;
     let mut file = File::from(file);
+    // A file in memory counts, too: writing beyond the limit would kill this process (SIGXFSZ), and
+    // the next one that is started in its place. The agent writes no file: it gets the limit back.
+    let limit = getrlimit(Resource::Fsize);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Fsize, raised)?;
     file.write_all(agent())?;
+    setrlimit(Resource::Fsize, limit)?;
     fcntl_add_seals(
         &file,
         SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,

@@ -62,10 +62,11 @@ impl RuntimeDirError {
             Self::Running { name, .. } => Some(format!(
                 "run a command in it with `rum exec --name {name} -- CMD`, or give this one another name"
             )),
-            Self::Unsafe { path, .. } => Some(format!(
-                "remove {}, or set RUM_RUNTIME_DIR to a directory of your own",
-                path.display()
-            )),
+            Self::Unsafe { .. } => Some(
+                "set RUM_RUNTIME_DIR to a directory that only you may enter (mode 0700), or to one \
+                 that does not exist yet: rum makes it"
+                    .to_owned(),
+            ),
             Self::TooLong { .. } => {
                 Some("choose a shorter name, or set RUM_RUNTIME_DIR to a shorter path".to_owned())
             }

@@ -89,12 +89,14 @@ fn a_late_cleaner_leaves_the_successor_alone() {
     let base = base();
     let path = base.path().join("dev");
     let first = RuntimeDir::create_in(base.path(), "dev").unwrap();
-    let keeper = first.dir.try_clone().unwrap();
+    let keeper = first.held().dir.try_clone().unwrap();
     drop(first);
     let second = RuntimeDir::create_in(base.path(), "dev").unwrap();
     let (at, name) = open_base(&path).unwrap();
     clean(keeper.as_fd(), at.as_fd(), name);
-    assert!(is_at(&second.lock, &second.dir));
+    let held = second.held();
+    assert!(is_at(&held.lock, &held.dir));
+    drop(held);
     assert!(path.join(LOCK).exists());
 }
 
@@ -171,4 +173,62 @@ fn a_directory_for_other_things_is_not_hidden() {
     let hidden = to_hide(a.path());
     assert!(!hidden.contains(&base.path().to_owned()), "{hidden:?}");
     assert!(hidden.contains(&a.path().to_owned()), "{hidden:?}");
+}
+
+#[test]
+fn what_somebody_removed_is_made_anew() {
+    let base = base();
+    let path = base.path().join("dev");
+    let dir = RuntimeDir::create_in(base.path(), "dev").unwrap();
+    dir.publish("unix", None).unwrap();
+    assert_eq!(dir.mend().unwrap(), Mended::Whole);
+    let removals: [fn(&Path); 4] = [
+        |path| fs::remove_dir_all(path).unwrap(),
+        |path| fs::remove_file(path.join(LOCK)).unwrap(),
+        |path| fs::remove_file(path.join(STATE)).unwrap(),
+        |path| fs::rename(path, path.with_extension("old")).unwrap(),
+    ];
+    for remove in removals {
+        remove(&path);
+        assert_eq!(dir.mend().unwrap(), Mended::Anew);
+        let found = list_in(base.path()).unwrap();
+        assert_eq!(found[0].kind.as_deref(), Some("unix"));
+        assert_eq!(found[0].rum, Some(ProcessId::current().unwrap()));
+        assert_eq!(dir.mend().unwrap(), Mended::Whole);
+    }
+    // Somebody else has the name by now, with a directory and a lock of his own.
+    fs::remove_dir_all(&path).unwrap();
+    let other = RuntimeDir::create_in(base.path(), "dev").unwrap();
+    let error = dir.mend().unwrap_err();
+    assert!(matches!(error, RuntimeDirError::Running { .. }), "{error}");
+    drop(dir);
+    assert!(path.join(LOCK).exists(), "the other one's stays");
+    drop(other);
+}
+
+#[test]
+fn a_live_one_whose_lock_is_gone_keeps_its_sockets() {
+    let base = base();
+    let path = base.path().join("dev");
+    let dir = RuntimeDir::create_in(base.path(), "dev").unwrap();
+    let control = UnixListener::bind(dir.control_socket()).unwrap();
+    fs::remove_file(path.join(LOCK)).unwrap();
+    let error = RuntimeDir::create_in(base.path(), "dev").unwrap_err();
+    assert!(matches!(error, RuntimeDirError::Running { .. }), "{error}");
+    assert!(path.join(CONTROL).exists());
+    // The one that was refused holds nothing.
+    assert_eq!(dir.mend().unwrap(), Mended::Anew);
+    drop(control);
+}
+
+#[test]
+fn a_directory_that_its_owner_may_not_enter_is_opened() {
+    let base = base();
+    let path = base.path().join("dev");
+    for mode in [0o000, 0o500, 0o200] {
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        drop(RuntimeDir::create_in(base.path(), "dev").unwrap());
+        assert!(!path.exists());
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::Stdio;
 
 use tokio::io::AsyncWriteExt;
@@ -30,19 +30,20 @@ impl Process {
         programs: &[Vec<OsString>],
         log: File,
     ) -> Result<Self, GuestError> {
+        let lock = dir.lock().map_err(io_error("keep the lock"))?;
         let mut command = Command::new(SELF);
         command
             .arg0("rum")
             .arg(WARDEN)
             .arg(dir.path())
-            .arg(dir.lock().as_raw_fd().to_string())
+            .arg(lock.as_raw_fd().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log);
         for program in programs {
             command.arg(program.len().to_string()).args(program);
         }
-        inherit(&mut command, &[dir.lock()]);
+        inherit(&mut command, &[lock.as_fd()]);
         let mut warden = command.spawn().map_err(io_error("start the VM's warden"))?;
         let lifeline = warden.stdin.take();
         let stdout = warden.stdout.take().expect("its standard output is a pipe");
