@@ -208,7 +208,7 @@ impl Dialer {
                 Err(DialStatus::Exhausted) => Err(Failed::ExhaustedThere),
                 Err(status) => Err(Failed::Refused(Refusal::Agent(status))),
             },
-            _ = link.wait_for(|state| *state == LinkState::Down) => Err(Failed::Lost),
+            lost = lost(&mut link) => Err(lost),
             _ = self.successions.changed() => Err(Failed::Lost),
         }
     }
@@ -222,6 +222,20 @@ impl Dialer {
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
+}
+
+/// Waits until the agent has gone away, and is back or stays away. An agent that is only let go of, since
+/// rum is stopping, still answers what it was asked.
+async fn lost(link: &mut watch::Receiver<LinkState>) -> Failed {
+    if link.wait_for(|state| *state == LinkState::Down).await.is_ok() {
+        let back = link.wait_for(|state| *state != LinkState::Down);
+        match tokio::time::timeout(LINK_DEADLINE, back).await {
+            Ok(Ok(_)) => return Failed::Lost,
+            Ok(Err(_)) => {}
+            Err(_) => return Failed::Refused(Refusal::NoAgent),
+        }
+    }
+    std::future::pending().await
 }
 
 async fn ask(
