@@ -135,21 +135,29 @@ fn poll_some(
 }
 
 /// One poll of [`read_some`] of a TCP socket. A read ends before an urgent byte (tcp(7)), which tokio,
-/// as after every short read, takes to mean that there is nothing more: no event would follow.
+/// as after every short read, takes to mean that there is nothing more: no event would follow. From
+/// there on `behind`, which is false at first, has this read by itself until there really is nothing.
 pub(super) fn poll_tcp(
     cx: &mut Context<'_>,
     tcp: &mut tcp::ReadHalf<'_>,
     gap: usize,
+    behind: &mut bool,
 ) -> Poll<io::Result<Buffer>> {
     let read = poll_some(cx, tcp, gap);
     let tcp: &TcpStream = (*tcp).as_ref();
-    if read.is_ready() || !is_at_mark(tcp) {
+    if read.is_ready() || !(*behind || is_at_mark(tcp)) {
         return read;
     }
     let mut buffer = Buffer::after(gap);
     match rustix::io::read(tcp, spare_capacity(&mut buffer.bytes)) {
-        Err(Errno::AGAIN) => Poll::Pending,
-        read => Poll::Ready(read.map(|_| buffer).map_err(Into::into)),
+        Err(Errno::AGAIN) => {
+            *behind = false;
+            Poll::Pending
+        }
+        read => {
+            *behind = true;
+            Poll::Ready(read.map(|_| buffer).map_err(Into::into))
+        }
     }
 }
 

@@ -141,10 +141,11 @@ async fn pump(
     turn: &Turn,
 ) -> End {
     let mut busy = None;
+    let mut behind = false;
     loop {
         let read = tokio::select! {
             biased;
-            read = Load::read(from, busy.is_some()) => read,
+            read = Load::read(from, busy.is_some(), &mut behind) => read,
             _ = to.ready(Interest::ERROR) => {
                 // What has arrived is delivered as far as that goes: nowhere.
                 return End::Broken;
@@ -187,19 +188,23 @@ enum Load {
 
 impl Load {
     /// Reads what there is, in bulk into a pipe if there is one.
-    async fn read(from: &mut tcp::ReadHalf<'_>, in_bulk: bool) -> io::Result<Self> {
+    async fn read(
+        from: &mut tcp::ReadHalf<'_>,
+        in_bulk: bool,
+        behind: &mut bool,
+    ) -> io::Result<Self> {
         std::future::poll_fn(|cx| {
             if in_bulk {
                 match POOL.fill((*from).as_ref()) {
-                    Ok(Some(pipe)) => return Poll::Ready(Ok(Self::Piped(pipe))),
+                    Ok(Some(pipe)) if pipe.len() > 0 => return Poll::Ready(Ok(Self::Piped(pipe))),
                     Err(error) if error.kind() != ErrorKind::WouldBlock => {
                         return Poll::Ready(Err(error));
                     }
-                    // A read waits, and takes what a splice cannot.
-                    Ok(None) | Err(_) => {}
+                    // A read waits, takes what a splice cannot, and knows the end from an urgent byte.
+                    Ok(_) | Err(_) => {}
                 }
             }
-            buffer::poll_tcp(cx, from, 0).map_ok(Self::Copied)
+            buffer::poll_tcp(cx, from, 0, behind).map_ok(Self::Copied)
         })
         .await
     }
@@ -216,5 +221,34 @@ impl Load {
             Self::Copied(buffer) => to.write_all(&buffer).await,
             Self::Piped(pipe) => pipe.write_all((*to).as_ref()).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rustix::net::SendFlags;
+
+    use super::super::tests::tcp_pair;
+    use super::*;
+
+    /// At an urgent byte splice(2) says what it says at the end, once that has arrived (tcp_splice_read,
+    /// net/ipv4/tcp.c).
+    #[tokio::test]
+    async fn an_urgent_byte_is_no_end() {
+        let (mut client, mut near) = tcp_pair().await;
+        client.try_write(b"abc").unwrap();
+        rustix::net::send(&client, b"!", SendFlags::OOB).unwrap();
+        client.try_write(b"def").unwrap();
+        client.shutdown().await.unwrap();
+        let (mut from, _to) = near.split();
+        let (mut behind, mut lengths) = (false, vec![]);
+        let _busy = POOL.busy();
+        while lengths.last() != Some(&0) {
+            let load = Load::read(&mut from, true, &mut behind).await.unwrap();
+            lengths.push(load.len());
+        }
+        assert_eq!(lengths, [3, 3, 0]);
     }
 }

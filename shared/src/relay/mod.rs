@@ -139,8 +139,9 @@ async fn up<W: AsyncWrite + Unpin>(
     turn: &Turn,
     ends: &Ends,
 ) -> Outcome {
+    let mut behind = false;
     loop {
-        let read = std::future::poll_fn(|cx| poll_tcp(cx, &mut tcp, LENGTH));
+        let read = std::future::poll_fn(|cx| poll_tcp(cx, &mut tcp, LENGTH, &mut behind));
         let Ok(mut frame) = read.await else {
             return Outcome::TcpReset;
         };

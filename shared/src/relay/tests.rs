@@ -306,11 +306,14 @@ async fn send(stream: &mut (impl AsyncWrite + Unpin), bytes: usize) {
 async fn check(stream: &mut (impl AsyncRead + Unpin), bytes: usize) {
     let all = read_to_end(stream).await.unwrap();
     assert_eq!(all.len(), bytes);
-    assert!(
-        all.iter()
-            .enumerate()
-            .all(|(n, byte)| *byte == (n % 251) as u8)
-    );
+    let wrong = all
+        .iter()
+        .zip(0usize..)
+        .find(|(byte, n)| **byte != (n % 251) as u8);
+    if let Some((byte, n)) = wrong {
+        let around = &all[n.saturating_sub(4)..bytes.min(n + 8)];
+        panic!("byte {n} is {byte}, expected {}: {around:?}", n % 251);
+    }
 }
 
 #[tokio::test]
