@@ -14,114 +14,35 @@
 
 use std::future::{pending, poll_fn};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
-use std::pin::pin;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use rum_shared::channel::Connected;
-use rum_shared::relay::{self, Outcome};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt;
-use tokio::io::Interest;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::dialer::WaitingRoom;
+pub use self::bound::BindError;
+use self::bound::Bound;
+use self::connection::{Connection, Waiting};
 pub use self::dialer::{Dialer, Refusal};
-use self::stats::Counted;
 pub use self::stats::Stats;
 use crate::clock;
 use crate::descriptors::{Room, is_exhaustion};
 use crate::plan::{GuestPort, HostAddr};
 
+mod bound;
+mod connection;
 mod dialer;
 mod stats;
 
-/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
-const BACKLOG: u32 = 1024;
 /// Pause after an accept or a dial that failed for want of descriptors or memory: long enough not
 /// to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// A program that has not accepted a client by then is shown to let it wait.
-const SLOW: Duration = Duration::from_secs(1);
-
-/// Why a host port could not be bound.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// Somebody else listens there.
-    #[error("the host port is taken")]
-    InUse,
-    /// Ports below `net.ipv4.ip_unprivileged_port_start` need CAP_NET_BIND_SERVICE.
-    #[error("not allowed to bind a privileged host port")]
-    Privileged,
-    /// The address does not belong to this machine.
-    #[error("the address is not one of this machine")]
-    NoSuchAddress,
-    /// No descriptors left, or another failure.
-    #[error("cannot bind: {0}")]
-    Other(io::Error),
-}
-
-impl From<io::Error> for BindError {
-    fn from(error: io::Error) -> Self {
-        if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) {
-            return Self::NoSuchAddress;
-        }
-        match error.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse,
-            io::ErrorKind::PermissionDenied => Self::Privileged,
-            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress,
-            _ => Self::Other(error),
-        }
-    }
-}
-
-/// A bound host address.
-#[derive(Debug, Clone)]
-struct Bound {
-    at: HostAddr,
-    inode: u64,
-    listener: Arc<TcpListener>,
-}
-
-impl Bound {
-    fn new(at: HostAddr, one_of_many: bool) -> Result<Self, BindError> {
-        let socket = match at.0 {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        if one_of_many && at.0.is_ipv6() {
-            // `::` leaves IPv4 to `0.0.0.0` beside it.
-            sockopt::set_ipv6_v6only(&socket, true).map_err(io::Error::from)?;
-        }
-        // Connections that live on must not keep the port from being bound again.
-        socket.set_reuseaddr(true)?;
-        socket.bind(at.0)?;
-        let listener = Arc::new(socket.listen(BACKLOG)?);
-        // Whatever is accepted begins as a copy of it (sk_clone_lock, net/core/sock.c). From its
-        // first moment on whatever ends a connection resets its client, but a clean end of the relay.
-        relay::prepare(&*listener);
-        Ok(Self {
-            at: HostAddr(listener.local_addr()?),
-            inode: rustix::fs::fstat(&*listener)
-                .map_err(io::Error::from)?
-                .st_ino,
-            listener,
-        })
-    }
-
-    /// Closing alone would wait for the task to be scheduled.
-    fn shut(&self) {
-        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
-    }
-}
 
 /// What the task is to do.
 #[derive(Debug, Clone, Default)]
@@ -372,7 +293,7 @@ impl ForwardTask {
 
     /// Nobody can be accepted now.
     fn failed(&self, error: &io::Error, bound: &[Bound]) {
-        if !is_exhaustion(error) || !bound.iter().any(|b| somebody_waits(&b.listener)) {
+        if !is_exhaustion(error) || !bound.iter().any(Bound::somebody_waits) {
             return;
         }
         // What is ready for clients to come must not keep this one out.
@@ -410,110 +331,6 @@ async fn sleep_until(deadline: Option<Instant>) {
 /// Whether accepting may go on at once: neither is there no room, nor was the listener shut down.
 fn is_passing(error: &io::Error) -> bool {
     !is_exhaustion(error) && error.raw_os_error() != Some(Errno::INVAL.raw_os_error())
-}
-
-/// Whether a client is to be accepted.
-fn somebody_waits(listener: &TcpListener) -> bool {
-    let mut fds = [PollFd::new(listener, PollFlags::IN)];
-    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
-}
-
-/// A client that was accepted.
-struct Connection {
-    client: TcpStream,
-    room: Room,
-    waiting: Waiting,
-    guest: GuestPort,
-    dialer: Dialer,
-    stats: Arc<Stats>,
-    cut: CancellationToken,
-}
-
-/// Counts a client from when it was accepted here until the guest's program has accepted it.
-struct Waiting {
-    stats: Arc<Stats>,
-    room: WaitingRoom,
-    served: Arc<Notify>,
-}
-
-impl Waiting {
-    fn new(stats: Arc<Stats>, room: WaitingRoom, served: Arc<Notify>) -> Self {
-        room.enter();
-        stats.waiting.fetch_add(1, Relaxed);
-        Self {
-            stats,
-            room,
-            served,
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.stats.waiting.fetch_sub(1, Relaxed);
-        self.room.leave();
-        self.served.notify_one();
-    }
-}
-
-impl Connection {
-    async fn run(self) {
-        let Self {
-            client,
-            room,
-            waiting,
-            guest,
-            mut dialer,
-            stats,
-            cut,
-        } = self;
-        let counted = stats.clone();
-        let _active = Counted::new(&counted.active);
-        let opened = {
-            let mut opening = pin!(async {
-                tokio::select! {
-                    biased;
-                    () = cut.cancelled() => None,
-                    opened = dialer.open(guest, room, &stats) => Some(opened),
-                    // It was reset: nobody is left to be served.
-                    _ = client.ready(Interest::ERROR) => None,
-                }
-            });
-            match tokio::time::timeout(SLOW, &mut opening).await {
-                Ok(opened) => opened,
-                Err(_) => {
-                    let _slow = Counted::new(&stats.slow);
-                    opening.await
-                }
-            }
-        };
-        drop(waiting);
-        let Some(opened) = opened else { return };
-        let outcome = match opened {
-            Ok(Connected::Framed(channel)) => {
-                let relay = |turn: Arc<relay::Turn>| async move {
-                    relay::relay(client, channel, &stats.bytes, &turn, &cut).await
-                };
-                tokio::select! {
-                    outcome = dialer.bulk.run(relay) => outcome,
-                    // Dropping a relay resets both its ends.
-                    Ok(()) = dialer.successions.changed() => Outcome::ChannelLost,
-                }
-            }
-            Ok(Connected::Direct(guest)) => {
-                let relay = |turn: Arc<relay::Turn>| async move {
-                    relay::relay_direct(client, guest, &stats.bytes, &turn, &cut).await
-                };
-                dialer.bulk.run(relay).await
-            }
-            Err(refusal) => {
-                stats.refuse(refusal);
-                tracing::debug!(guest_port = guest.0, ?refusal, "connection refused");
-                return;
-            }
-        };
-        tracing::trace!(guest_port = guest.0, ?outcome, "connection ended");
-    }
 }
 
 #[cfg(test)]

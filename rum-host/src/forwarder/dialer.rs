@@ -227,7 +227,11 @@ impl Dialer {
 /// Waits until the agent has gone away, and is back or stays away. An agent that is only let go of, since
 /// rum is stopping, still answers what it was asked.
 async fn lost(link: &mut watch::Receiver<LinkState>) -> Failed {
-    if link.wait_for(|state| *state == LinkState::Down).await.is_ok() {
+    if link
+        .wait_for(|state| *state == LinkState::Down)
+        .await
+        .is_ok()
+    {
         let back = link.wait_for(|state| *state != LinkState::Down);
         match tokio::time::timeout(LINK_DEADLINE, back).await {
             Ok(Ok(_)) => return Failed::Lost,

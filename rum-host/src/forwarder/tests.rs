@@ -2,14 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use rum_shared::channel::DialStatus;
+use rum_shared::relay;
 use rum_shared::transport::Endpoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
-use rum_shared::channel::DialStatus;
-
+use super::connection::SLOW;
 use super::dialer::LINK_DEADLINE;
 use super::*;
 use crate::agent::client::LinkState;

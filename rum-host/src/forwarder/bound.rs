@@ -1,0 +1,94 @@
+//! Step 5 of the data flow: one host address that is bound.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rum_shared::relay;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpSocket};
+
+use crate::plan::HostAddr;
+
+/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
+const BACKLOG: u32 = 1024;
+
+/// Why a host port could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody else listens there.
+    #[error("the host port is taken")]
+    InUse,
+    /// Ports below `net.ipv4.ip_unprivileged_port_start` need CAP_NET_BIND_SERVICE.
+    #[error("not allowed to bind a privileged host port")]
+    Privileged,
+    /// The address does not belong to this machine.
+    #[error("the address is not one of this machine")]
+    NoSuchAddress,
+    /// No descriptors left, or another failure.
+    #[error("cannot bind: {0}")]
+    Other(io::Error),
+}
+
+impl From<io::Error> for BindError {
+    fn from(error: io::Error) -> Self {
+        if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) {
+            return Self::NoSuchAddress;
+        }
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse,
+            io::ErrorKind::PermissionDenied => Self::Privileged,
+            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress,
+            _ => Self::Other(error),
+        }
+    }
+}
+
+/// A bound host address.
+#[derive(Debug, Clone)]
+pub(super) struct Bound {
+    pub(super) at: HostAddr,
+    pub(super) inode: u64,
+    pub(super) listener: Arc<TcpListener>,
+}
+
+impl Bound {
+    pub(super) fn new(at: HostAddr, one_of_many: bool) -> Result<Self, BindError> {
+        let socket = match at.0 {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if one_of_many && at.0.is_ipv6() {
+            // `::` leaves IPv4 to `0.0.0.0` beside it.
+            sockopt::set_ipv6_v6only(&socket, true).map_err(io::Error::from)?;
+        }
+        // Connections that live on must not keep the port from being bound again.
+        socket.set_reuseaddr(true)?;
+        socket.bind(at.0)?;
+        let listener = Arc::new(socket.listen(BACKLOG)?);
+        // Whatever is accepted begins as a copy of it (sk_clone_lock, net/core/sock.c). From its
+        // first moment on whatever ends a connection resets its client, but a clean end of the relay.
+        relay::prepare(&*listener);
+        Ok(Self {
+            at: HostAddr(listener.local_addr()?),
+            inode: rustix::fs::fstat(&*listener)
+                .map_err(io::Error::from)?
+                .st_ino,
+            listener,
+        })
+    }
+
+    /// Closing alone would wait for the task to be scheduled.
+    pub(super) fn shut(&self) {
+        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
+    }
+
+    /// Whether a client is to be accepted.
+    pub(super) fn somebody_waits(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.listener, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
+    }
+}
