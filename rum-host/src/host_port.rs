@@ -1,7 +1,7 @@
 //! What the host's own kernel says: who holds a port, and which boot this is.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -10,6 +10,7 @@ use rum_agent::kernel::sock_diag::SockDiag;
 use rum_shared::listener::{MAX_NAME, Process};
 use rum_shared::text::clean;
 
+use crate::notice::Hold;
 use crate::plan::HostAddr;
 use crate::policy::overlap;
 
@@ -20,20 +21,22 @@ const MAX_DESCRIPTORS: usize = 500_000;
 /// Who has a host port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// The listening sockets in the way; none if they can't be seen.
+    /// The sockets in the way; none if they can't be seen, 0 for one that nobody has any more.
     sockets: Vec<u64>,
+    /// What they are.
+    pub by: Hold,
     /// The process that has one of them, where that can be seen.
     pub holder: Option<Process>,
 }
 
 /// Who keeps `at` from being bound, where that can be seen.
-pub fn holder(at: HostAddr) -> Option<Process> {
-    let (.., taken) = holders(vec![((), at, None)]).pop()?;
-    taken.holder
+pub fn holder(at: HostAddr) -> (Option<Process>, Hold) {
+    let found = holders(vec![((), at, None)]).pop();
+    found.map_or_else(Default::default, |(.., taken)| (taken.holder, taken.by))
 }
 
 /// Who keeps each address from being bound: listeners on that port at the same or an unspecified
-/// address. What was known stays as it is while its sockets and its process do. Otherwise this
+/// address, else connections. What was known stays as it is while its sockets and its process do. Otherwise this
 /// reads /proc, once for all: call it off the hot path.
 pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr, Taken)> {
     let listeners = SockDiag::open().and_then(|mut source| source.dump());
@@ -42,10 +45,24 @@ pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr
         let there = by_port.entry(socket.port).or_default();
         there.push((socket.ip, socket.inode));
     }
-    let in_the_way = |at: &HostAddr| -> Vec<u64> {
+    let mut connections = None;
+    let mut in_the_way = |at: &HostAddr| -> (Vec<u64>, Hold) {
         let there = by_port.get(&at.0.port()).into_iter().flatten();
         let there = there.filter(|(ip, _)| overlap(*ip, at.0.ip()));
-        there.map(|(_, inode)| *inode).collect()
+        let listeners: Vec<u64> = there.map(|(_, inode)| *inode).collect();
+        if !listeners.is_empty() {
+            return (listeners, Hold::Listener);
+        }
+        // Rarely asked for: a port that is taken without a listener.
+        let all = connections.get_or_insert_with(Connection::all);
+        let there = all.iter().filter(|c| c.local.port() == at.0.port());
+        let there = there.filter(|c| overlap(c.local.ip(), at.0.ip()));
+        let live = there.clone().map(|c| c.inode).filter(|inode| *inode != 0);
+        match (live.collect::<Vec<_>>(), there.count()) {
+            (_, 0) => (Vec::new(), Hold::Listener),
+            (live, _) if live.is_empty() => (vec![0], Hold::TimeWait),
+            (live, _) => (live, Hold::Connection),
+        }
     };
     let mut alive = HashMap::new();
     let mut is_there = |who: &Process| {
@@ -57,14 +74,17 @@ pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr
     let mut found = Vec::with_capacity(wanted.len());
     let mut unknown = Vec::new();
     for (key, at, known) in wanted {
-        let sockets = in_the_way(&at);
+        let (sockets, by) = in_the_way(&at);
         let known = known.filter(|known| {
             known.sockets == sockets && known.holder.as_ref().is_none_or(&mut is_there)
         });
         let taken = known.unwrap_or_else(|| {
             unknown.extend(&sockets);
-            let holder = None;
-            Taken { sockets, holder }
+            Taken {
+                sockets,
+                by,
+                holder: None,
+            }
         });
         found.push((key, at, taken));
     }
@@ -92,6 +112,57 @@ pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr
     found
 }
 
+/// A TCP socket that is not listening, of /proc/net/tcp{,6} (proc(5)).
+struct Connection {
+    local: SocketAddr,
+    /// 0 once no process has it.
+    inode: u64,
+}
+
+impl Connection {
+    /// Those of this network namespace.
+    fn all() -> Vec<Self> {
+        let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+        let texts = tables
+            .iter()
+            .filter_map(|path| std::fs::read_to_string(path).ok());
+        let all = texts.flat_map(|text| {
+            text.lines()
+                .skip(1)
+                .filter_map(Self::parse)
+                .collect::<Vec<_>>()
+        });
+        all.collect()
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        /// TCP_LISTEN, include/net/tcp_states.h.
+        const LISTEN: &str = "0A";
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (ip, port) = fields.next()?.split_once(':')?;
+        let state = fields.nth(1)?;
+        let inode = fields.nth(5)?.parse().ok()?;
+        // Words of the machine's byte order.
+        let word = |at: usize| {
+            Some(
+                u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16)
+                    .ok()?
+                    .to_ne_bytes(),
+            )
+        };
+        let ip = match ip.len() {
+            8 => IpAddr::from(word(0)?),
+            32 => {
+                let words = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
+                IpAddr::from(<[u8; 16]>::try_from(words).ok()?).to_canonical()
+            }
+            _ => return None,
+        };
+        let local = SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?);
+        (state != LISTEN).then_some(Self { local, inode })
+    }
+}
+
 /// The kernel's boot id: equal for an agent on the same kernel.
 pub fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -101,7 +172,7 @@ pub fn boot_id() -> Option<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -146,8 +217,43 @@ mod tests {
             look(None),
             Taken {
                 sockets: vec![],
+                by: Hold::Listener,
                 holder: None
             }
         );
+    }
+
+    #[test]
+    fn a_connection_has_its_local_port_and_keeps_it_for_a_while() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let at = HostAddr(client.local_addr().unwrap());
+        let (who, by) = holder(at);
+        assert_eq!(
+            (who.map(|who| who.pid), by),
+            (Some(std::process::id()), Hold::Connection)
+        );
+        // Who closes first waits.
+        client.shutdown(std::net::Shutdown::Both).unwrap();
+        drop((client, server));
+        assert_eq!(holder(at), (None, Hold::TimeWait));
+        let elsewhere = HostAddr(SocketAddr::new([127, 0, 0, 9].into(), at.0.port()));
+        assert_eq!(holder(elsewhere), (None, Hold::Listener));
+        let v6 = "  3: 0000000000000000FFFF00000100007F:9C40 00000000000000000000000000000000:0050 01 00000000:00000000 00:00000000 00000000  1000        0 4242 1";
+        let v6 = Connection::parse(v6).unwrap();
+        assert_eq!(
+            (v6.local, v6.inode),
+            ("127.0.0.1:40000".parse().unwrap(), 4242)
+        );
+        for wrong in [
+            "",
+            "x",
+            "0: 1:2",
+            "0: 0100007F:0016 0:0 0A 0:0 0:0 0 0 0 1 1",
+            "0: é100007F:0016 0 01 0 0 0 0 0 1",
+        ] {
+            assert!(Connection::parse(wrong).is_none(), "{wrong}");
+        }
     }
 }

@@ -155,6 +155,33 @@ impl Notice {
     }
 }
 
+/// With what somebody has a host port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// A listening socket, or nobody knows.
+    #[default]
+    Listener,
+    /// A connection, such as an outgoing one to which the kernel gave that port.
+    Connection,
+    /// A connection that has ended (TIME_WAIT, RFC 9293, 3.6): free after a minute.
+    TimeWait,
+}
+
+/// Who has `host`, in words.
+pub fn taken(host: HostAddr, holder: Option<&Process>, by: Hold) -> String {
+    let who = |before: &str| {
+        let name = |p: &Process| format!("{before}{} (pid {})", p.name, p.pid);
+        holder.map(name).unwrap_or_default()
+    };
+    match by {
+        Hold::Listener => format!("{host} is taken{}", who(" by ")),
+        Hold::Connection => format!("{host} is the local end of a connection{}", who(" of ")),
+        Hold::TimeWait => {
+            format!("{host} was the local end of a connection, which keeps it for up to a minute")
+        }
+    }
+}
+
 /// Why a host port cannot be bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlockReason {
@@ -162,6 +189,8 @@ pub enum BlockReason {
     Conflict {
         /// Who, where that can be seen.
         holder: Option<Process>,
+        /// With what.
+        by: Hold,
     },
     /// A port below 1024 (`net.ipv4.ip_unprivileged_port_start`).
     Privileged,
@@ -268,11 +297,8 @@ impl fmt::Display for Notice {
                     }
                 };
                 match reason {
-                    BlockReason::Conflict { holder: Some(p) } => {
-                        write!(f, "{host} is taken by {} (pid {}); {then}", p.name, p.pid)
-                    }
-                    BlockReason::Conflict { holder: None } => {
-                        write!(f, "{host} is taken; {then}")
+                    BlockReason::Conflict { holder, by } => {
+                        write!(f, "{}; {then}", taken(*host, holder.as_ref(), *by))
                     }
                     BlockReason::Privileged => {
                         write!(

@@ -17,7 +17,7 @@ use crate::control::model::{
     Bytes, Connections, OtherHolder, PortStatus, ProcessName, Reason, State,
 };
 use crate::forwarder::Stats;
-use crate::notice::BlockReason;
+use crate::notice::{BlockReason, taken};
 use crate::plan::{GuestPort, HostAddr, Key, Verdict};
 
 /// How sure it is what the guest listens on.
@@ -148,11 +148,9 @@ fn id(key: Key) -> String {
 /// Why `at` is not bound.
 fn not_bound(at: HostAddr, why: &BlockReason, hint: Option<&str>) -> Reason {
     let (code, message) = match why {
-        BlockReason::Conflict { holder: Some(p) } => (
-            "host-port-taken",
-            format!("{at} is taken by {} (pid {})", p.name, p.pid),
-        ),
-        BlockReason::Conflict { holder: None } => ("host-port-taken", format!("{at} is taken")),
+        BlockReason::Conflict { holder, by } => {
+            ("host-port-taken", taken(at, holder.as_ref(), *by))
+        }
         BlockReason::Privileged => (
             "host-port-privileged",
             format!("{at} needs privilege, as any port below 1024"),
@@ -160,7 +158,9 @@ fn not_bound(at: HostAddr, why: &BlockReason, hint: Option<&str>) -> Reason {
         BlockReason::Other(why) => ("bind-failed", format!("cannot bind {at}: {why}")),
     };
     let holder = match why {
-        BlockReason::Conflict { holder: Some(p) } => Some(ProcessName {
+        BlockReason::Conflict {
+            holder: Some(p), ..
+        } => Some(ProcessName {
             pid: p.pid,
             name: p.name.clone(),
         }),

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use rum_shared::listener::{Device, Holder, Process};
 
 use super::*;
+use crate::notice::Hold;
 use crate::plan::{OnConflict, Want};
 
 const PORT: GuestPort = GuestPort(5000);
@@ -216,13 +217,17 @@ fn a_block_says_why_and_what_to_do() {
         (
             Some(BlockReason::Conflict {
                 holder: Some(holder),
+                by: Hold::Listener,
             }),
             State::Conflict,
             "host-port-taken | 127.0.0.1:5000 is taken by postgres (pid 4711) | \
              free it, or set on_conflict = \"next\"",
         ),
         (
-            Some(BlockReason::Conflict { holder: None }),
+            Some(BlockReason::Conflict {
+                holder: None,
+                by: Hold::Listener,
+            }),
             State::Conflict,
             "host-port-taken | 127.0.0.1:5000 is taken | free it, or set on_conflict = \"next\"",
         ),

@@ -11,6 +11,7 @@ use rum_tests::client::{connect, dial, exchange, talk};
 use rum_tests::netns::in_netns;
 use rum_tests::rum::{Rum, Setup};
 use rum_tests::wait::until;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
 
 const RANGE: [&str; 2] = ["--range", "5000-6000"];
@@ -198,5 +199,33 @@ fn an_address_alone_is_exactly_that() {
         rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
         exchange_v6(5000, "nobody").expect_err("not asked for");
         TcpListener::bind((Ipv6Addr::LOCALHOST, 5000)).expect("free for others");
+    });
+}
+
+#[test]
+fn a_host_port_that_a_connection_has_is_named_as_that() {
+    roots_and_users(|setup| {
+        let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let to = server.local_addr().expect("bound");
+        let flags = SocketFlags::CLOEXEC;
+        let outgoing = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+        let outgoing = outgoing.expect("a socket");
+        let local = SocketAddr::from(([127, 0, 0, 1], 5000));
+        rustix::net::bind(&outgoing, &local).expect("free");
+        rustix::net::connect(&outgoing, &to).expect("it listens");
+        let (rum, mut guest) = setup.start_guest(&RANGE);
+        guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stderr
+            .wait("127.0.0.1:5000 is the local end of a connection");
+        let conflict = |port: &Value| port["state"] == "conflict";
+        let shown = until_shown(&setup, "guest:5000", conflict);
+        assert_eq!(shown["reason"]["code"], "host-port-taken");
+        let (served, _) = server.accept().expect("connected");
+        // Whoever ends it last has the port free at once.
+        drop(served);
+        until("its end", || rustix::io::read(&outgoing, &mut [0]).ok());
+        drop(outgoing);
+        rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
+        assert_eq!(exchange(5000, "free").expect("echo"), "free");
     });
 }

@@ -114,7 +114,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
                 BlockReason::Other(_) => "bind-failed".to_owned(),
             }),
             holder: match reason {
-                BlockReason::Conflict { holder } => holder.as_ref().map(|process| process.pid),
+                BlockReason::Conflict { holder, .. } => holder.as_ref().map(|process| process.pid),
                 _ => None,
             },
             ..about("blocked")

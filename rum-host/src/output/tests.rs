@@ -8,7 +8,7 @@ use rum_shared::listener::Process;
 use rum_shared::rpc::AgentInfo;
 
 use super::*;
-use crate::notice::BlockReason;
+use crate::notice::{BlockReason, Hold};
 use crate::plan::{GuestPort, HostAddr, Key};
 use crate::reconcile::Repair;
 
@@ -140,9 +140,21 @@ fn all() -> Vec<Notice> {
             connections: 2,
             drain: None,
         },
-        blocked(BlockReason::Conflict { holder: None }),
+        blocked(BlockReason::Conflict {
+            holder: None,
+            by: Hold::Listener,
+        }),
+        blocked(BlockReason::Conflict {
+            holder: Some(postgres.clone()),
+            by: Hold::Connection,
+        }),
+        blocked(BlockReason::Conflict {
+            holder: None,
+            by: Hold::TimeWait,
+        }),
         blocked(BlockReason::Conflict {
             holder: Some(postgres),
+            by: Hold::Listener,
         }),
         blocked(BlockReason::Privileged),
         blocked(BlockReason::Other("no descriptors".into())),

@@ -115,9 +115,9 @@ impl Supervisor {
                 continue;
             };
             let guest = want.guest;
-            let holder = taken.holder.clone();
+            let (holder, by) = (taken.holder.clone(), taken.by);
             let is_first = entry.1.replace(taken).is_none();
-            let reason = BlockReason::Conflict { holder };
+            let reason = BlockReason::Conflict { holder, by };
             if is_first {
                 self.tell_blocked(key, at, guest, reason, shell);
                 continue;

@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rum_shared::listener::Process;
+use rum_shared::range::{PortRange, PortRanges};
 use rustix::io::Errno;
 
 use crate::cli::GlobalArgs;
@@ -18,8 +19,9 @@ use crate::cli::tools::CheckArgs;
 use crate::config::{self, Settings};
 use crate::error::RumError;
 use crate::guest::GuestKind;
+use crate::notice::{Hold, taken};
 use crate::plan::{AutoPolicy, Binds, HostAddr, OnConflict, StaticForward};
-use crate::policy::RuleAction;
+use crate::policy::{RuleAction, Territory};
 use crate::{exit, host_port};
 
 /// Runs `rum check`.
@@ -31,10 +33,10 @@ pub fn run(args: &CheckArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     if !global.quiet {
         super::print(&summary(&settings))?;
     }
-    let warnings: String = warnings(&settings, probe)
-        .iter()
-        .map(Warning::render)
-        .collect();
+    let auto = settings.policy.auto.iter();
+    let outgoing = auto.filter_map(|auto| outgoing(auto, local_port_range()));
+    let all = warnings(&settings, probe).into_iter().chain(outgoing);
+    let warnings: String = all.map(|warning| warning.render()).collect();
     // That stderr is closed is not a reason to fail.
     let _ = anstream::stderr().lock().write_all(warnings.as_bytes());
     Ok(exit::OK)
@@ -162,7 +164,7 @@ enum Probe {
     /// It can be bound.
     Free,
     /// Somebody has it, cleaned.
-    Taken(Option<Process>),
+    Taken(Option<Process>, Hold),
     /// This user may not bind so low a port.
     Privileged,
     /// This machine has no such address.
@@ -191,7 +193,7 @@ fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> 
             let lowest = SocketAddr::new(ip, range.min());
             match probe(lowest) {
                 // A port of many, that the guest may never listen on.
-                Probe::Taken(_) => {}
+                Probe::Taken(..) => {}
                 Probe::NotHere if auto.bind.may_lack(ip) => {}
                 other => found.extend(in_the_way(lowest, &lowest.to_string(), other)),
             }
@@ -212,15 +214,43 @@ fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> 
     found
 }
 
+/// That connections of this machine may get the host ports of `auto`, if the kernel takes their ports from
+/// `local`.
+fn outgoing(auto: &AutoPolicy, local: Option<PortRange>) -> Option<Warning> {
+    let local = local?;
+    let host = auto
+        .territories()
+        .iter()
+        .map(Territory::host)
+        .reduce(|all, t| all.union(&t))?;
+    let shared = host.intersection(&PortRanges::new([local]));
+    (!shared.is_empty()).then(|| Warning {
+        message: format!(
+            "host ports {shared} are among those that outgoing connections get \
+             (net.ipv4.ip_local_port_range is {local}): while one has a port, it cannot be forwarded"
+        ),
+        hint: format!(
+            "choose other ports, or as root: sysctl -w net.ipv4.ip_local_reserved_ports={shared}"
+        ),
+    })
+}
+
+/// The ports that the kernel gives to outgoing connections (ip(7)).
+fn local_port_range() -> Option<PortRange> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ends = text.split_ascii_whitespace().map(str::parse);
+    PortRange::new(ends.next()?.ok()?, ends.next()?.ok()?).ok()
+}
+
 fn in_the_way(addr: SocketAddr, shown: &str, probe: Probe) -> Option<Warning> {
     let (message, hint) = match probe {
         Probe::Free => return None,
-        Probe::Taken(Some(Process { pid, name, .. })) => (
-            format!("{shown} is taken by {name} (pid {pid})"),
+        Probe::Taken(holder @ Some(_), by) => (
+            taken(HostAddr(addr), holder.as_ref(), by),
             "`rum up` forwards it once that is free; or choose another `host` port".to_owned(),
         ),
-        Probe::Taken(None) => (
-            format!("{shown} is taken"),
+        Probe::Taken(None, by) => (
+            taken(HostAddr(addr), None, by),
             format!(
                 "`rum up` forwards it once that is free; as root `ss -ltnp sport = :{}` says \
                  by whom",
@@ -251,7 +281,10 @@ fn in_the_way(addr: SocketAddr, shown: &str, probe: Probe) -> Option<Warning> {
 fn probe(addr: SocketAddr) -> Probe {
     match bind(addr) {
         Ok(()) => Probe::Free,
-        Err(Errno::ADDRINUSE) => Probe::Taken(host_port::holder(HostAddr(addr))),
+        Err(Errno::ADDRINUSE) => {
+            let (holder, by) = host_port::holder(HostAddr(addr));
+            Probe::Taken(holder, by)
+        }
         Err(Errno::ACCESS) => Probe::Privileged,
         Err(Errno::ADDRNOTAVAIL) => Probe::NotHere,
         Err(other) => Probe::Other(other.to_string()),
@@ -327,7 +360,7 @@ on_conflict = \"next\"
             ..Process::default()
         };
         let probe = |addr: SocketAddr| match addr.port() {
-            8080 => Probe::Taken(Some(postgres.clone())),
+            8080 => Probe::Taken(Some(postgres.clone()), Hold::Listener),
             80 | 443 => Probe::Privileged,
             9000 => Probe::NotHere,
             _ => panic!("{addr} was not asked for"),
@@ -336,8 +369,19 @@ on_conflict = \"next\"
         all.extend(in_the_way(
             "[::1]:1".parse().unwrap(),
             "[::1]:1",
-            Probe::Taken(None),
+            Probe::Taken(None, Hold::Listener),
         ));
+        all.extend(in_the_way(
+            "[::1]:1".parse().unwrap(),
+            "[::1]:1",
+            Probe::Taken(None, Hold::TimeWait),
+        ));
+        let auto = settings("[auto_ports]\nrange = \"5000,32000-40000\"")
+            .policy
+            .auto
+            .unwrap();
+        all.extend(outgoing(&auto, PortRange::new(32768, 60999).ok()));
+        assert_eq!(outgoing(&auto, PortRange::new(50000, 60999).ok()), None);
         all.extend(in_the_way(
             "[::1]:1".parse().unwrap(),
             "[::1]:1",
@@ -347,7 +391,7 @@ on_conflict = \"next\"
         insta::assert_snapshot!(crate::tools::plain(&text));
         let free = "[auto_ports]\nrange = \"5000\"";
         assert_eq!(warnings(&settings(free), |_| Probe::Free), []);
-        let taken = warnings(&settings(free), |_| Probe::Taken(None));
+        let taken = warnings(&settings(free), |_| Probe::Taken(None, Hold::Listener));
         assert_eq!(taken, [], "one of the automatic ports");
     }
 
@@ -355,7 +399,7 @@ on_conflict = \"next\"
     fn what_is_tried_is_true() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let Probe::Taken(Some(holder)) = probe(addr) else {
+        let Probe::Taken(Some(holder), Hold::Listener) = probe(addr) else {
             panic!("not taken");
         };
         assert_eq!(holder.pid, std::process::id());
