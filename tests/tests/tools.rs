@@ -48,7 +48,7 @@ fn init_then_check_then_up() {
             stdout(&check).contains("dev: a network namespace"),
             "{check:?}"
         );
-        assert!(stdout(&check).contains("127.0.0.1:5000-5010"), "{check:?}");
+        assert!(stdout(&check).contains("localhost:5000-5010"), "{check:?}");
         assert_eq!(stderr(&check), "");
 
         let (rum, mut guest) = setup.start_guest(&[]);
@@ -77,12 +77,13 @@ fn check_says_what_is_in_the_way() {
         for warning in [
             format!("{addr} is taken"),
             "127.0.0.1:80 cannot be bound by this user".to_owned(),
+            "[::1]:80 cannot be bound by this user".to_owned(),
             "192.0.2.1 is not an address of this machine".to_owned(),
             "0.0.0.0 is every address".to_owned(),
         ] {
             assert!(warnings.contains(&warning), "no `{warning}` in {warnings}");
         }
-        assert_eq!(warnings.matches("hint: ").count(), 4, "{warnings}");
+        assert_eq!(warnings.matches("hint: ").count(), 5, "{warnings}");
         // Nobody can see whose socket it is but root and its owner.
         let root = Setup {
             uid: None,

@@ -209,7 +209,7 @@ impl Dialer {
                 Err(status) => Err(Failed::Refused(Refusal::Agent(status))),
             },
             lost = lost(&mut link) => Err(lost),
-            _ = self.successions.changed() => Err(Failed::Lost),
+            Ok(()) = self.successions.changed() => Err(Failed::Lost),
         }
     }
 
