@@ -229,3 +229,27 @@ fn a_host_port_that_a_connection_has_is_named_as_that() {
         assert_eq!(exchange(5000, "free").expect("echo"), "free");
     });
 }
+
+#[test]
+fn a_guest_without_a_free_local_port_is_named_as_that() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let (rum, mut guest) = setup.start_guest(&RANGE);
+        guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
+        guest.tell("sh echo 40000 40001 >/proc/sys/net/ipv4/ip_local_port_range");
+        // A connection from each of them to the same listener, and no third.
+        let mut all: Vec<_> = (0..3).map(|_| connect(5000)).collect();
+        let served = all
+            .iter_mut()
+            .map(|client| client.write_all(b"x").and_then(|()| client.read(&mut [0])));
+        let served = served.filter(|read| matches!(read, Ok(1))).count();
+        assert_eq!(served, 2);
+        let shown = until_reason(&setup, "guest:5000", "refused");
+        let message = shown["reason"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("no free local port"), "{message}");
+        drop(all);
+        guest.tell("sh echo 32768 60999 >/proc/sys/net/ipv4/ip_local_port_range");
+        assert_eq!(exchange(5000, "again").expect("echo"), "again");
+    });
+}
