@@ -8,6 +8,14 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// Waits until `deadline`; without one, for ever.
+pub async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A clock that stands still until a test moves it. tokio's paused clock moves by itself as soon as
 /// every task waits, also where one waits for a socket.
 #[cfg(test)]

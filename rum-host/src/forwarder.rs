@@ -214,7 +214,7 @@ impl ForwardTask {
                     Err(_) => Turn::Alone,
                 },
                 Some(_) = connections.join_next() => Turn::Ended,
-                () = sleep_until(orders.cut_at) => Turn::Over,
+                () = clock::sleep_until(orders.cut_at) => Turn::Over,
                 accepted = self.accept(&orders.bound) => Turn::Accepted(accepted),
             };
             match turn {
@@ -318,13 +318,6 @@ impl ForwardTask {
             stats: self.stats.clone(),
             cut: self.cut.clone(),
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => pending().await,
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use rum_agent::kernel::proc_net::{Endian, Family, parse_ip};
 use rum_agent::kernel::process::{Place, Walk};
 use rum_agent::kernel::sock_diag::SockDiag;
 use rum_shared::listener::{MAX_NAME, Process};
@@ -79,7 +80,8 @@ pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr
             known.sockets == sockets && known.holder.as_ref().is_none_or(&mut is_there)
         });
         let taken = known.unwrap_or_else(|| {
-            unknown.extend(&sockets);
+            // 0 is what nobody has.
+            unknown.extend(sockets.iter().filter(|inode| **inode != 0));
             Taken {
                 sockets,
                 by,
@@ -122,42 +124,24 @@ struct Connection {
 impl Connection {
     /// Those of this network namespace.
     fn all() -> Vec<Self> {
-        let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-        let texts = tables
-            .iter()
-            .filter_map(|path| std::fs::read_to_string(path).ok());
-        let all = texts.flat_map(|text| {
-            text.lines()
-                .skip(1)
-                .filter_map(Self::parse)
-                .collect::<Vec<_>>()
-        });
-        all.collect()
+        let mut all = Vec::new();
+        for (table, family) in [("tcp", Family::V4), ("tcp6", Family::V6)] {
+            // Without IPv6 there is no such file.
+            let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+            let text = text.unwrap_or_default();
+            all.extend(text.lines().skip(1).filter_map(|l| Self::parse(l, family)));
+        }
+        all
     }
 
-    fn parse(line: &str) -> Option<Self> {
+    fn parse(line: &str, family: Family) -> Option<Self> {
         /// TCP_LISTEN, include/net/tcp_states.h.
         const LISTEN: &str = "0A";
         let mut fields = line.split_ascii_whitespace().skip(1);
         let (ip, port) = fields.next()?.split_once(':')?;
         let state = fields.nth(1)?;
         let inode = fields.nth(5)?.parse().ok()?;
-        // Words of the machine's byte order.
-        let word = |at: usize| {
-            Some(
-                u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16)
-                    .ok()?
-                    .to_ne_bytes(),
-            )
-        };
-        let ip = match ip.len() {
-            8 => IpAddr::from(word(0)?),
-            32 => {
-                let words = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
-                IpAddr::from(<[u8; 16]>::try_from(words).ok()?).to_canonical()
-            }
-            _ => return None,
-        };
+        let ip = parse_ip(ip, family, Endian::HOST)?.to_canonical();
         let local = SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?);
         (state != LISTEN).then_some(Self { local, inode })
     }
@@ -241,7 +225,7 @@ mod tests {
         let elsewhere = HostAddr(SocketAddr::new([127, 0, 0, 9].into(), at.0.port()));
         assert_eq!(holder(elsewhere), (None, Hold::Listener));
         let v6 = "  3: 0000000000000000FFFF00000100007F:9C40 00000000000000000000000000000000:0050 01 00000000:00000000 00:00000000 00000000  1000        0 4242 1";
-        let v6 = Connection::parse(v6).unwrap();
+        let v6 = Connection::parse(v6, Family::V6).unwrap();
         assert_eq!(
             (v6.local, v6.inode),
             ("127.0.0.1:40000".parse().unwrap(), 4242)
@@ -253,7 +237,7 @@ mod tests {
             "0: 0100007F:0016 0:0 0A 0:0 0:0 0 0 0 1 1",
             "0: é100007F:0016 0 01 0 0 0 0 0 1",
         ] {
-            assert!(Connection::parse(wrong).is_none(), "{wrong}");
+            assert!(Connection::parse(wrong, Family::V4).is_none(), "{wrong}");
         }
     }
 }

@@ -282,7 +282,7 @@ impl Supervisor {
                 policy = changed(&mut self.changes) => {
                     self.policy_changed(policy, &mut shell);
                 }
-                () = sleep_until(wake) => self.timers(&poll_now, &mut shell),
+                () = clock::sleep_until(wake) => self.timers(&poll_now, &mut shell),
                 () = self.notes.demand() => {
                     let retry = self.notes.wanted().retry;
                     if std::mem::replace(&mut retried, retry) != retry {
@@ -416,11 +416,4 @@ async fn changed(changes: &mut Option<watch::Receiver<Policy>>) -> Policy {
     }
     // Whoever could change it is gone.
     std::future::pending().await
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
 }

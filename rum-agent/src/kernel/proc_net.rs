@@ -130,7 +130,8 @@ fn hex(text: &str, digits: usize) -> Option<u32> {
     all.then(|| u32::from_str_radix(text, 16).ok()).flatten()
 }
 
-fn parse_ip(text: &str, family: Family, endian: Endian) -> Option<IpAddr> {
+/// An address as the tables have it: 8 or 32 hexadecimal digits, in words of the byte order `endian`.
+pub fn parse_ip(text: &str, family: Family, endian: Endian) -> Option<IpAddr> {
     let word = |index: usize| -> Option<[u8; 4]> {
         let word = hex(text.get(index * 8..index * 8 + 8)?, 8)?;
         Some(match endian {
