@@ -52,6 +52,10 @@ pub enum Notice {
     },
     /// A host port is no longer bound.
     Stopped {
+        /// Which forward.
+        key: Key,
+        /// Where it was bound.
+        host: HostAddr,
         /// Where it led.
         guest: GuestPort,
         /// Connections that live on.
@@ -268,6 +272,7 @@ impl fmt::Display for Notice {
                 guest,
                 connections,
                 drain,
+                ..
             } => {
                 write!(f, "Stopped forwarding {guest}")?;
                 let what = match drain {

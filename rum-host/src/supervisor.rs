@@ -24,6 +24,8 @@ use self::guest::Guest;
 use self::holders::Holders;
 use self::outside::Outside;
 use self::pace::Pace;
+pub use self::pauses::PAUSE;
+use self::pauses::{Blocks, Pauses};
 use self::publish::Notes;
 use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
 use crate::clock;
@@ -40,6 +42,7 @@ mod holders;
 mod learn;
 mod outside;
 mod pace;
+mod pauses;
 mod publish;
 
 /// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
@@ -125,6 +128,8 @@ pub struct Supervisor {
     closed: BTreeMap<(GuestPort, u64), Closed>,
     /// Forwards whose block the user was told of.
     told: BTreeMap<Key, Told>,
+    /// Those that have gone just now.
+    blocks: Blocks,
     /// Forwards whose own port is taken, while others are tried.
     untold: BTreeSet<Key>,
     /// Who has what is taken.
@@ -191,7 +196,15 @@ struct Shell<'a> {
     tasks: &'a mut JoinSet<Done>,
     dialer: &'a Dialer,
     cut: &'a CancellationToken,
+    pauses: &'a mut Pauses,
     notify: &'a mut (dyn FnMut(Notice) + Send),
+}
+
+impl Shell<'_> {
+    /// Tells the user, but of a pause that is too short to be told.
+    fn say(&mut self, notice: Notice) {
+        self.pauses.say(notice, clock::now(), self.notify);
+    }
 }
 
 impl Supervisor {
@@ -210,6 +223,7 @@ impl Supervisor {
             serial: 0,
             closed: BTreeMap::new(),
             told: BTreeMap::new(),
+            blocks: Blocks::default(),
             untold: BTreeSet::new(),
             holders: Holders::default(),
             pace: Pace::default(),
@@ -255,16 +269,20 @@ impl Supervisor {
             Done::Agent
         });
         let mut retried = 0;
+        let mut pauses = Pauses::default();
         loop {
             let mut shell = Shell {
                 tasks: &mut tasks,
                 dialer: &dialer,
                 cut: &cut,
+                pauses: &mut pauses,
                 notify: &mut notify,
             };
             let wake = self.settle(&mut shell);
             self.publish(clock::now());
-            let wake = wake.into_iter().chain(self.notes.tick_at()).min();
+            shell.pauses.over(clock::now(), shell.notify);
+            let wakes = [wake, self.notes.tick_at(), shell.pauses.wake()];
+            let wake = wakes.into_iter().flatten().min();
             if wake.is_some_and(|at| at <= clock::now()) {
                 // There is more to do: not before all others had a turn.
                 tokio::task::yield_now().await;
@@ -312,7 +330,7 @@ impl Supervisor {
         let forwards = self.planner.replace(policy, listening, heard, now);
         // A block that the user was told of may have another reason now.
         self.notes.everything();
-        (shell.notify)(Notice::Reloaded { forwards });
+        shell.say(Notice::Reloaded { forwards });
     }
 
     fn timers(&mut self, poll_now: &watch::Sender<()>, shell: &mut Shell<'_>) {
@@ -325,7 +343,7 @@ impl Supervisor {
             self.replace(ListenerSet::default(), now);
             self.covers = None;
             self.notes.everything();
-            (shell.notify)(Notice::GraceOver);
+            shell.say(Notice::GraceOver);
         }
     }
 
@@ -345,7 +363,7 @@ impl Supervisor {
                 }
                 self.summary.cut += cut;
                 let connections = cut;
-                (shell.notify)(Notice::Cut { guest, connections });
+                shell.say(Notice::Cut { guest, connections });
             }
             Done::Holders { found, took } => self.holders_found(found, took, shell),
         }
@@ -358,6 +376,7 @@ impl Supervisor {
         mut stop: watch::Receiver<Stop>,
         mut shell: Shell<'_>,
     ) -> Summary {
+        shell.pauses.end(shell.notify);
         let bound = std::mem::take(&mut self.forwarders).into_iter();
         let bound = bound.map(|(key, active)| (key, active.forwarder));
         let closed = std::mem::take(&mut self.closed).into_values();

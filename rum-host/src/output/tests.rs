@@ -64,10 +64,16 @@ impl Write for Gone {
 }
 
 fn stopped(guest: u16) -> Notice {
+    still_open(guest, 0, None)
+}
+
+fn still_open(guest: u16, connections: u32, drain: Option<Duration>) -> Notice {
     Notice::Stopped {
+        key: Key::Auto(GuestPort(guest)),
+        host: HostAddr(([127, 0, 0, 1], guest).into()),
         guest: GuestPort(guest),
-        connections: 0,
-        drain: None,
+        connections,
+        drain,
     }
 }
 
@@ -130,16 +136,8 @@ fn all() -> Vec<Notice> {
         forwarded(auto, "127.0.0.1:5000", 5000, None),
         forwarded(auto, "[::1]:5001", 5000, Some("[::1]:5000")),
         stopped(5000),
-        Notice::Stopped {
-            guest: GuestPort(5000),
-            connections: 1,
-            drain: Some(Duration::from_secs(10)),
-        },
-        Notice::Stopped {
-            guest: GuestPort(5000),
-            connections: 2,
-            drain: None,
-        },
+        still_open(5000, 1, Some(Duration::from_secs(10))),
+        still_open(5000, 2, None),
         blocked(BlockReason::Conflict {
             holder: None,
             by: Hold::Listener,

@@ -23,6 +23,7 @@ impl Supervisor {
     /// deadline, which is now if there is more to do.
     pub(super) fn settle(&mut self, shell: &mut Shell<'_>) -> Option<Instant> {
         let (started, cpu) = (clock::now(), cpu_time());
+        self.blocks.over(started);
         let mut turn = Turn {
             until: started + TURN,
             tried: 0,
@@ -108,7 +109,7 @@ impl Supervisor {
                 self.planner.bound(key, want, at);
                 self.told.remove(&key);
                 self.holders.forget(key);
-                (shell.notify)(Notice::Forwarded {
+                shell.say(Notice::Forwarded {
                     key,
                     host: at,
                     guest,
@@ -181,6 +182,12 @@ impl Supervisor {
             BindError::Privileged => BlockReason::Privileged,
             other => BlockReason::Other(other.to_string()),
         };
+        let same = |told: &BlockReason| *told == reason;
+        if let Some((told, _)) = self.blocks.again(key, at, same, clock::now()) {
+            self.told.insert(key, told);
+            self.notes.port(want.guest);
+            return;
+        }
         self.tell_blocked(key, at, want.guest, reason, shell);
     }
 
@@ -193,7 +200,7 @@ impl Supervisor {
         reason: BlockReason,
         shell: &mut Shell<'_>,
     ) {
-        (shell.notify)(Notice::Blocked {
+        shell.say(Notice::Blocked {
             key,
             host: at,
             guest,
@@ -207,8 +214,14 @@ impl Supervisor {
     /// `at` is taken; by whom will be said.
     fn taken(&mut self, key: Key, want: Want, at: HostAddr) {
         self.untold.remove(&key);
-        self.told.insert(key, Told { at, reason: None });
         self.notes.port(want.guest);
+        let same = |told: &BlockReason| matches!(told, BlockReason::Conflict { .. });
+        if let Some((told, who)) = self.blocks.again(key, at, same, clock::now()) {
+            self.told.insert(key, told);
+            self.holders.know(key, at, who);
+            return;
+        }
+        self.told.insert(key, Told { at, reason: None });
         self.holders.ask(key, at);
     }
 
@@ -229,8 +242,10 @@ impl Supervisor {
         if let Some(Binding::Blocked { want, .. }) = self.planner.ended(key) {
             self.notes.port(want.guest);
         }
-        self.told.remove(&key);
-        self.holders.forget(key);
+        let who = self.holders.forget(key);
+        if let Some(told) = self.told.remove(&key) {
+            self.blocks.gone(key, told, who, clock::now());
+        }
     }
 
     fn unbind(&mut self, key: Key, shell: &mut Shell<'_>) {
@@ -273,7 +288,9 @@ impl Supervisor {
             drain,
         };
         self.closed.insert((guest, serial), closed);
-        (shell.notify)(Notice::Stopped {
+        shell.say(Notice::Stopped {
+            key,
+            host: at,
             guest,
             connections,
             drain,

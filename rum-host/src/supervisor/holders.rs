@@ -41,9 +41,15 @@ impl Holders {
         self.asked = true;
     }
 
-    /// Nobody wants to know any more.
-    pub fn forget(&mut self, key: Key) {
-        self.taken.remove(&key);
+    /// `at` is taken, as before, when that was by `who`, if anybody had looked.
+    pub fn know(&mut self, key: Key, at: HostAddr, who: Option<Taken>) {
+        self.asked |= who.is_none();
+        self.taken.insert(key, (at, who));
+    }
+
+    /// Nobody wants to know any more. Who had it, as far as that is known.
+    pub fn forget(&mut self, key: Key) -> Option<Taken> {
+        self.taken.remove(&key)?.1
     }
 
     /// When to look.

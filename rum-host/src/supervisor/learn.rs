@@ -62,10 +62,10 @@ impl Supervisor {
                     ports.for_each(|port| self.planner.touch(port));
                 }
                 if self.notes.has_rebooted(&info) {
-                    (shell.notify)(Notice::GuestRebooted);
+                    shell.say(Notice::GuestRebooted);
                 }
                 self.notes.introduced(info.clone());
-                (shell.notify)(Notice::AgentConnected { info, streaming });
+                shell.say(Notice::AgentConnected { info, streaming });
             }
             AgentEvent::Watch { at, range, event } => self.watch_event(event, range, at),
             AgentEvent::Polled {
@@ -95,7 +95,7 @@ impl Supervisor {
                 let known = self.guest.set().within(range).map(|l| l.port);
                 for repair in self.reconciler.poll(sent, known, &ports) {
                     self.repair(repair, now);
-                    (shell.notify)(Notice::Repaired(repair));
+                    shell.say(Notice::Repaired(repair));
                 }
                 let again = self.reconciler.has_suspects();
                 self.confirm_at = again.then_some(sent + CONFIRM_AFTER);
@@ -108,11 +108,11 @@ impl Supervisor {
                     AgentState::Up => {
                         self.agent = AgentState::Lost(now);
                         let grace = GRACE;
-                        (shell.notify)(Notice::AgentLost { reason, grace });
+                        shell.say(Notice::AgentLost { reason, grace });
                     }
                     AgentState::Awaited => {
                         self.agent = AgentState::AwaitedLong;
-                        (shell.notify)(Notice::AgentAwaited { reason });
+                        shell.say(Notice::AgentAwaited { reason });
                     }
                     AgentState::AwaitedLong | AgentState::Lost(_) | AgentState::GivenUp => {}
                 }
@@ -173,7 +173,7 @@ impl Supervisor {
         let ports: BTreeSet<u16> = ports.collect();
         let range = auto.ranges.to_string();
         if let Some(ports) = self.outside.polled(&ports) {
-            (shell.notify)(Notice::Outside { ports, range });
+            shell.say(Notice::Outside { ports, range });
         }
         let ports = self.outside.listening().collect();
         self.notes.board.put_outside(ports);

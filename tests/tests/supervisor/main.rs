@@ -132,9 +132,9 @@ fn an_agent_of_before_is_followed_too() {
         agent.stream(&[5000]);
         host.until_forwarded(5000).await;
         agent.stream(&[5001]);
+        host.until_forwarded(5001).await;
         host.until(|n| matches!(n, Notice::Stopped { guest, .. } if guest.0 == 5000))
             .await;
-        host.until_forwarded(5001).await;
         let (summary, seen) = host.end().await;
         assert_eq!(summary.repaired, 0, "{seen:?}");
     });

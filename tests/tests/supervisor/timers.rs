@@ -7,7 +7,7 @@ use std::time::Duration;
 use rum_host::notice::Notice;
 use rum_host::plan::CONFLICT_RETRY;
 use rum_host::reconcile::{CONFIRM_AFTER, Repair};
-use rum_host::supervisor::{GRACE, Stop};
+use rum_host::supervisor::{GRACE, PAUSE, Stop};
 use rum_tests::client::host;
 use rum_tests::fake_agent::FakeAgent;
 
@@ -27,6 +27,10 @@ impl Host {
     }
 }
 
+fn is_stopped(notice: &Notice) -> bool {
+    matches!(notice, Notice::Stopped { .. })
+}
+
 fn is_forwarded(notice: &Notice) -> bool {
     matches!(notice, Notice::Forwarded { .. })
 }
@@ -44,8 +48,62 @@ fn the_forwards_of_a_lost_agent_stay_for_the_grace_time() {
             .await;
         let took = host.takes(&clock, |n| *n == Notice::GraceOver).await;
         assert!(is(took, GRACE), "{took:?}");
-        let stopped = |n: &Notice| matches!(n, Notice::Stopped { .. });
-        assert_eq!(host.takes(&clock, stopped).await, Duration::ZERO);
+        let took = host.takes(&clock, is_stopped).await;
+        assert!(is(took, PAUSE), "{took:?}");
+    });
+}
+
+#[test]
+fn a_port_that_is_tried_before_it_is_taken_is_told_once() {
+    run(async || {
+        let clock = Clock::stop();
+        let agent = FakeAgent::new();
+        let mut host = Host::start(&agent);
+        agent.stream(&[5000]);
+        host.takes(&clock, is_forwarded).await;
+        for _ in 0..3 {
+            agent.stream(&[]);
+            clock.advance(PAUSE / 2).await;
+            agent.stream(&[5000]);
+            clock.advance(PAUSE * 2).await;
+            assert_eq!(host.notices.try_recv().ok(), None);
+        }
+        // One that is tried for a moment, and not taken, has stopped.
+        agent.stream(&[]);
+        let took = host.takes(&clock, is_stopped).await;
+        assert!(is(took, PAUSE), "{took:?}");
+        // At the end nothing is held back.
+        agent.stream(&[5000]);
+        host.takes(&clock, is_forwarded).await;
+        agent.stream(&[]);
+        clock.settle().await;
+        assert_eq!(host.notices.try_recv().ok(), None);
+        let (_, seen) = host.end().await;
+        assert!(matches!(seen[..], [Notice::Stopped { .. }]), "{seen:?}");
+    });
+}
+
+#[test]
+fn an_address_that_stays_taken_during_a_pause_is_told_once() {
+    run(async || {
+        let _taken = TcpListener::bind("[::1]:5000").expect("a free port");
+        let clock = Clock::stop();
+        let agent = FakeAgent::new();
+        let mut host = Host::start(&agent);
+        agent.stream(&[5000]);
+        let blocked = |n: &Notice| matches!(n, Notice::Blocked { .. });
+        host.until(blocked).await;
+        agent.stream(&[]);
+        clock.advance(PAUSE / 2).await;
+        agent.stream(&[5000]);
+        // Time for whoever looks who has it, again and again.
+        clock.advance(PAUSE * 200).await;
+        assert_eq!(host.notices.try_recv().ok(), None);
+        agent.stream(&[]);
+        host.takes(&clock, is_stopped).await;
+        agent.stream(&[5000]);
+        host.takes(&clock, is_forwarded).await;
+        host.until(blocked).await;
     });
 }
 
