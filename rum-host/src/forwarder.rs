@@ -109,12 +109,17 @@ impl Forwarder {
     }
 
     /// Binds one more address and listens; whether it is `one_of_many`, so that `::` is IPv6 alone.
-    /// Returns the inode of the listening socket. Connections that live are no longer to be cut.
+    /// `keepalive` is as for [`Self::keep_alive`]. Returns the inode of the listening socket. Connections that live are no longer to be cut.
     ///
     /// # Errors
     /// [`BindError`]. Must be called within a tokio runtime.
-    pub fn bind(&self, at: HostAddr, one_of_many: bool) -> Result<u64, BindError> {
-        let bound = Bound::new(at, one_of_many)?;
+    pub fn bind(
+        &self,
+        at: HostAddr,
+        one_of_many: bool,
+        keepalive: Option<Duration>,
+    ) -> Result<u64, BindError> {
+        let bound = Bound::new(at, one_of_many, keepalive)?;
         let inode = bound.inode;
         self.orders.send_modify(|orders| {
             orders.bound.push(bound);
@@ -151,6 +156,16 @@ impl Forwarder {
     /// Resets its connections once cancelled.
     pub fn cut(&self) -> &CancellationToken {
         &self.cut
+    }
+
+    /// After how much silence clients that come from now on are asked whether they are still there;
+    /// `None`: as the system's times say.
+    pub fn keep_alive(&self, silence: Option<Duration>) {
+        for bound in &self.orders.borrow().bound {
+            if let Err(error) = bound.keep_alive(silence) {
+                tracing::warn!(%error, host = %bound.at, "cannot set the keepalive");
+            }
+        }
     }
 
     /// Stops accepting at `at`, at once; connections that wait to be accepted are reset by the kernel.

@@ -27,6 +27,7 @@ impl Host {
         let policy = Policy {
             statics: vec![],
             drain: DRAIN,
+            keepalive: None,
             auto: Some(AutoPolicy {
                 on_conflict,
                 bind: IpAddr::from([127, 0, 0, 1]).into(),
@@ -443,6 +444,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
                 })
                 .collect(),
             drain: DRAIN,
+            keepalive: None,
         })
 }
 

@@ -245,6 +245,9 @@ pub struct Policy {
     pub auto: Option<AutoPolicy>,
     /// How long connections may go on when rum itself ends their forward; zero cuts them.
     pub drain: Duration,
+    /// After how much silence a client is asked whether it is still there; `None`: as the system's
+    /// times say (`net.ipv4.tcp_keepalive_*`, tcp(7)).
+    pub keepalive: Option<Duration>,
 }
 
 impl Default for Policy {
@@ -254,6 +257,7 @@ impl Default for Policy {
             statics: Vec::new(),
             auto: None,
             drain: DRAIN,
+            keepalive: None,
         }
     }
 }

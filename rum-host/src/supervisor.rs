@@ -327,7 +327,14 @@ impl Supervisor {
         let listening = guest.set().iter().map(|l| GuestPort(l.port));
         let heard = |port| guest.heard(port);
         let now = clock::now();
+        let before = self.planner.policy().keepalive;
         let forwards = self.planner.replace(policy, listening, heard, now);
+        let keepalive = self.planner.policy().keepalive;
+        if keepalive != before {
+            for active in self.forwarders.values() {
+                active.forwarder.keep_alive(keepalive);
+            }
+        }
         // A block that the user was told of may have another reason now.
         self.notes.everything();
         shell.say(Notice::Reloaded { forwards });

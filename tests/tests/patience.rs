@@ -1,9 +1,11 @@
 //! Clients wait as the kernel would let them wait without rum, and what rum shows says so: programs
 //! that do not accept yet, listeners that close, and the two addresses of `localhost`.
 
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::{ChildStdin, Stdio};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 
 use rum_shared::relay;
@@ -12,6 +14,7 @@ use rum_tests::netns::in_netns;
 use rum_tests::rum::{Rum, Setup};
 use rum_tests::wait::until;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
 const RANGE: [&str; 2] = ["--range", "5000-6000"];
@@ -251,5 +254,104 @@ fn a_guest_without_a_free_local_port_is_named_as_that() {
         drop(all);
         guest.tell("sh echo 32768 60999 >/proc/sys/net/ipv4/ip_local_port_range");
         assert_eq!(exchange(5000, "again").expect("echo"), "again");
+    });
+}
+
+/// A server that says what becomes of each of its clients.
+const WATCHES_ITS_CLIENTS: &str = r#"
+import socket, threading
+server = socket.create_server(("127.0.0.1", 5000))
+def serve(client):
+    print("somebody", client.recv(1), flush=True)
+    try:
+        print("the end", client.recv(1), flush=True)
+    except OSError as error:
+        print("gone:", error, flush=True)
+while True:
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+"#;
+
+/// A machine beside this one, at the other end of a cable.
+struct Beside(Child);
+
+impl Beside {
+    /// This one is 10.88.0.1.
+    fn new() -> Self {
+        let mut sleep = Command::new("unshare");
+        sleep.args(["--net", "sleep", "infinity"]);
+        let beside = Self(sleep.spawn().expect("unshare starts"));
+        let own = fs::read_link("/proc/self/ns/net").expect("a namespace");
+        until("a namespace", || {
+            fs::read_link(beside.namespace()).ok().filter(|n| *n != own)
+        });
+        shell(&format!(
+            "ip link add cable type veth peer name far netns {pid}
+            ip addr add 10.88.0.1/24 dev cable
+            ip link set cable up
+            nsenter --net=/proc/{pid}/ns/net ip addr add 10.88.0.2/24 dev far
+            nsenter --net=/proc/{pid}/ns/net ip link set far up",
+            pid = beside.0.id()
+        ));
+        beside
+    }
+
+    fn namespace(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
+    }
+
+    /// A connection from there to `address`.
+    fn dial(&self, address: SocketAddr) -> TcpStream {
+        let namespace = File::open(self.namespace()).expect("it runs");
+        // A thread that has entered a namespace does not come back.
+        let dial = || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).expect("this test runs as root");
+            dial(address).expect("it accepts")
+        };
+        thread::scope(|scope| scope.spawn(dial).join()).expect("it connects")
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn shell(script: &str) {
+    let done = Command::new("sh").args(["-ec", script]).status();
+    assert!(done.expect("sh starts").success(), "{script}");
+}
+
+#[test]
+fn a_client_that_vanishes_is_noticed_as_soon_as_the_user_asks_for() {
+    const FORWARDS: &str = "[auto_ports]\nrange = \"5000\"\nbind = \"10.88.0.1\"\n";
+    const WITH: &str = "keepalive = \"1s\"\n";
+    roots_and_users(|setup| {
+        let file = setup.path().join("rum.toml");
+        // In force from the start, or by a reload.
+        let reload = setup.uid.is_some();
+        let first = if reload { "" } else { WITH };
+        fs::write(&file, format!("{first}{FORWARDS}")).expect("a file");
+        let beside = Beside::new();
+        let mut command = setup.rum(["up", "--", "python3", "-c", WATCHES_ITS_CLIENTS]);
+        let rum = setup.start_command(&mut command);
+        rum.stderr.wait("Auto-forwarding 10.88.0.1:5000");
+        if reload {
+            fs::write(&file, format!("{WITH}{FORWARDS}")).expect("a file");
+            rum.stderr.wait("Configuration reloaded");
+        }
+        let mut clients: Vec<_> = (0..2)
+            .map(|_| beside.dial(SocketAddr::from(([10, 88, 0, 1], 5000))))
+            .collect();
+        for (client, n) in clients.iter_mut().zip(1..) {
+            client.write_all(b"x").expect("it is read");
+            rum.stdout.wait_nth("somebody", n);
+        }
+        shell("ip link set cable down");
+        rum.stdout.wait_nth("gone: [Errno 104]", 2);
+        until_shown(&setup, "guest:5000", |port| port["connections"]["now"] == 0);
+        drop(clients);
     });
 }

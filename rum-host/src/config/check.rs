@@ -99,6 +99,8 @@ impl Check<'_> {
             Some(drain) => self.text(root, "drain", drain, values::duration),
             None => DRAIN,
         };
+        let keepalive = raw.keepalive.as_deref();
+        let keepalive = keepalive.map(|text| self.text(root, "keepalive", text, values::keepalive));
         let forwards = self.forwards(raw);
         let auto = self.auto(raw, overrides);
         if let Some(auto) = &auto {
@@ -111,6 +113,7 @@ impl Check<'_> {
                 statics: forwards.into_iter().map(|(forward, _)| forward).collect(),
                 auto,
                 drain,
+                keepalive,
             },
             origin: None,
         }

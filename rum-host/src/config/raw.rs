@@ -19,6 +19,8 @@ pub struct Config {
     pub name: Option<String>,
     /// `drain` is how long open connections may go on when rum ends their forward, such as `drain = "10s"`
     pub drain: Option<String>,
+    /// `keepalive` is after how much silence a client is asked whether it is still there, such as `keepalive = "30s"`
+    pub keepalive: Option<String>,
     /// `[guest]` says what to forward from, such as `kind = "namespace"` in it
     pub guest: Option<GuestConfig>,
     /// `[[ports]]` is one static forward, with `host = 8080` and `guest = 80` in it

@@ -188,6 +188,20 @@ pub fn duration(text: &str) -> Result<Duration, Invalid> {
     Ok(duration)
 }
 
+/// `keepalive`: whole seconds, as the kernel counts them (TCP_KEEPIDLE, tcp(7)); at least one.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn keepalive(text: &str) -> Result<Duration, Invalid> {
+    let hint = "write whole seconds or minutes, \"1s\" to \"1h\", such as \"30s\"";
+    let silence = duration(text).map_err(|invalid| Invalid::new(invalid.message, hint))?;
+    if silence.is_zero() || silence.subsec_nanos() > 0 {
+        let message = format!("`{text}` is no number of whole seconds above 0");
+        return Err(Invalid::new(message, hint));
+    }
+    Ok(silence)
+}
+
 /// What the user calls a port: 1 to [`MAX_LABEL`] characters, cleaned.
 ///
 /// # Errors
@@ -317,6 +331,25 @@ mod tests {
         ] {
             let said = duration(text).unwrap_err().to_string();
             assert!(said.contains(part), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn times_of_silence() {
+        assert_eq!(keepalive("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(keepalive("1000ms"), Ok(Duration::from_secs(1)));
+        for (text, part) in [
+            ("0", "above 0"),
+            ("500ms", "whole seconds"),
+            ("30", "no unit"),
+            ("2h", "an hour"),
+            ("yes", "not a duration"),
+        ] {
+            let said = keepalive(text).unwrap_err().to_string();
+            assert!(
+                said.contains(part) && said.contains("\"30s\""),
+                "{text}: {said}"
+            );
         }
     }
 

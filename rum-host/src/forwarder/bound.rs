@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rum_shared::relay;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +16,11 @@ use crate::plan::HostAddr;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: u32 = 1024;
+
+/// The shortest time that the kernel knows here.
+const SECOND: Duration = Duration::from_secs(1);
+/// Questions without an answer after which a client is gone.
+const QUESTIONS: u32 = 3;
 
 /// Why a host port could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +62,11 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    pub(super) fn new(at: HostAddr, one_of_many: bool) -> Result<Self, BindError> {
+    pub(super) fn new(
+        at: HostAddr,
+        one_of_many: bool,
+        keepalive: Option<Duration>,
+    ) -> Result<Self, BindError> {
         let socket = match at.0 {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -68,6 +78,9 @@ impl Bound {
         // Connections that live on must not keep the port from being bound again.
         socket.set_reuseaddr(true)?;
         socket.bind(at.0)?;
+        if keepalive.is_some() {
+            keep_alive(&socket, keepalive)?;
+        }
         let listener = Arc::new(socket.listen(BACKLOG)?);
         // Whatever is accepted begins as a copy of it (sk_clone_lock, net/core/sock.c). From its
         // first moment on whatever ends a connection resets its client, but a clean end of the relay.
@@ -81,6 +94,11 @@ impl Bound {
         })
     }
 
+    /// Clients that are accepted from now on are asked as [`keep_alive`] says.
+    pub(super) fn keep_alive(&self, silence: Option<Duration>) -> io::Result<()> {
+        keep_alive(&*self.listener, silence)
+    }
+
     /// Closing alone would wait for the task to be scheduled.
     pub(super) fn shut(&self) {
         let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
@@ -91,4 +109,25 @@ impl Bound {
         let mut fds = [PollFd::new(&*self.listener, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
     }
+}
+
+/// Has the kernel ask after `silence` whether the peer is still there, and a third of it later again; one
+/// that answers none of [`QUESTIONS`] is gone. `None`: as the system's times say. What a listener
+/// has is passed on to all that it accepts.
+fn keep_alive(socket: impl AsFd, silence: Option<Duration>) -> io::Result<()> {
+    let (silence, between, questions) = match silence {
+        Some(silence) => (silence, (silence / QUESTIONS).max(SECOND), QUESTIONS),
+        None => {
+            // A new socket has the system's (tcp(7)).
+            let new = TcpSocket::new_v4()?;
+            (
+                sockopt::tcp_keepidle(&new)?,
+                sockopt::tcp_keepintvl(&new)?,
+                sockopt::tcp_keepcnt(&new)?,
+            )
+        }
+    };
+    sockopt::set_tcp_keepidle(&socket, silence)?;
+    sockopt::set_tcp_keepintvl(&socket, between)?;
+    Ok(sockopt::set_tcp_keepcnt(&socket, questions)?)
 }

@@ -42,7 +42,7 @@ impl Fixture {
         let dialer = Dialer::new(endpoint, link.subscribe(), successions.subscribe());
         let cut = CancellationToken::new();
         let forwarder = Forwarder::new(GuestPort(5000), &dialer, cut.clone());
-        forwarder.bind(ANYWHERE, false).unwrap();
+        forwarder.bind(ANYWHERE, false, None).unwrap();
         let task = forwarder.task();
         Self {
             clock: Clock::stop(),
@@ -224,7 +224,7 @@ async fn without_a_drain_time_connections_go_on_and_are_those_of_the_next() {
     assert_eq!(end(&client), None);
     // Bound again, the end that was set for them is void.
     fixture.forwarder.close(Some(day));
-    fixture.forwarder.bind(ANYWHERE, false).unwrap();
+    fixture.forwarder.bind(ANYWHERE, false, None).unwrap();
     let (other, _other) = fixture.connected().await;
     fixture.clock.advance(day * 2).await;
     assert_eq!((end(&client), end(&other)), (None, None));
@@ -240,7 +240,7 @@ async fn two_addresses_are_one_forward() {
     let fixture = Fixture::new();
     let first = fixture.forwarder.addr().unwrap();
     let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), first.0.port());
-    fixture.forwarder.bind(HostAddr(v6), true).unwrap();
+    fixture.forwarder.bind(HostAddr(v6), true, None).unwrap();
     assert_eq!(fixture.forwarder.addresses(), [first, HostAddr(v6)]);
     for at in [first.0, v6, first.0, v6] {
         let _client = TcpStream::connect(at).await.unwrap();

@@ -89,7 +89,8 @@ impl Supervisor {
         }
         let guest = want.guest;
         let (serial, forwarder) = self.forwarder(key, guest, shell);
-        match forwarder.bind(at, want.binds.beside().next().is_some()) {
+        let keepalive = self.planner.policy().keepalive;
+        match forwarder.bind(at, want.binds.beside().next().is_some(), keepalive) {
             Ok(inode) => {
                 // The task of one that was bound before runs, or is started again when it has ended.
                 if self.closed.remove(&(guest, serial)).is_none() {
@@ -127,7 +128,8 @@ impl Supervisor {
             self.planner.ended(key);
             return;
         };
-        match active.forwarder.bind(at, true) {
+        let keepalive = self.planner.policy().keepalive;
+        match active.forwarder.bind(at, true, keepalive) {
             Ok(inode) => {
                 self.guest.own.insert(inode);
                 self.planner.bound(key, want, at);

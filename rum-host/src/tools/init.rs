@@ -77,6 +77,9 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 
 # How long open connections may go on when rum ends their forward: "500ms", "10s", "2m"; "0" cuts.
 # drain = "10s"
+# After how much silence a client is asked whether it is still there; gone without an answer within
+# as much again. Without it, the system's times hold (hours).
+# keepalive = "30s"
 
 # Where programs run. The default is a network namespace of this machine, made by rum. It is no
 # security boundary: its programs have your files and your rights.
@@ -213,6 +216,7 @@ mod tests {
             auto.exclude = all.exclude.clone();
             auto.drain = all.drain;
         }
+        policy.keepalive = all.policy.keepalive;
         assert_eq!(all.policy, policy);
         assert_eq!(policy.drain, Policy::default().drain);
         for kind in uncommented(others).split("kind").skip(1) {
