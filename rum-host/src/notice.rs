@@ -1,6 +1,7 @@
 //! What the supervisor tells the user, as values; the words are made here and nowhere else.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rum_shared::listener::Process;
@@ -74,6 +75,18 @@ pub enum Notice {
         /// Why.
         reason: BlockReason,
     },
+    /// This machine no longer has an address at which ports are forwarded.
+    AddressGone {
+        /// The address.
+        ip: IpAddr,
+        /// How many forwards are bound there.
+        forwards: usize,
+    },
+    /// It has it again, and they serve.
+    AddressBack {
+        /// The address.
+        ip: IpAddr,
+    },
     /// Connections outlived the drain time.
     Cut {
         /// Where they led.
@@ -131,6 +144,7 @@ impl Notice {
             | Self::GuestRebooted
             | Self::GraceOver
             | Self::Blocked { .. }
+            | Self::AddressGone { .. }
             | Self::Cut { .. }
             | Self::Repaired(_)
             | Self::NotReloaded
@@ -141,6 +155,7 @@ impl Notice {
             Self::Guest(progress) => progress.is_problem(),
             Self::Forwarded { .. }
             | Self::Stopped { .. }
+            | Self::AddressBack { .. }
             | Self::NoBoundary
             | Self::Outside { .. }
             | Self::Reloaded { .. }
@@ -198,6 +213,8 @@ pub enum BlockReason {
     },
     /// A port below 1024 (`net.ipv4.ip_unprivileged_port_start`).
     Privileged,
+    /// This machine does not have the address.
+    NoAddress,
     /// Anything else, in words.
     Other(String),
 }
@@ -311,8 +328,25 @@ impl fmt::Display for Notice {
                             "binding {host} needs privilege, as for any port below 1024"
                         )
                     }
+                    BlockReason::NoAddress => write!(
+                        f,
+                        "this machine does not have the address {}; it forwards once it does",
+                        host.0.ip()
+                    ),
                     BlockReason::Other(why) => write!(f, "cannot bind {host}: {why}"),
                 }
+            }
+            Self::AddressGone { ip, forwards } => write!(
+                f,
+                "This machine no longer has the address {ip}: {forwards} forward{} there wait{} for it",
+                if *forwards == 1 { "" } else { "s" },
+                if *forwards == 1 { "s" } else { "" },
+            ),
+            Self::AddressBack { ip } => {
+                write!(
+                    f,
+                    "This machine has the address {ip} again: its forwards serve"
+                )
             }
             Self::Cut { guest, connections } => write!(
                 f,

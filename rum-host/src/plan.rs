@@ -193,6 +193,11 @@ impl Planner {
         self.forwards.values().filter_map(|f| f.binding.as_ref())
     }
 
+    /// The host addresses that forwards have or want.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.reserved.addresses()
+    }
+
     /// What listens on `port`, or since when, may differ.
     pub fn touch(&mut self, port: GuestPort) {
         self.touched.insert(Key::Auto(port));

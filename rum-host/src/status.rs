@@ -20,6 +20,9 @@ use crate::forwarder::Stats;
 use crate::notice::{BlockReason, taken};
 use crate::plan::{GuestPort, HostAddr, Key, Verdict};
 
+/// What to do about a host address that is not there.
+const ADDRESS_HINT: &str = "give it to an interface, then it serves by itself; or change `bind`";
+
 /// How sure it is what the guest listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Knowledge {
@@ -46,7 +49,8 @@ pub enum Standing<'a> {
         took: Option<Duration>,
         /// Its other addresses that are bound.
         beside: Vec<HostAddr>,
-        /// One that is not, and why.
+        /// One of its addresses that does not serve, and why. Where that is the one that decides, the
+        /// port is not forwarded.
         lacks: Option<(HostAddr, &'a BlockReason)>,
     },
     /// It could not be bound there, for this reason.
@@ -155,6 +159,10 @@ fn not_bound(at: HostAddr, why: &BlockReason, hint: Option<&str>) -> Reason {
             "host-port-privileged",
             format!("{at} needs privilege, as any port below 1024"),
         ),
+        BlockReason::NoAddress => (
+            "no-host-address",
+            format!("this machine does not have the address {}", at.0.ip()),
+        ),
         BlockReason::Other(why) => ("bind-failed", format!("cannot bind {at}: {why}")),
     };
     let holder = match why {
@@ -222,7 +230,10 @@ fn trouble(stats: &Stats, lacks: Option<(HostAddr, &BlockReason)>) -> Option<Rea
         return Some(reason("not-accepted", message, Some(hint)));
     }
     if let Some((at, why)) = lacks {
-        let hint = "free it; until then clients that use this address do not reach the guest";
+        let hint = match why {
+            BlockReason::NoAddress => ADDRESS_HINT,
+            _ => "free it; until then clients that use this address do not reach the guest",
+        };
         return Some(not_bound(at, why, Some(hint)));
     }
     let refusal = stats.last_refusal()?;
@@ -333,8 +344,19 @@ impl Facts<'_> {
     fn state(&self, forward: &Forward<'_>) -> (State, Option<Reason>) {
         let (at, blocked) = match &forward.standing {
             Standing::Blocked { at, reason } => (*at, *reason),
-            Standing::Bound { stats, lacks, .. } => {
-                return self.bound_state(forward.key, stats, *lacks);
+            Standing::Bound {
+                at: bound,
+                stats,
+                lacks,
+                ..
+            } => {
+                return match lacks {
+                    Some((lacks, why)) if lacks == bound => {
+                        let reason = not_bound(*lacks, why, Some(ADDRESS_HINT));
+                        (State::Pending, Some(reason))
+                    }
+                    _ => self.bound_state(forward.key, stats, *lacks),
+                };
             }
         };
         let Some(why) = blocked else {
@@ -357,6 +379,7 @@ impl Facts<'_> {
                      net.ipv4.ip_unprivileged_port_start",
                 ),
             ),
+            (BlockReason::NoAddress, _) => (State::Pending, Some(ADDRESS_HINT)),
             (BlockReason::Other(_), _) => (State::Pending, None),
         };
         (state, Some(not_bound(at, why, hint)))

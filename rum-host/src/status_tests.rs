@@ -239,6 +239,12 @@ fn a_block_says_why_and_what_to_do() {
              net.ipv4.ip_unprivileged_port_start",
         ),
         (
+            Some(BlockReason::NoAddress),
+            State::Pending,
+            "no-host-address | this machine does not have the address 127.0.0.1 | \
+             give it to an interface, then it serves by itself; or change `bind`",
+        ),
+        (
             Some(other),
             State::Pending,
             "bind-failed | cannot bind 127.0.0.1:5000: no descriptors | -",
@@ -260,6 +266,25 @@ fn a_block_says_why_and_what_to_do() {
         });
         assert_eq!(told(&facts), (state, text.to_owned()));
         assert_eq!(rows(&facts)[0].host, None);
+    }
+}
+
+#[test]
+fn a_host_address_that_has_gone_is_a_reason_and_where_it_decides_nothing_is_forwarded() {
+    let (listener, stats) = (listener(), Stats::default());
+    let other = HostAddr("192.0.2.1:5000".parse().unwrap());
+    for (gone, state) in [(host(5000), State::Pending), (other, State::Forwarded)] {
+        let mut facts = facts(Some(&listener), &Knowledge::Current);
+        let mut forward = bound(Key::Auto(PORT), &stats);
+        if let Standing::Bound { lacks, .. } = &mut forward.standing {
+            *lacks = Some((gone, &BlockReason::NoAddress));
+        }
+        facts.forwards.push(forward);
+        let ip = gone.0.ip();
+        let text = format!("no-host-address | this machine does not have the address {ip}");
+        let (is, said) = told(&facts);
+        assert_eq!(is, state);
+        assert_eq!(said, format!("{text} | {ADDRESS_HINT}"));
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::addresses::Addresses;
 use self::guest::Guest;
 use self::holders::Holders;
 use self::outside::Outside;
@@ -36,6 +37,7 @@ use crate::notice::{BlockReason, Notice};
 use crate::plan::{GuestPort, HostAddr, Key, Planner, Policy};
 use crate::reconcile::Reconciler;
 
+mod addresses;
 mod execute;
 mod guest;
 mod holders;
@@ -132,6 +134,8 @@ pub struct Supervisor {
     blocks: Blocks,
     /// Forwards whose own port is taken, while others are tried.
     untold: BTreeSet<Key>,
+    /// Those that are bound, as far as this machine may lose them.
+    addresses: Addresses,
     /// Who has what is taken.
     holders: Holders,
     /// How soon it is tried again.
@@ -225,6 +229,7 @@ impl Supervisor {
             told: BTreeMap::new(),
             blocks: Blocks::default(),
             untold: BTreeSet::new(),
+            addresses: Addresses::default(),
             holders: Holders::default(),
             pace: Pace::default(),
             agent: AgentState::Awaited,
@@ -281,8 +286,9 @@ impl Supervisor {
             let wake = self.settle(&mut shell);
             self.publish(clock::now());
             shell.pauses.over(clock::now(), shell.notify);
-            let wakes = [wake, self.notes.tick_at(), shell.pauses.wake()];
-            let wake = wakes.into_iter().flatten().min();
+            let looks = [self.notes.tick_at(), self.addresses.wake()];
+            let wakes = [wake, shell.pauses.wake()].into_iter().chain(looks);
+            let wake = wakes.flatten().min();
             if wake.is_some_and(|at| at <= clock::now()) {
                 // There is more to do: not before all others had a turn.
                 tokio::task::yield_now().await;

@@ -108,7 +108,7 @@ pub struct OtherHolder {
 /// Why a port is in its state.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct Reason {
-    /// A word for programs: `host-port-taken`, `host-port-privileged`, `bind-failed`,
+    /// A word for programs: `host-port-taken`, `host-port-privileged`, `no-host-address`, `bind-failed`,
     /// `not-listening`, `exhausted`, `agent-exhausted`, `not-accepted`, `refused`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
     /// `agent-lost`, `not-running`, `unreachable`, `several-programs`; others may come.
     pub code: String,

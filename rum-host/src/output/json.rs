@@ -111,6 +111,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             reason: Some(match reason {
                 BlockReason::Conflict { .. } => "host-port-taken".to_owned(),
                 BlockReason::Privileged => "host-port-privileged".to_owned(),
+                BlockReason::NoAddress => "no-host-address".to_owned(),
                 BlockReason::Other(_) => "bind-failed".to_owned(),
             }),
             holder: match reason {
@@ -118,6 +119,14 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
                 _ => None,
             },
             ..about("blocked")
+        },
+        Notice::AddressGone { ip, .. } => Record {
+            host: Some(ip.to_string()),
+            ..about("address-gone")
+        },
+        Notice::AddressBack { ip } => Record {
+            host: Some(ip.to_string()),
+            ..about("address-back")
         },
         Notice::Cut { guest, connections } => Record {
             guest: Some(guest.0),

@@ -155,7 +155,19 @@ fn all() -> Vec<Notice> {
             by: Hold::Listener,
         }),
         blocked(BlockReason::Privileged),
+        blocked(BlockReason::NoAddress),
         blocked(BlockReason::Other("no descriptors".into())),
+        Notice::AddressGone {
+            ip: [192, 0, 2, 1].into(),
+            forwards: 1,
+        },
+        Notice::AddressGone {
+            ip: [192, 0, 2, 1].into(),
+            forwards: 2,
+        },
+        Notice::AddressBack {
+            ip: [192, 0, 2, 1].into(),
+        },
         Notice::Repaired(Repair::Opened(5000)),
         Notice::Repaired(Repair::Closed(5000)),
         Notice::AgentLost {

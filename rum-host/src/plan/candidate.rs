@@ -78,6 +78,11 @@ impl Reserved {
         }
     }
 
+    /// Those without their ports.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.0.keys().copied()
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()

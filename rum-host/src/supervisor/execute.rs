@@ -59,6 +59,7 @@ impl Supervisor {
             self.pace.measured(spent, turn.tried);
         }
         self.look_for_holders(shell);
+        self.look_at_addresses(shell);
         settled
     }
 
@@ -108,6 +109,7 @@ impl Supervisor {
                 }
                 self.notes.port(guest);
                 self.planner.bound(key, want, at);
+                self.addresses.bound(at);
                 self.told.remove(&key);
                 self.holders.forget(key);
                 shell.say(Notice::Forwarded {
@@ -133,6 +135,7 @@ impl Supervisor {
             Ok(inode) => {
                 self.guest.own.insert(inode);
                 self.planner.bound(key, want, at);
+                self.addresses.bound(at);
                 self.told.remove(&key);
                 self.holders.forget(key);
                 self.notes.port(want.guest);
@@ -182,6 +185,7 @@ impl Supervisor {
                 return;
             }
             BindError::Privileged => BlockReason::Privileged,
+            BindError::NoSuchAddress => BlockReason::NoAddress,
             other => BlockReason::Other(other.to_string()),
         };
         let same = |told: &BlockReason| *told == reason;

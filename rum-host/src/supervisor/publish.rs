@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::{AgentState, Supervisor};
 use crate::control::board::{Board, Demand};
 use crate::control::model;
+use crate::notice::BlockReason;
 use crate::plan::{Binding, GuestPort, Key};
 use crate::status::{self, Draining, Facts, Forward, Knowledge, Standing};
 
@@ -189,13 +190,19 @@ impl Supervisor {
                 Binding::Bound { at, want } => {
                     let forwarder = &self.forwarders.get(&key)?.forwarder;
                     let keys = want.binds.beside().map(|ip| key.beside(ip));
-                    let mut told = keys.filter_map(|key| self.told.get(&key));
+                    let told = keys.filter_map(|key| self.told.get(&key));
+                    let told = told.filter_map(|told| Some((told.at, told.reason.as_ref()?)));
+                    let (here, gone): (Vec<_>, Vec<_>) = forwarder
+                        .addresses()
+                        .into_iter()
+                        .partition(|at| self.addresses.has(at.0.ip()));
+                    let gone = gone.into_iter().map(|at| (at, &BlockReason::NoAddress));
                     Standing::Bound {
                         at: *at,
                         stats: forwarder.stats(),
                         took: self.took.get(&key).copied(),
-                        beside: forwarder.addresses().split_off(1),
-                        lacks: told.find_map(|told| Some((told.at, told.reason.as_ref()?))),
+                        beside: here.into_iter().filter(|here| here != at).collect(),
+                        lacks: gone.chain(told).next(),
                     }
                 }
                 Binding::Blocked { want, .. } => {

@@ -1,0 +1,156 @@
+//! Host addresses that this machine loses and gets back while ports are bound there (step 5): of a VPN, a
+//! bridge, a cable.
+//!
+//! The kernel leaves a listening socket alone when its address goes, and has it serve again when that is
+//! back. So nothing is bound anew; what is shown and said follows the address. Each second rum tries whether
+//! it can still be bound: that takes some microseconds for each address, not for each port, and needs
+//! to know nothing of interfaces and routes.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use super::{Shell, Supervisor};
+use crate::clock;
+use crate::notice::Notice;
+use crate::plan::{Binding, HostAddr};
+
+/// How long an address may be gone without anybody being told.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Addresses {
+    /// Those that are not there, and whether the user was told.
+    gone: BTreeMap<IpAddr, bool>,
+    /// When to look next; None while there is nothing to look at.
+    at: Option<Instant>,
+}
+
+impl Addresses {
+    /// Whether the machine had `ip` when somebody looked.
+    pub fn has(&self, ip: IpAddr) -> bool {
+        !self.gone.contains_key(&ip)
+    }
+
+    /// `at` could be bound: looks at once where its address was not there.
+    pub fn bound(&mut self, at: HostAddr) {
+        if !self.has(at.0.ip()) {
+            self.at = None;
+        }
+    }
+
+    /// When to look.
+    pub fn wake(&self) -> Option<Instant> {
+        self.at
+    }
+
+    /// `all` are the addresses that are bound or wanted. Those that have gone since the last look, and those
+    /// that are back, if the user was told that they were gone.
+    fn look(
+        &mut self,
+        all: impl Iterator<Item = IpAddr>,
+        is_here: impl Fn(IpAddr) -> Option<bool>,
+        now: Instant,
+    ) -> [Vec<IpAddr>; 2] {
+        if self.at.is_some_and(|at| now < at) {
+            return Default::default();
+        }
+        let known = std::mem::take(&mut self.gone);
+        let (mut gone, mut back) = (Vec::new(), Vec::new());
+        self.at = None;
+        for ip in all.filter(|ip| can_go(*ip)) {
+            self.at = Some(now + LOOK);
+            let told = known.get(&ip).copied();
+            let was_here = told.is_none();
+            let here = is_here(ip).unwrap_or(was_here);
+            match (told, here) {
+                (None, false) => gone.push(ip),
+                (Some(true), true) => back.push(ip),
+                _ => {}
+            }
+            if !here {
+                self.gone.insert(ip, told == Some(true));
+            }
+        }
+        [gone, back]
+    }
+}
+
+/// Every machine has a loopback, and any address is one of its own.
+fn can_go(ip: IpAddr) -> bool {
+    !ip.is_loopback() && !ip.is_unspecified()
+}
+
+/// Whether this machine has `ip`; None if that cannot be told, for want of a descriptor for one.
+fn is_here(ip: IpAddr) -> Option<bool> {
+    match UdpSocket::bind((ip, 0)) {
+        Ok(_) => Some(true),
+        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => Some(false),
+        Err(_) => None,
+    }
+}
+
+impl Supervisor {
+    /// Looks which host addresses are there, if it is time to.
+    pub(super) fn look_at_addresses(&mut self, shell: &mut Shell<'_>) {
+        let all = self.planner.addresses();
+        let [gone, back] = self.addresses.look(all, is_here, clock::now());
+        for ip in gone {
+            // What never was there is blocked, which is told for each.
+            let forwards = self.note_bound_at(ip);
+            if forwards > 0 {
+                self.addresses.gone.insert(ip, true);
+                shell.say(Notice::AddressGone { ip, forwards });
+            }
+        }
+        for ip in back {
+            self.note_bound_at(ip);
+            shell.say(Notice::AddressBack { ip });
+        }
+    }
+
+    /// The rows of what is bound at `ip` differ. How many forwards that are.
+    fn note_bound_at(&mut self, ip: IpAddr) -> usize {
+        let bound = self.planner.bindings().filter_map(|binding| match binding {
+            Binding::Bound { want, at } if at.0.ip() == ip => Some(want.guest),
+            _ => None,
+        });
+        bound.map(|guest| self.notes.port(guest)).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_goes_and_comes_is_seen_once_each() {
+        let ip = IpAddr::from([192, 0, 2, 1]);
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let now = Instant::now();
+        let mut addresses = Addresses::default();
+        let all = || [loopback, ip].into_iter();
+        let at = |second| now + Duration::from_secs(second);
+        let nothing = [vec![], vec![]];
+        assert_eq!(addresses.look(all(), |_| Some(true), at(0)), nothing);
+        let gone = addresses.look(all(), |_| Some(false), at(1));
+        assert_eq!(gone, [vec![ip], vec![]]);
+        addresses.gone.insert(ip, true);
+        assert!(!addresses.has(ip) && addresses.has(loopback));
+        let too_soon = addresses.look(all(), |_| Some(true), at(1));
+        assert_eq!((too_soon, addresses.has(ip)), (nothing.clone(), false));
+        let unknown = addresses.look(all(), |_| None, at(2));
+        assert_eq!((unknown, addresses.has(ip)), (nothing.clone(), false));
+        let back = addresses.look(all(), |_| Some(true), at(3));
+        assert_eq!((back, addresses.has(ip)), ([vec![], vec![ip]], true));
+        // Of one that nobody was told about nobody is told that it is back.
+        addresses.look(all(), |_| Some(false), at(4));
+        assert_eq!(addresses.look(all(), |_| Some(true), at(5)), nothing);
+        assert_eq!(addresses.wake(), Some(at(6)));
+        // Where nothing can go nobody looks.
+        addresses.look([loopback].into_iter(), |_| Some(false), at(6));
+        assert_eq!(addresses.wake(), None);
+    }
+}
