@@ -27,6 +27,7 @@ pub mod forwarder;
 pub mod guest;
 mod hangup;
 pub mod host_port;
+mod limits;
 pub mod notice;
 pub mod output;
 pub mod payload;
@@ -39,6 +40,7 @@ pub mod reload;
 pub mod runtime_dir;
 pub mod sandbox;
 pub mod signals;
+pub mod stack;
 pub mod status;
 pub mod supervisor;
 pub mod tools;
@@ -90,12 +92,16 @@ fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     // No other process has threads of this name: by it the agent of a namespace guest tells our
     // listeners from the guest's, which are on the same kernel.
     let threads = format!("rum-{:08x}", fastrand::u32(..));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .thread_name(&threads)
-        .worker_threads(cores.saturating_sub(1).clamp(1, MAX_WORKERS))
-        .enable_all()
-        .build()
-        .map_err(|error| RumError::new("cannot start the runtime").caused_by(error))?;
+    let workers = cores.saturating_sub(1).clamp(1, MAX_WORKERS);
+    let runtime = rum_shared::threads::can_start(workers).and_then(|()| {
+        tokio::runtime::Builder::new_multi_thread()
+            .thread_name(&threads)
+            .thread_stack_size(rum_shared::threads::STACK)
+            .worker_threads(workers)
+            .enable_all()
+            .build()
+    });
+    let runtime = runtime.map_err(limits::failed("start the threads that forward"))?;
     let outcome = runtime.block_on(up::up(args, &settings, global, &threads));
     // A thread that looks through /proc must not keep an ended rum alive.
     runtime.shutdown_background();

@@ -10,10 +10,11 @@ use std::process::ExitCode;
 static NOTE: extern "C" fn() = rum_host::signals::note;
 
 fn main() -> ExitCode {
+    rum_host::stack::raise();
     // Before any thread or runtime exists: some of the modes need a single thread.
     match rum_host::sandbox::dispatch_internal(agent) {
         Some(code) => code,
-        None => rum_host::main(),
+        None => rum_host::stack::with_enough(rum_host::main),
     }
 }
 

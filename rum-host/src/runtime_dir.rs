@@ -386,9 +386,13 @@ fn open_lock(dir: &OwnedFd, path: &Path) -> Result<OwnedFd, RuntimeDirError> {
 fn take(name: &str, path: &Path) -> Result<(OwnedFd, OwnedFd), RuntimeDirError> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
-        let attempt = private_dir(path).and_then(|dir| {
-            let lock = open_lock(&dir, path)?;
-            Ok((dir, lock))
+        let attempt = private_dir(path).and_then(|dir| match open_lock(&dir, path) {
+            Ok(lock) => Ok((dir, lock)),
+            Err(error) => {
+                // Of no use to anybody. One that has something in it stays.
+                let _ = rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR);
+                Err(error)
+            }
         });
         let late = Instant::now() >= deadline;
         match attempt {

@@ -35,6 +35,7 @@ use crate::exit;
 use crate::guest::progress::Tell;
 use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link, Stopped};
 use crate::hangup::Terminals;
+use crate::limits;
 use crate::notice::Notice;
 use crate::output::{Output, Target};
 use crate::payload;
@@ -42,6 +43,7 @@ use crate::policy::Policy;
 use crate::reload::{self, Reload, Told};
 use crate::runtime_dir::{self, RuntimeDir};
 use crate::signals::Signals;
+use crate::stack;
 use crate::supervisor::{Options, Stop, Summary, Supervisor};
 
 /// Time for a command to end whose guest is gone.
@@ -130,11 +132,8 @@ pub async fn up(
     threads: &str,
 ) -> Result<u8, RumError> {
     let verbose = global.verbose > 1;
-    let io = |action: &'static str| {
-        move |error: std::io::Error| RumError::new(format!("cannot {action}")).caused_by(error)
-    };
     refuse(args, settings)?;
-    let mut signals = Signals::new().map_err(io("handle signals"))?;
+    let mut signals = Signals::new().map_err(limits::failed("handle signals"))?;
     let ui = Ui::new(!args.command.is_empty(), global);
     if let Some(why) = runtime_dir::passed_over() {
         tracing::warn!("{why}");
@@ -176,8 +175,8 @@ pub async fn up(
     }
     let info = control_info(settings);
     let board = Arc::new(Board::new(info.boot.clone(), reload::status(settings)));
-    let control =
-        Server::bind(&dir, info, board.clone()).map_err(io("listen on the control socket"))?;
+    let control = Server::bind(&dir, info, board.clone())
+        .map_err(limits::failed("listen on the control socket"))?;
     let asked = control.asked();
     let command = start_command(&guest, args)?;
     let (new_policy, policy) = watch::channel(settings.policy.clone());
@@ -237,6 +236,15 @@ fn refuse(args: &UpArgs, settings: &Settings) -> Result<(), RumError> {
         return Err(
             RumError::new(message).hint("`ulimit -f unlimited`, if `ulimit -H -f` allows it")
         );
+    }
+    if matches!(settings.guest, GuestKind::Namespace(_))
+        && let Some(limit) = stack::too_small_a_limit()
+    {
+        let kib = limit / 1024;
+        let message = format!("a stack may have no more than {kib} KiB here (RLIMIT_STACK)");
+        return Err(RumError::new(message).hint(
+            "`ulimit -s 8192` in another shell: the hard limit, `ulimit -H -s`, only goes down",
+        ));
     }
     if args.reset && !settings.guest.has_disk() {
         return Err(

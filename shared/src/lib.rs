@@ -24,6 +24,7 @@ pub mod relay;
 pub mod rpc;
 pub mod session;
 pub mod text;
+pub mod threads;
 pub mod transport;
 
 /// Port of the RPC service, on vsock and after `CONNECT`.

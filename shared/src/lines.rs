@@ -93,6 +93,13 @@ impl Lines {
         }
     }
 
+    /// Whether there is a thread that writes.
+    fn has_thread(&self) -> bool {
+        let (done, _) = mpsc::channel();
+        let asked = self.queue.try_send(Item::Flush(done));
+        !matches!(asked, Err(TrySendError::Disconnected(_)))
+    }
+
     /// Waits until everything said so far is written or lost, at most for `limit`. For the very end;
     /// blocks the thread.
     pub fn flush(&self, limit: Duration) {
@@ -166,7 +173,8 @@ pub fn stderr(tell_lost: TellLost) -> &'static Lines {
 /// Says something on stderr: in its turn where [`stderr`] has been started, else at once.
 pub fn say_on_stderr(text: &str) {
     match STDERR.get() {
-        Some(lines) => lines.say(text),
+        Some(lines) if lines.has_thread() => lines.say(text),
+        Some(_) => say_without_thread(text),
         // There is nobody to tell of an error.
         None => drop(Standard::Stderr.write_all(text.as_bytes())),
     }

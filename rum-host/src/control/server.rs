@@ -7,6 +7,7 @@
 //!
 //! The socket is looked after: when somebody removes it, or the directory, both are made anew.
 
+use std::error::Error as _;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -130,10 +131,13 @@ impl Server {
                 Some(_) = clients.tasks.join_next() => {}
                 _ = look.tick() => match self.look_after() {
                     Ok(()) => told_gone = false,
-                    Err(why) if !std::mem::replace(&mut told_gone, true) => tracing::warn!(
-                        "the runtime directory was removed, `rum ports` and `rum down` no longer find this \
-                         `rum up`: {why}"
-                    ),
+                    Err(error) if !std::mem::replace(&mut told_gone, true) => {
+                        let why = error.source().map_or(String::new(), |why| format!(": {why}"));
+                        tracing::warn!(
+                            "the runtime directory was removed, `rum ports` and `rum down` no longer find \
+                             this `rum up`: {error}{why}"
+                        );
+                    }
                     Err(_) => {}
                 },
                 () = tokio::time::sleep(ACCEPT_PAUSE), if spare.is_none() || clients.is_full() => {}

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use self::progress::Tell;
 use crate::error::RumError;
+use crate::limits;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::sandbox::Failure;
 use crate::sandbox::isolation::Isolation;
@@ -243,6 +244,7 @@ impl GuestError {
             Self::RuntimeDir(error) => error.hint(),
             Self::Vm(error) => error.hint.clone(),
             Self::Setup(failure) => failure.hint.clone(),
+            Self::Io { source, .. } => limits::hint(source).map(str::to_owned),
             Self::NoCommands { .. } => Some(
                 "commands are for guests of kind `namespace`; log in to a VM in its own way, \
                  for instance with ssh"
@@ -263,7 +265,6 @@ impl GuestError {
             Self::NotReady { .. } => Some("wait for its `rum up` to say that it is up".to_owned()),
             // It has its own.
             Self::Libvirt(_) => None,
-            Self::Io { .. } => None,
         }
     }
 }

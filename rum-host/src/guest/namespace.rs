@@ -32,6 +32,7 @@ use crate::sandbox::isolation::Isolation;
 use crate::sandbox::status::{MAX_LINE, Status};
 use crate::sandbox::{ENTER, Failure, KEEPER, SELF, TERMINATE};
 use crate::signals;
+use crate::stack;
 
 /// Setting up takes milliseconds; on a machine where it takes longer than this something is wrong.
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -235,6 +236,7 @@ fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
             rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
         signals::restore();
+        stack::restore()?;
         descriptors::restore()
     };
     // SAFETY: between fork and exec of a process with many threads only what is safe in a signal

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{MAX_NAME, MAX_SOCKET_PATH};
+use crate::limits;
 
 /// Why there is no runtime directory.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +71,11 @@ impl RuntimeDirError {
             Self::TooLong { .. } => {
                 Some("choose a shorter name, or set RUM_RUNTIME_DIR to a shorter path".to_owned())
             }
-            Self::Io { .. } => {
-                Some("RUM_RUNTIME_DIR can name another directory for rum's sockets".to_owned())
-            }
+            Self::Io { source, .. } => Some(
+                limits::hint(source)
+                    .unwrap_or("RUM_RUNTIME_DIR can name another directory for rum's sockets")
+                    .to_owned(),
+            ),
         }
     }
 }

@@ -37,6 +37,7 @@ use super::{
     number, open_descriptors, rights, signals, waking,
 };
 use crate::signals as inherited_signals;
+use crate::stack;
 
 /// Signals that the command gets when somebody sends them to us.
 const FORWARDED: [Signal; 7] = [
@@ -296,6 +297,7 @@ fn start(mut command: Command, to_do: Prepare) -> io::Result<Child> {
             rustix::termios::tcsetpgrp(rustix::stdio::stdin(), rustix::process::getpid())?;
         }
         inherited_signals::restore();
+        stack::restore()?;
         Ok(to_do.mask.thread_set_mask()?)
     };
     // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
@@ -312,7 +314,7 @@ fn not_started(program: &OsStr, error: &io::Error) -> Result<ExitCode, Failure> 
                 "it has ended, or there is no memory left",
             ));
         }
-        Some(Errno::AGAIN) => return Err(Failure::new("cannot start a process", error)),
+        Some(Errno::AGAIN) => return Err(Failure::io("cannot start a process", error)),
         Some(Errno::NOENT) => EXIT_NOT_FOUND,
         // All that execvp(3) says when it may not look into a directory of the PATH either.
         Some(Errno::ACCESS) if !is_there(program) => EXIT_NOT_FOUND,

@@ -316,7 +316,7 @@ fn start_agent(args: &[OsString], holder: Option<&Holder>) -> Result<Agent, Fail
     unsafe { command.pre_exec(prepare) };
     let child = command
         .spawn()
-        .map_err(|error| Failure::new("cannot start the agent", error))?;
+        .map_err(|error| Failure::io("cannot start the agent", &error))?;
     if let Some(holder) = holder {
         holder.repeat();
     }

@@ -63,7 +63,7 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     waking::by(rustix::stdio::stdin())
         .map_err(|error| Failure::new("cannot watch the lifeline", error))?;
     let alive = runtime_dir::make_alive(dir.as_fd())
-        .map_err(|error| Failure::new("cannot make a pipe", error))?;
+        .map_err(|error| Failure::io("cannot make a pipe", &error.into()))?;
 
     let guest = setup::unshare().and_then(|()| {
         // Not before: its own /proc/self/uid_map would be root's.
@@ -131,7 +131,7 @@ fn start(
     let mut child = command
         .spawn()
         // After a failure reported by the child this is a second line: rum shows the first.
-        .map_err(|error| Failure::new("cannot start the guest's init", error))?;
+        .map_err(|error| Failure::io("cannot start the guest's init", &error))?;
     // And with it our copy of the pipe.
     drop(command);
     Status::Init(child.id()).send();

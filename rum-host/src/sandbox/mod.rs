@@ -43,6 +43,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use self::isolation::Isolation;
+use crate::limits;
 
 mod asked;
 pub mod enter;
@@ -108,6 +109,14 @@ impl Failure {
         Self {
             message: format!("{what}: {error}"),
             hint: None,
+        }
+    }
+
+    /// With what can be done about it if a limit is what it is about.
+    fn io(what: &str, error: &std::io::Error) -> Self {
+        Self {
+            hint: limits::hint(error).map(str::to_owned),
+            ..Self::new(what, error)
         }
     }
 

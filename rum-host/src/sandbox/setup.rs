@@ -35,7 +35,7 @@ pub fn unshare() -> Result<(), Failure> {
         return unsafe { rustix::thread::unshare_unsafe(spaces) }
             .map_err(|error| Failure::new("cannot make namespaces", error));
     }
-    let failed = |error| Failure::new("cannot start a process", error);
+    let failed = |error| Failure::io("cannot start a process", &error);
     let mapper = Mapper::start().map_err(failed)?;
     // SAFETY: as above.
     unsafe { rustix::thread::unshare_unsafe(spaces | UnshareFlags::NEWUSER) }.map_err(|error| {

@@ -18,6 +18,8 @@ use std::task::Poll;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::threads;
+
 /// Bytes that a relay moves before it returns to the event loop: two turns with a full buffer. Less costs
 /// throughput, more costs others time.
 const BUDGET: usize = 512 * 1024;
@@ -106,11 +108,15 @@ impl Threads {
     fn get(&self) -> Option<&Runtime> {
         let start = || {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let started = Builder::new_multi_thread()
-                .thread_name("rum-bulk")
-                .worker_threads(cores.saturating_sub(1).clamp(1, MAX_WORKERS))
-                .enable_all()
-                .build();
+            let workers = cores.saturating_sub(1).clamp(1, MAX_WORKERS);
+            let started = threads::can_start(workers).and_then(|()| {
+                Builder::new_multi_thread()
+                    .thread_name("rum-bulk")
+                    .thread_stack_size(threads::STACK)
+                    .worker_threads(workers)
+                    .enable_all()
+                    .build()
+            });
             if let Err(error) = &started {
                 tracing::debug!(%error, "no threads for relays in bulk");
             }

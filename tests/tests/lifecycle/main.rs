@@ -3,6 +3,7 @@
 
 mod callers;
 mod diagnostics;
+mod limits;
 mod stopped;
 
 use std::collections::BTreeSet;
