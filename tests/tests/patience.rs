@@ -259,14 +259,17 @@ fn a_guest_without_a_free_local_port_is_named_as_that() {
 
 /// A server that says what becomes of each of its clients.
 const WATCHES_ITS_CLIENTS: &str = r#"
-import socket, threading
+import socket, sys, threading
 server = socket.create_server(("127.0.0.1", 5000))
 def serve(client):
-    print("somebody", client.recv(1), flush=True)
+    say("somebody %r" % client.recv(1))
     try:
-        print("the end", client.recv(1), flush=True)
+        say("the end %r" % client.recv(1))
     except OSError as error:
-        print("gone:", error, flush=True)
+        say("gone: %s" % error)
+def say(line):
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 while True:
     threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
 "#;
@@ -280,7 +283,7 @@ impl Beside {
         let mut sleep = Command::new("unshare");
         sleep.args(["--net", "sleep", "infinity"]);
         let beside = Self(sleep.spawn().expect("unshare starts"));
-        let own = fs::read_link("/proc/self/ns/net").expect("a namespace");
+        let own = fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
         until("a namespace", || {
             fs::read_link(beside.namespace()).ok().filter(|n| *n != own)
         });
