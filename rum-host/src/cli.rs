@@ -194,6 +194,9 @@ pub struct UpArgs {
     /// Discard what the guest wrote to its image
     #[arg(long)]
     pub reset: bool,
+    /// Be root in a namespace guest, as an ordinary user
+    #[arg(long)]
+    pub root: bool,
     /// Leave root's programs in a namespace guest all of root's capabilities
     #[arg(long)]
     pub privileged: bool,
@@ -218,6 +221,7 @@ impl UpArgs {
             ranges: self.range.clone(),
             bind: self.bind,
             name: self.name.clone(),
+            root: self.root,
             privileged: self.privileged,
         }
     }

@@ -570,10 +570,9 @@ pub(crate) fn inside() -> Option<String> {
 }
 
 /// The directories that the guest with the runtime directory `path` must not see: all for guests that this
-/// user's environment can mean, that are there. One that is for other things, too, stays; then it
+/// environment of the user `uid` can mean, that are there. One that is for other things, too, stays; then it
 /// is only the guests in it.
-pub(crate) fn to_hide(path: &Path) -> Vec<PathBuf> {
-    let uid = rustix::process::geteuid().as_raw();
+pub(crate) fn to_hide(path: &Path, uid: u32) -> Vec<PathBuf> {
     let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
     let rum = |dir: PathBuf| dir.join("rum");
     let mut named = vec![

@@ -225,6 +225,10 @@ fn refuse(args: &UpArgs, settings: &Settings) -> Result<(), RumError> {
         let kind = settings.guest.name().to_owned();
         return Err(GuestError::NoCommands { kind }.into());
     }
+    if args.root && !matches!(settings.guest, GuestKind::Namespace(_)) {
+        return Err(RumError::usage("`--root` is for namespace guests")
+            .hint("leave it out: a VM has a root of its own"));
+    }
     if args.privileged && !matches!(settings.guest, GuestKind::Namespace(_)) {
         return Err(RumError::usage("`--privileged` is for namespace guests")
             .hint("leave it out: root in a VM has all of root's capabilities there"));

@@ -68,6 +68,7 @@ impl CheckArgs {
             ranges: self.range.clone(),
             bind: self.bind,
             name: self.name.clone(),
+            root: false,
             privileged: false,
         }
     }

@@ -92,8 +92,9 @@ impl Check<'_> {
         };
         let guest = raw.guest.clone().unwrap_or_default();
         let mut guest = self.guest(root.table("guest"), &guest);
-        if let (true, GuestKind::Namespace(isolation)) = (overrides.privileged, &mut guest) {
-            isolation.privileged = true;
+        if let GuestKind::Namespace(isolation) = &mut guest {
+            isolation.root |= overrides.root;
+            isolation.privileged |= overrides.privileged;
         }
         let drain = match &raw.drain {
             Some(drain) => self.text(root, "drain", drain, values::duration),

@@ -28,6 +28,7 @@ impl Check<'_> {
             "namespace" => GuestKind::Namespace(Isolation {
                 private_tmp: raw.private_tmp.unwrap_or_default(),
                 private_pts: raw.private_pts.unwrap_or_default(),
+                root: raw.root.unwrap_or_default(),
                 privileged: raw.privileged.unwrap_or_default(),
             }),
             "vsock" => self.vsock(at, raw),
@@ -45,6 +46,7 @@ impl Check<'_> {
         for (key, kind_of) in [
             ("private_tmp", "namespace"),
             ("private_pts", "namespace"),
+            ("root", "namespace"),
             ("privileged", "namespace"),
             ("cid", "vsock"),
             ("socket", "unix"),

@@ -82,6 +82,8 @@ pub struct Overrides {
     pub bind: Option<Binds>,
     /// `--name`: takes the place of `name`.
     pub name: Option<String>,
+    /// `--root`: as `[guest] root = true`.
+    pub root: bool,
     /// `--privileged`: as `[guest] privileged = true`.
     pub privileged: bool,
 }

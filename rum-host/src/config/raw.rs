@@ -57,6 +57,8 @@ pub struct GuestConfig {
     pub private_tmp: Option<bool>,
     /// `private_pts` gives the guest terminals of its own, for sshd of an ordinary user: `private_pts = true`
     pub private_pts: Option<bool>,
+    /// `root` makes an ordinary user root in the guest: `root = true`
+    pub root: Option<bool>,
     /// `privileged` leaves root's programs all of root's capabilities: `privileged = true`
     pub privileged: Option<bool>,
     /// `cid` is the context id of a running VM, such as `cid = 3`

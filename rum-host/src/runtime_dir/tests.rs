@@ -164,15 +164,32 @@ fn a_path_too_long_for_a_socket_is_refused_before_anything_is_made() {
 #[test]
 fn a_directory_for_other_things_is_not_hidden() {
     let base = base();
+    let uid = rustix::process::geteuid().as_raw();
     let a = RuntimeDir::create_in(base.path(), "a").unwrap();
-    assert!(to_hide(a.path()).contains(&base.path().to_owned()));
+    assert!(to_hide(a.path(), uid).contains(&base.path().to_owned()));
     // What a dead one left is a guest's as well.
     fs::create_dir(base.path().join("b")).unwrap();
-    assert!(to_hide(a.path()).contains(&base.path().to_owned()));
+    assert!(to_hide(a.path(), uid).contains(&base.path().to_owned()));
     fs::write(base.path().join("notes"), "").unwrap();
-    let hidden = to_hide(a.path());
+    let hidden = to_hide(a.path(), uid);
     assert!(!hidden.contains(&base.path().to_owned()), "{hidden:?}");
     assert!(hidden.contains(&a.path().to_owned()), "{hidden:?}");
+}
+
+/// Also where he is root inside, and so has another id than his directories' names say.
+#[test]
+fn directories_are_hidden_under_the_id_that_the_user_has_outside() {
+    let base = base();
+    let a = RuntimeDir::create_in(base.path(), "a").unwrap();
+    // Nobody's but this process's.
+    let uid = 4_000_000_000 + std::process::id();
+    let other = tempfile::Builder::new()
+        .prefix(&format!("rum-{uid}"))
+        .rand_bytes(0)
+        .tempdir_in("/tmp")
+        .unwrap();
+    assert!(to_hide(a.path(), uid).contains(&other.path().to_owned()));
+    assert!(!to_hide(a.path(), uid + 1).contains(&other.path().to_owned()));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Which user and group ids there are in the guest of an ordinary user.
 //!
 //! His own are mapped to themselves, so that files keep their owner and programs that refuse root
-//! run. Where /etc/subuid and /etc/subgid give him ranges, the other ids from 0 on are mapped to those,
+//! run; or to root's, if he wants that. Where /etc/subuid and /etc/subgid give him ranges, the other ids from 0 on are mapped to those,
 //! by newuidmap(1) and newgidmap(1), as podman does it; without, there are no others: a group such as
 //! `tty` cannot be given to anything then.
 //!
@@ -45,16 +45,28 @@ const DONE: [i32; 2] = [1, 2];
 pub struct Mapper {
     child: NixPid,
     go: OwnedFd,
-    own: [u32; 2],
+    own: [Own; 2],
+}
+
+/// An id of the user's.
+#[derive(Debug, Clone, Copy)]
+struct Own {
+    outside: u32,
+    inside: u32,
 }
 
 impl Mapper {
-    /// Starts it. To be called before this process, which has one thread, is in the user namespace.
-    pub fn start() -> io::Result<Self> {
+    /// Starts it; `root`: the user becomes root. To be called before this process, which has one thread, is in
+    /// the user namespace.
+    pub fn start(root: bool) -> io::Result<Self> {
         let own = [
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw(),
-        ];
+        ]
+        .map(|outside| Own {
+            outside,
+            inside: if root { 0 } else { outside },
+        });
         let target = rustix::process::getpid().as_raw_pid();
         let (wait, go) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
@@ -87,13 +99,13 @@ impl Mapper {
         };
         let [uid, gid] = self.own;
         if code & DONE[0] == 0 {
-            write(USERS.map, &format!("{uid} {uid} 1"))?;
+            write(USERS.map, &format!("{} {} 1", uid.inside, uid.outside))?;
         }
         if code & DONE[1] == 0 {
             // A gid map may be written without privilege only once setgroups(2) is off
             // (user_namespaces(7)).
             write("setgroups", "deny")?;
-            write(GROUPS.map, &format!("{gid} {gid} 1"))?;
+            write(GROUPS.map, &format!("{} {} 1", gid.inside, gid.outside))?;
         }
         Ok(())
     }
@@ -104,12 +116,13 @@ fn write(file: &'static str, text: &str) -> Result<(), (&'static str, io::Error)
 }
 
 /// In the child: runs both programs on the process `target`. Which of them could.
-fn by_programs(target: i32, own: [u32; 2]) -> i32 {
-    let name = user_name(own[0]);
+fn by_programs(target: i32, own: [Own; 2]) -> i32 {
+    let uid = own[0].outside;
+    let name = user_name(uid);
     let mut code = 0;
     for ((kind, own_id), done) in [USERS, GROUPS].iter().zip(own).zip(DONE) {
         let text = fs::read_to_string(kind.ranges).unwrap_or_default();
-        let ranges = ranges(&text, own[0], name.as_deref());
+        let ranges = ranges(&text, uid, name.as_deref());
         if ranges.is_empty() {
             continue;
         }
@@ -152,9 +165,10 @@ fn ranges(text: &str, uid: u32, name: Option<&str>) -> Vec<(u32, u32)> {
     of_user.take(MAX_RANGES).collect()
 }
 
-/// Maps `own` to itself and the other ids, from 0 on, to `ranges`: first id inside, first outside, count.
-fn extents(own: u32, ranges: &[(u32, u32)]) -> Vec<[u32; 3]> {
-    let mut extents = vec![[own, own, 1]];
+/// Maps `own` and the other ids, from 0 on, to `ranges`: first id inside, first outside, count.
+fn extents(own: Own, ranges: &[(u32, u32)]) -> Vec<[u32; 3]> {
+    let mut extents = vec![[own.inside, own.outside, 1]];
+    let own = own.inside;
     let mut inside: u32 = 0;
     for &(mut outside, mut count) in ranges {
         while count > 0 {
@@ -193,23 +207,43 @@ pub fn tty_group() -> u32 {
 mod tests {
     use super::*;
 
+    fn same(id: u32) -> Own {
+        Own {
+            outside: id,
+            inside: id,
+        }
+    }
+
+    #[test]
+    fn root_is_the_user_and_the_others_are_given() {
+        let root = Own {
+            outside: 1001,
+            inside: 0,
+        };
+        assert_eq!(
+            extents(root, &[(100_000, 10), (200_000, 65_536)]),
+            [[0, 1001, 1], [1, 100_000, 10], [11, 200_000, 65_536]]
+        );
+        assert_eq!(extents(root, &[]), [[0, 1001, 1]]);
+    }
+
     #[test]
     fn the_own_id_is_itself_and_the_others_are_given() {
         assert_eq!(
-            extents(1001, &[(100_000, 65_536)]),
+            extents(same(1001), &[(100_000, 65_536)]),
             [[1001, 1001, 1], [0, 100_000, 1001], [1002, 101_001, 64_535]]
         );
         // Two ranges, of which the first ends before it.
         assert_eq!(
-            extents(10, &[(100, 4), (200, 10)]),
+            extents(same(10), &[(100, 4), (200, 10)]),
             [[10, 10, 1], [0, 100, 4], [4, 200, 6], [11, 206, 4]]
         );
-        assert_eq!(extents(0, &[(100, 2)]), [[0, 0, 1], [1, 100, 2]]);
-        assert_eq!(extents(9, &[(100, 2)]), [[9, 9, 1], [0, 100, 2]]);
-        assert_eq!(extents(2, &[(100, 2)]), [[2, 2, 1], [0, 100, 2]]);
-        assert_eq!(extents(7, &[]), [[7, 7, 1]]);
+        assert_eq!(extents(same(0), &[(100, 2)]), [[0, 0, 1], [1, 100, 2]]);
+        assert_eq!(extents(same(9), &[(100, 2)]), [[9, 9, 1], [0, 100, 2]]);
+        assert_eq!(extents(same(2), &[(100, 2)]), [[2, 2, 1], [0, 100, 2]]);
+        assert_eq!(extents(same(7), &[]), [[7, 7, 1]]);
         // No id is mapped twice, whatever the ranges.
-        let all = extents(u32::MAX - 1, &[(1, u32::MAX - 1), (1, u32::MAX - 1)]);
+        let all = extents(same(u32::MAX - 1), &[(1, u32::MAX - 1), (1, u32::MAX - 1)]);
         assert_eq!(all, [[u32::MAX - 1, u32::MAX - 1, 1], [0, 1, u32::MAX - 1]]);
     }
 

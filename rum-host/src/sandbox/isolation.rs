@@ -7,6 +7,8 @@ pub struct Isolation {
     pub private_tmp: bool,
     /// It has terminals of its own: a /dev/pts that begins empty.
     pub private_pts: bool,
+    /// An ordinary user is root in it.
+    pub root: bool,
     /// Programs of root have all of root's capabilities, not only those of a container's root.
     pub privileged: bool,
 }
@@ -14,6 +16,7 @@ pub struct Isolation {
 /// Their words on the hidden command lines.
 const PRIVATE_TMP: &str = "private-tmp";
 const PRIVATE_PTS: &str = "private-pts";
+const ROOT: &str = "root";
 const PRIVILEGED: &str = "privileged";
 /// The word for none of them.
 const PLAIN: &str = "plain";
@@ -24,6 +27,7 @@ impl Isolation {
         let words = [
             (self.private_tmp, PRIVATE_TMP),
             (self.private_pts, PRIVATE_PTS),
+            (self.root, ROOT),
             (self.privileged, PRIVILEGED),
         ];
         let chosen: Vec<_> = words
@@ -43,6 +47,7 @@ impl Isolation {
             match word {
                 PRIVATE_TMP => this.private_tmp = true,
                 PRIVATE_PTS => this.private_pts = true,
+                ROOT => this.root = true,
                 PRIVILEGED => this.privileged = true,
                 PLAIN => {}
                 _ => return None,
@@ -58,15 +63,16 @@ mod tests {
 
     #[test]
     fn words_round_trip_and_others_are_refused() {
-        for chosen in 0..8 {
+        for chosen in 0..16 {
             let this = Isolation {
                 private_tmp: chosen & 1 != 0,
                 private_pts: chosen & 2 != 0,
-                privileged: chosen & 4 != 0,
+                root: chosen & 4 != 0,
+                privileged: chosen & 8 != 0,
             };
             assert_eq!(Isolation::parse(&this.word()), Some(this));
         }
-        for word in ["", "all", "private-tmp,", "--rpc"] {
+        for word in ["", "all", "private-tmp,", "Root", "--rpc"] {
             assert_eq!(Isolation::parse(word), None, "{word:?}");
         }
     }

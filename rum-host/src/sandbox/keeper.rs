@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::setup::Furnishing;
+use super::setup::{Caller, Furnishing};
 use super::status::Status;
 use super::{
     Failure, INIT, KILL, SELF, TERMINATE, bad_arguments, isolation, number, open_descriptors,
@@ -65,7 +65,8 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let alive = runtime_dir::make_alive(dir.as_fd())
         .map_err(|error| Failure::io("cannot make a pipe", &error.into()))?;
 
-    let guest = setup::unshare().and_then(|()| {
+    let caller = Caller::now();
+    let guest = setup::unshare(isolation.root).and_then(|()| {
         // Not before: its own /proc/self/uid_map would be root's.
         rights::guard();
         if let Some(net) = setup::net_cookie() {
@@ -75,7 +76,12 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
         let mut agent = vec!["--rpc".into(), rpc, "--channel".into(), channel];
         agent.extend(args);
         let path = path.to_owned();
-        start(alive, agent, Furnishing { isolation, path })
+        let furnishing = Furnishing {
+            isolation,
+            path,
+            caller,
+        };
+        start(alive, agent, furnishing)
     });
     let ended = guest.and_then(|(child, lifeline)| wait(child, lifeline));
     // Also when nothing was started: whoever asked for the guest may be gone already. The lock

@@ -27,8 +27,9 @@ const HIDDEN_SIZE: &str = "1m";
 /// The directories of `private_tmp` (systemd.exec(5), PrivateTmp=).
 const TMP: [&str; 2] = ["/tmp", "/var/tmp"];
 
-/// Arranges the new mount namespace. `is_root`: it belongs to no user namespace of its own.
-pub fn arrange(furnishing: &Furnishing, is_root: bool) -> Result<(), Failure> {
+/// Arranges the new mount namespace.
+pub fn arrange(furnishing: &Furnishing) -> Result<(), Failure> {
+    let caller = furnishing.caller;
     // Slave rather than private: nothing done inside is seen outside, yet what the host unmounts
     // does not stay busy for as long as the guest lives.
     rustix::mount::mount_change(
@@ -36,9 +37,9 @@ pub fn arrange(furnishing: &Furnishing, is_root: bool) -> Result<(), Failure> {
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
     .map_err(|error| Failure::new("cannot cut the guest's mounts off from the host's", error))?;
-    own_proc(is_root)?;
+    own_proc(caller.is_privileged)?;
     // Looked for before /tmp is empty, hidden afterwards where they are still to be seen.
-    let hidden = runtime_dir::to_hide(&furnishing.path);
+    let hidden = runtime_dir::to_hide(&furnishing.path, caller.uid);
     if furnishing.isolation.private_tmp {
         private_tmp()?;
     }
@@ -57,6 +58,7 @@ pub fn arrange(furnishing: &Furnishing, is_root: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `is_root`: the mounts belong to no user namespace of their own.
 fn own_proc(is_root: bool) -> Result<(), Failure> {
     let failed = |error: Errno| match error {
         // The kernel shows no more of /proc than what was visible before (mount_too_revealing

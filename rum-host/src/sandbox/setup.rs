@@ -2,7 +2,7 @@
 //!
 //! The keeper calls [`unshare`]: as root network, PID, mount and UTS namespaces; as an ordinary
 //! user a user namespace too, in which his uid and gid are mapped to themselves ([`super::ids`]; a
-//! mapped root would be refused by programs such as PostgreSQL's initdb). The UTS namespace keeps a host name that is
+//! mapped root, who is refused by programs such as PostgreSQL's initdb, is there for the asking). The UTS namespace keeps a host name that is
 //! set inside from the host. The IPC namespace stays the caller's: see [`super::sysv`].
 //!
 //! Its child, the first process of the new PID namespace, calls [`furnish`] before it executes
@@ -26,8 +26,9 @@ use super::isolation::Isolation;
 
 const DISABLED: &str = "user namespaces are not available to ordinary users on this machine";
 
-/// Moves this process into new namespaces; its next child is PID 1 of a new PID namespace.
-pub fn unshare() -> Result<(), Failure> {
+/// Moves this process into new namespaces; its next child is PID 1 of a new PID namespace. `root`: an
+/// ordinary user is root there.
+pub fn unshare(root: bool) -> Result<(), Failure> {
     let spaces =
         UnshareFlags::NEWNET | UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS;
     if is_privileged() {
@@ -36,7 +37,7 @@ pub fn unshare() -> Result<(), Failure> {
             .map_err(|error| Failure::new("cannot make namespaces", error));
     }
     let failed = |error| Failure::io("cannot start a process", &error);
-    let mapper = Mapper::start().map_err(failed)?;
+    let mapper = Mapper::start(root).map_err(failed)?;
     // SAFETY: as above.
     unsafe { rustix::thread::unshare_unsafe(spaces | UnshareFlags::NEWUSER) }.map_err(|error| {
         match error {
@@ -91,12 +92,33 @@ pub struct Furnishing {
     pub isolation: Isolation,
     /// Its runtime directory.
     pub path: PathBuf,
+    /// Whose it is.
+    pub caller: Caller,
+}
+
+/// Who has a guest made.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    /// His user id, outside.
+    pub uid: u32,
+    /// Whether he can do without a user namespace ([`is_privileged`]).
+    pub is_privileged: bool,
+}
+
+impl Caller {
+    /// To be called outside.
+    pub fn now() -> Self {
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            is_privileged: is_privileged(),
+        }
+    }
 }
 
 /// Makes the new namespaces habitable: mounts ([`super::mounts`]), `lo` up, every port free for every
 /// user.
 pub fn furnish(furnishing: &Furnishing) -> Result<(), Failure> {
-    super::mounts::arrange(furnishing, is_privileged())?;
+    super::mounts::arrange(furnishing)?;
     scatter_pids();
     loopback_up().map_err(|error| Failure::new("cannot bring up the guest's `lo`", error))?;
     let start = "/proc/sys/net/ipv4/ip_unprivileged_port_start";

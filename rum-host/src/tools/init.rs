@@ -89,6 +89,8 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # private_tmp = false
 # Terminals of its own: sshd of an ordinary user can give one only then.
 # private_pts = false
+# An ordinary user is root in it, as in `podman unshare`: chown, setpriv and the like work.
+# root = false
 # All of root's capabilities for root's programs, not only those that root has in a container.
 # privileged = false
 

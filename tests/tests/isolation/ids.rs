@@ -16,12 +16,12 @@ const GIVEN: &str = "cd \"$0\" && for file in subuid subgid passwd; do \
                      exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
 
 /// An ordinary user to whom /etc/subuid and /etc/subgid give ids.
-struct Given {
-    house: House,
+pub struct Given {
+    pub house: House,
 }
 
 impl Given {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let house = House::new(Who::User);
         let passwd = fs::read_to_string("/etc/passwd").unwrap();
         let others = passwd.lines().filter(|line| !line.starts_with("nobody:"));
@@ -38,7 +38,7 @@ impl Given {
         Self { house }
     }
 
-    fn up(&self, guest: &str, command: &[&str]) -> Rum {
+    pub fn up(&self, guest: &str, command: &[&str]) -> Rum {
         let file = self.file("rum.toml");
         let text = format!("name = \"a\"\n[guest]\n{guest}[auto_ports]\nrange = \"5000-5999\"\n");
         fs::write(&file, text).unwrap();
@@ -53,7 +53,7 @@ impl Given {
         self.house.setup.start_command(&mut unshare)
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.house.setup.path().join(name)
     }
 }

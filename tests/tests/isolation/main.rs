@@ -7,5 +7,6 @@ mod ids;
 mod ipc;
 mod privilege;
 mod reach;
+mod root;
 mod support;
 mod tmp;

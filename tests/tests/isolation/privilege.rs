@@ -9,7 +9,7 @@ use rum_tests::rum::below;
 use crate::support::{House, Who, said};
 
 /// The capabilities that Docker gives by default, as /proc/PID/status shows them.
-const CONTAINER: &str = "00000000a80425fb";
+pub const CONTAINER: &str = "00000000a80425fb";
 /// What `rum up` says as root.
 const NO_BOUNDARY: &str = "no security boundary";
 
