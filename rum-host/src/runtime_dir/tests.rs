@@ -186,6 +186,7 @@ fn directories_are_hidden_under_the_id_that_the_user_has_outside() {
     let other = tempfile::Builder::new()
         .prefix(&format!("rum-{uid}"))
         .rand_bytes(0)
+        .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in("/tmp")
         .unwrap();
     assert!(to_hide(a.path(), uid).contains(&other.path().to_owned()));
