@@ -7,6 +7,10 @@
 //! executor (the supervisor) has no choices left: it carries the actions out, reports each
 //! result, and asks again until the plan is empty.
 //!
+//! A plan is for at most [`AT_ONCE`] forwards, so that whoever asks for it never waits for thousands: all
+//! wishes are known before the first port is bound, and then each forward is looked at as often as
+//! something about it differs, however many there are.
+//!
 //! What is looked at twice gives the same plan, and the plan is the one that a look at
 //! everything would give, as long as no more than [`PROMPT`] forwards wait for a port; the tests have
 //! that look written down, and compare.
@@ -23,7 +27,8 @@ use std::time::{Duration, Instant};
 
 use rum_shared::listener::Listener;
 
-use self::candidate::{Reserved, candidate};
+use self::candidate::{Reserved, Taken};
+use self::open::Next;
 use crate::policy::Territory;
 pub use crate::policy::{
     AutoPolicy, Binds, DRAIN, GuestPort, HostAddr, Key, OnConflict, Policy, StaticForward, Verdict,
@@ -31,14 +36,18 @@ pub use crate::policy::{
 };
 
 mod candidate;
+mod open;
 
 /// A host port that is taken is tried again after this at the earliest: soon enough that a user who
 /// frees it does not wait. Where many are taken, whoever tries them waits longer.
 pub const CONFLICT_RETRY: Duration = Duration::from_millis(250);
 /// With [`OnConflict::Next`] at most this many ports are tried in one go.
 pub const MAX_NEXT_TRIES: usize = 64;
-/// At most this many forwards are looked at before their time because a host port became free.
+/// At most this many forwards are looked at before their time because a host port became free. Where
+/// more wait, they tell each other which ports are taken.
 const PROMPT: usize = 64;
+/// The forwards of one plan: some milliseconds of work.
+pub const AT_ONCE: usize = 256;
 
 /// Whether a forward should be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -131,6 +140,8 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// The forwards whose wish is another one than in the last plan.
     pub decided: Vec<Key>,
+    /// There are others to look at: ask again, also when there is nothing to do now.
+    pub more: bool,
     /// The next moment at which the plan may differ, once it is empty.
     pub wake: Option<Instant>,
 }
@@ -142,6 +153,8 @@ struct Forward {
     binding: Option<Binding>,
     /// Its entry in the queue.
     due: Option<Instant>,
+    /// Its entry among those that are open.
+    open: Option<Next>,
 }
 
 /// See the module. `heard` tells, wherever it is asked for, what listens on a guest port and
@@ -156,10 +169,14 @@ pub struct Planner {
     /// None of them is [`Wish::Nothing`] without a binding once it was looked at.
     forwards: BTreeMap<Key, Forward>,
     reserved: Reserved,
-    /// To be looked at.
+    /// Their wish may be another one.
     touched: BTreeSet<Key>,
+    /// Their wish is known, and what is to be done about it is not; see [`Next`].
+    open: BTreeSet<(Next, Key)>,
     /// To be looked at, then.
     due: BTreeSet<(Instant, Key)>,
+    /// Ports that were found taken, while many look for one.
+    taken: Taken,
 }
 
 impl Planner {
@@ -172,7 +189,9 @@ impl Planner {
             forwards: BTreeMap::new(),
             reserved: Reserved::default(),
             touched: BTreeSet::new(),
+            open: BTreeSet::new(),
             due: BTreeSet::new(),
+            taken: Taken::default(),
         };
         planner.set_policy(policy);
         planner
@@ -212,10 +231,10 @@ impl Planner {
         heard: impl Fn(GuestPort) -> Option<(&'a Listener, Instant)>,
         now: Instant,
     ) -> usize {
-        self.decide(&heard, now);
+        self.decide(&heard, now, usize::MAX);
         self.set_policy(policy);
         self.touched.extend(listening.into_iter().map(Key::Auto));
-        let decided = self.decide(&heard, now);
+        let decided = self.decide(&heard, now, usize::MAX);
         let differs = |(key, before): &&(Key, Wish)| {
             let after = self.forwards.get(key).and_then(|f| f.wish.want());
             before.want() != after
@@ -241,20 +260,20 @@ impl Planner {
         heard: impl Fn(GuestPort) -> Option<(&'a Listener, Instant)>,
         now: Instant,
     ) -> Plan {
-        let decided = self.decide(&heard, now);
+        let decided = self.decide(&heard, now, AT_ONCE);
         let decided = decided.into_iter().map(|(key, _)| key).collect();
-        // What has to go first may free what others wait for: that is asked again after it.
-        let mut actions: Vec<Action> = self.touched.iter().filter_map(|k| self.undo(*k)).collect();
-        if actions.is_empty() {
-            let mut chosen = Reserved::default();
-            for key in std::mem::take(&mut self.touched) {
-                if let Some(action) = self.bind(key, &mut chosen, now) {
-                    self.touched.insert(key);
-                    actions.push(action);
-                }
+        let mut actions = Vec::new();
+        // What others want is known before anything is bound.
+        if self.touched.is_empty() {
+            // What has to go first may free what others wait for: that is asked again after it.
+            let first = self.open().take_while(|(next, _)| *next == Next::Undo);
+            actions.extend(first.filter_map(|(_, key)| self.undo(key)));
+            if actions.is_empty() {
+                actions = self.choose(now);
             }
         }
         Plan {
+            more: actions.is_empty() && !(self.touched.is_empty() && self.open.is_empty()),
             actions,
             decided,
             wake: self.due.first().map(|(at, _)| *at),
@@ -263,11 +282,12 @@ impl Planner {
 
     /// An action's result: `at` was bound.
     pub fn bound(&mut self, key: Key, want: Want, at: HostAddr) {
-        self.ended(key);
+        self.end(key);
         self.reserved.insert(at);
         self.touch_beside(key, &want);
         let binding = Binding::Bound { want, at };
         self.forwards.entry(key).or_default().binding = Some(binding);
+        self.reopen(key);
     }
 
     /// The addresses beside that of the forward `key` follow it.
@@ -281,7 +301,7 @@ impl Planner {
     /// An action's result: `at` could not be bound at `now`. Once nothing is left to try, it
     /// starts over when `pause` has passed since the last attempt, however long those took.
     pub fn blocked(&mut self, key: Key, want: Want, at: HostAddr, now: Instant, pause: Duration) {
-        let mut tried = match self.ended(key) {
+        let mut tried = match self.end(key) {
             Some(Binding::Blocked {
                 retry_at, tried, ..
             }) if retry_at > now => tried,
@@ -292,21 +312,35 @@ impl Planner {
             // It was spoken for while this was to be bound there.
             self.freed();
         }
+        let retry_at = now + pause;
+        if self.is_crowded() {
+            self.taken.insert(at, retry_at);
+        }
         self.forwards.entry(key).or_default().binding = Some(Binding::Blocked {
             want,
-            retry_at: now + pause,
+            retry_at,
             tried,
         });
+        self.reopen(key);
     }
 
-    /// How many forwards wait to be looked at again.
+    /// How many forwards wait to be looked at again, or are about to be.
     pub fn waiting(&self) -> usize {
-        self.due.len()
+        self.due.len() + self.open.len()
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.waiting() > PROMPT
     }
 
     /// An action's result: it is neither bound nor tried any more. Returns what it was.
     pub fn ended(&mut self, key: Key) -> Option<Binding> {
-        self.touched.insert(key);
+        let binding = self.end(key);
+        self.reopen(key);
+        binding
+    }
+
+    fn end(&mut self, key: Key) -> Option<Binding> {
         let binding = self.forwards.get_mut(&key)?.binding.take();
         if let Some(Binding::Bound { at, want }) = &binding {
             self.touch_beside(key, want);
@@ -324,26 +358,40 @@ impl Planner {
     /// when they are due: each of their attempts would have all of them looked at.
     fn freed(&mut self) {
         let next = |auto: &AutoPolicy| auto.on_conflict == OnConflict::Next;
-        if self.due.len() <= PROMPT && self.policy.auto.as_ref().is_some_and(next) {
-            self.touched.extend(self.due.iter().map(|(_, key)| *key));
+        if !self.is_crowded() && self.policy.auto.as_ref().is_some_and(next) {
+            let waiting: Vec<Key> = self.due.iter().map(|(_, key)| *key).collect();
+            waiting.into_iter().for_each(|key| self.reopen(key));
         }
     }
 
-    /// Takes what is due among what is touched, and brings the wishes of all of that up to
-    /// date. Returns the wishes that differ, as they were.
+    /// Takes what is due, and brings the wishes of at most `limit` of what is touched up to date. Returns the
+    /// wishes that differ, as they were.
     fn decide<'a>(
         &mut self,
         heard: &impl Fn(GuestPort) -> Option<(&'a Listener, Instant)>,
         now: Instant,
+        limit: usize,
     ) -> Vec<(Key, Wish)> {
-        let due = self.due.iter().take_while(|(at, _)| *at <= now);
-        self.touched.extend(due.map(|(_, key)| *key));
+        self.taken.expire(now);
+        while let Some((at, key)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+            self.due.remove(&(at, key));
+            if let Some(forward) = self.forwards.get_mut(&key) {
+                forward.due = None;
+                match forward.wish {
+                    Wish::Awaiting(_) => drop(self.touched.insert(key)),
+                    Wish::Want(_) | Wish::Nothing => self.reopen(key),
+                }
+            }
+        }
         let mut decided = Vec::new();
-        let keys: Vec<Key> = self.touched.iter().copied().collect();
-        for key in keys {
+        for _ in 0..limit {
+            let Some(key) = self.touched.pop_first() else {
+                break;
+            };
             let wish = self.wish(key, heard, now);
             let forward = self.forwards.entry(key).or_default();
             let before = std::mem::replace(&mut forward.wish, wish);
+            self.reopen(key);
             if before == wish {
                 continue;
             }
@@ -393,65 +441,10 @@ impl Planner {
             }
         }
     }
-
-    /// What ends the binding of `key`, if it is not as wished.
-    fn undo(&self, key: Key) -> Option<Action> {
-        let Forward { wish, binding, .. } = self.forwards.get(&key)?;
-        let binding = binding.as_ref()?;
-        let had = binding.want();
-        let wanted = match wish {
-            Wish::Want(want) => want == had,
-            Wish::Awaiting(_) => true,
-            Wish::Nothing => false,
-        };
-        match binding {
-            Binding::Blocked { .. } => (!wanted).then_some(Action::Forget(key)),
-            Binding::Bound { at, .. } => {
-                // Where it is was right once; another policy may have come since.
-                let allowed = wish.want().is_some_and(|want| want.host == *at)
-                    || self.territories.iter().any(|t| t.may_bind(had.guest, *at));
-                (!(wanted && allowed)).then_some(Action::Unbind(key))
-            }
-        }
-    }
-
-    /// What binds `key`, if it is wanted and there is something to try; else it is looked at
-    /// again when it is due. `chosen` are the addresses that are to be bound before it.
-    fn bind(&mut self, key: Key, chosen: &mut Reserved, now: Instant) -> Option<Action> {
-        let forward = self.forwards.get_mut(&key)?;
-        if let Some(at) = forward.due.take() {
-            self.due.remove(&(at, key));
-        }
-        let untried = BTreeSet::new();
-        let (due, action) = match (forward.wish, &forward.binding) {
-            (Wish::Awaiting(until), _) => (Some(until), None),
-            (Wish::Want(_), Some(Binding::Bound { .. })) => (None, None),
-            (Wish::Want(want), binding) => {
-                let (tried, due) = match binding {
-                    Some(Binding::Blocked {
-                        tried, retry_at, ..
-                    }) if *retry_at > now => (tried, Some(*retry_at)),
-                    _ => (&untried, None),
-                };
-                match candidate(&want, tried, &self.territories, [&self.reserved, chosen]) {
-                    Some(at) => (None, Some(Action::Bind { key, want, at })),
-                    None => (due, None),
-                }
-            }
-            (Wish::Nothing, _) => {
-                self.forwards.remove(&key);
-                return None;
-            }
-        };
-        forward.due = due;
-        self.due.extend(due.map(|at| (at, key)));
-        if let Some(Action::Bind { at, .. }) = action {
-            chosen.insert(at);
-        }
-        action
-    }
 }
 
+#[cfg(test)]
+mod crowd;
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;

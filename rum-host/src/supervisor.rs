@@ -286,7 +286,7 @@ impl Supervisor {
             let wake = self.settle(&mut shell);
             self.publish(clock::now());
             shell.pauses.over(clock::now(), shell.notify);
-            let looks = [self.notes.tick_at(), self.addresses.wake()];
+            let looks = [self.notes.wake(), self.addresses.wake()];
             let wakes = [wake, shell.pauses.wake()].into_iter().chain(looks);
             let wake = wakes.flatten().min();
             if wake.is_some_and(|at| at <= clock::now()) {
@@ -378,7 +378,7 @@ impl Supervisor {
                 let connections = cut;
                 shell.say(Notice::Cut { guest, connections });
             }
-            Done::Holders { found, took } => self.holders_found(found, took, shell),
+            Done::Holders { found, took } => self.holders.looked(found, took, clock::now()),
         }
     }
 

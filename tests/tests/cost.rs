@@ -14,13 +14,14 @@ use std::sync::Mutex;
 use std::thread;
 
 /// What is done, with how many ports.
-const WORK: [(&str, [u32; 2]); 10] = [
+const WORK: [(&str, [u32; 2]); 11] = [
     ("parse", [100, 10_000]),
     ("fold", [100, 10_000]),
     ("refold", [100, 10_000]),
     ("diff", [100, 10_000]),
     ("plan", [100, 10_000]),
     ("replan", [100, 10_000]),
+    ("taken", [100, 10_000]),
     ("publish", [100, 10_000]),
     ("table", [100, 10_000]),
     ("frame", [100, 1_000]),
@@ -158,6 +159,7 @@ fn nothing_became_dearer_or_cheaper_unnoticed() {
         ("publish", 1),
         ("replan", 1),
         ("plan", 100),
+        ("taken", 100),
         ("fold", 100),
     ] {
         let [few, many] = [100, 10_000].map(|n| counts[&(name.to_owned(), n)]);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::time::Instant;
 
 use super::{HostAddr, MAX_NEXT_TRIES, OnConflict, Want};
 use crate::policy::{Territory, others, overlap};
@@ -13,7 +14,7 @@ pub(super) fn candidate(
     want: &Want,
     tried: &BTreeSet<u16>,
     territories: &[Territory],
-    reserved: [&Reserved; 2],
+    reserved: &[&Reserved],
 ) -> Option<HostAddr> {
     if !tried.contains(&want.host.0.port()) {
         return Some(want.host);
@@ -37,6 +38,13 @@ fn first_free(
     let (mut port, last) = (*ports.start(), *ports.end());
     loop {
         let (word, bit) = Ports::place(port);
+        if let Some(full) = reserved.iter().find(|ports| ports.is_full(word)) {
+            port = u16::try_from(full.next_with_room(word)? * 64).ok()?;
+            if port > last {
+                return None;
+            }
+            continue;
+        }
         let taken = reserved.iter().fold(0, |all, ports| all | ports.bits[word]);
         let free = !taken & !(bit - 1);
         let offset = u16::try_from(free.trailing_zeros()).ok()?;
@@ -102,14 +110,19 @@ impl Reserved {
 struct Ports {
     times: BTreeMap<u16, u32>,
     bits: Box<[u64]>,
+    /// The words of `bits` in which all are, so that 64 of them are skipped at once, too.
+    full: [u64; WORDS.div_ceil(64)],
 }
+
+/// The words for all ports.
+const WORDS: usize = (u16::MAX as usize + 1) / 64;
 
 impl Default for Ports {
     fn default() -> Self {
-        let words = (usize::from(u16::MAX) + 1) / 64;
         Self {
             times: BTreeMap::new(),
-            bits: vec![0; words].into_boxed_slice(),
+            bits: vec![0; WORDS].into_boxed_slice(),
+            full: Default::default(),
         }
     }
 }
@@ -122,6 +135,9 @@ impl Ports {
     fn insert(&mut self, port: u16) {
         let (word, bit) = Self::place(port);
         self.bits[word] |= bit;
+        if self.bits[word] == u64::MAX {
+            self.full[word / 64] |= 1 << (word % 64);
+        }
         *self.times.entry(port).or_default() += 1;
     }
 
@@ -134,6 +150,51 @@ impl Ports {
             self.times.remove(&port);
             let (word, bit) = Self::place(port);
             self.bits[word] &= !bit;
+            self.full[word / 64] &= !(1 << (word % 64));
+        }
+    }
+
+    fn is_full(&self, word: usize) -> bool {
+        self.full[word / 64] & (1 << (word % 64)) != 0
+    }
+
+    /// The first word from `word` on that is not full.
+    fn next_with_room(&self, word: usize) -> Option<usize> {
+        let mut at = word / 64;
+        let mut room = !self.full[at] & (u64::MAX << (word % 64));
+        while room == 0 {
+            at += 1;
+            room = !*self.full.get(at)?;
+        }
+        let offset = usize::try_from(room.trailing_zeros()).ok()?;
+        Some(at * 64 + offset)
+    }
+}
+
+/// Host addresses that somebody found taken, each until it is to be tried again. Where many forwards look for
+/// a port, one attempt at it is enough for all of them.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    ports: Reserved,
+    until: BTreeSet<(Instant, HostAddr)>,
+}
+
+impl Taken {
+    pub(super) fn ports(&self) -> &Reserved {
+        &self.ports
+    }
+
+    pub(super) fn insert(&mut self, at: HostAddr, until: Instant) {
+        if self.until.insert((until, at)) {
+            self.ports.insert(at);
+        }
+    }
+
+    /// Forgets those that are to be tried again.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some((until, at)) = self.until.first().copied().filter(|(at, _)| *at <= now) {
+            self.until.remove(&(until, at));
+            self.ports.remove(at);
         }
     }
 }

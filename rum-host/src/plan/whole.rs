@@ -86,7 +86,10 @@ pub(super) fn plan(
         }
     }
     let (untried, nothing) = (BTreeSet::new(), Reserved::default());
-    for (key, want) in &wants {
+    // What is new comes before what waits anyway.
+    let (again, new): (Vec<_>, Vec<_>) =
+        wants.iter().partition(|(key, _)| actual.contains_key(key));
+    for (key, want) in new.into_iter().chain(again) {
         let (tried, retry_at) = match actual.get(key) {
             Some(Binding::Bound { .. }) => continue,
             Some(Binding::Blocked {
@@ -94,7 +97,7 @@ pub(super) fn plan(
             }) if *retry_at > now => (tried, Some(*retry_at)),
             Some(Binding::Blocked { .. }) | None => (&untried, None),
         };
-        match candidate(want, tried, &territories, [&reserved, &nothing]) {
+        match candidate(want, tried, &territories, &[&reserved, &nothing]) {
             Some(at) => {
                 reserved.insert(at);
                 let (key, want) = (*key, *want);

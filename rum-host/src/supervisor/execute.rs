@@ -13,7 +13,7 @@ use crate::plan::{Action, Binding, GuestPort, HostAddr, Key, OnConflict, Want};
 
 /// How long one turn carries out what is planned, before agent, control socket and signals get
 /// theirs: short enough that nobody waits, long enough for some hundred ports.
-const TURN: Duration = Duration::from_millis(20);
+const TURN: Duration = Duration::from_millis(10);
 /// A loopback address that this machine does not have is looked for this often, for each port: IPv6
 /// is rarely switched on while rum runs.
 const ABSENT_PAUSE: Duration = Duration::from_secs(30);
@@ -29,16 +29,20 @@ impl Supervisor {
             tried: 0,
         };
         let settled = loop {
-            let planned_at = clock::now();
             let guest = &self.guest;
-            let plan = self.planner.plan(|port| guest.heard(port), planned_at);
+            let plan = self.planner.plan(|port| guest.heard(port), clock::now());
             for key in plan.decided {
                 if let Key::Auto(port) = key.forward() {
                     self.notes.port(port);
                 }
             }
+            if plan.actions.is_empty() && (plan.more || !self.tell_of_taken(&turn)) {
+                if turn.is_over() {
+                    break Some(clock::now());
+                }
+                continue;
+            }
             if plan.actions.is_empty() {
-                self.tell_of_taken();
                 let grace = match self.agent {
                     AgentState::Lost(since) => Some(since + GRACE),
                     _ => None,
@@ -46,10 +50,6 @@ impl Supervisor {
                 let deadlines = [plan.wake, grace, self.confirm_at, self.holders.wake()];
                 break deadlines.into_iter().flatten().min();
             }
-            // A plan for very many takes its time: as much is carried out of it, if that is bearable.
-            let now = clock::now();
-            let planning = (now - planned_at).min(TURN * 4);
-            turn.until = turn.until.max(now + planning * 2);
             if !self.carry_out(plan.actions, &mut turn, shell) {
                 break Some(clock::now());
             }
@@ -58,6 +58,7 @@ impl Supervisor {
             let spent = cpu_time().saturating_sub(cpu);
             self.pace.measured(spent, turn.tried);
         }
+        self.tell_who_has_them(shell);
         self.look_for_holders(shell);
         self.look_at_addresses(shell);
         settled
@@ -65,10 +66,7 @@ impl Supervisor {
 
     /// Carries `actions` out as far as the turn goes; whether that was all.
     fn carry_out(&mut self, actions: Vec<Action>, turn: &mut Turn, shell: &mut Shell<'_>) -> bool {
-        let is_retry = |action: &Action| matches!(action, Action::Bind { key, .. } if self.planner.binding(*key).is_some());
-        // Thousands that wait must not keep one waiting that is new.
-        let (later, first): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_retry);
-        for action in first.into_iter().chain(later) {
+        for action in actions {
             match action {
                 Action::Unbind(key) => self.unbind(key, shell),
                 Action::Forget(key) => self.forget(key),
@@ -77,7 +75,7 @@ impl Supervisor {
                     self.bind(key, want, at, shell);
                 }
             }
-            if clock::now() >= turn.until {
+            if turn.is_over() {
                 return false;
             }
         }
@@ -231,16 +229,20 @@ impl Supervisor {
         self.holders.ask(key, at);
     }
 
-    /// Those whose port is taken, and which found no other that they could try.
-    fn tell_of_taken(&mut self) {
-        for key in std::mem::take(&mut self.untold) {
+    /// Those whose port is taken, and which found no other that they could try; whether that were all.
+    fn tell_of_taken(&mut self, turn: &Turn) -> bool {
+        while let Some(key) = self.untold.pop_first() {
             if let Some(Binding::Blocked { want, .. }) = self.planner.binding(key)
                 && !self.told.contains_key(&key)
             {
                 let want = *want;
                 self.taken(key, want, want.host);
             }
+            if turn.is_over() {
+                break;
+            }
         }
+        self.untold.is_empty()
     }
 
     /// Forgets a forward that never came to be bound.
@@ -310,6 +312,12 @@ struct Turn {
     until: Instant,
     /// Forwards for which their own port was tried.
     tried: u32,
+}
+
+impl Turn {
+    fn is_over(&self) -> bool {
+        clock::now() >= self.until
+    }
 }
 
 /// What this thread has cost so far: unlike the time of day it knows nothing of others who kept the

@@ -12,7 +12,7 @@ use super::{Done, Shell, Supervisor, Told};
 use crate::clock;
 use crate::host_port::{self, Taken};
 use crate::notice::BlockReason;
-use crate::plan::{Binding, HostAddr, Key};
+use crate::plan::{AT_ONCE, Binding, HostAddr, Key};
 
 /// Looks take at most this part of a core.
 const SHARE: u32 = 20;
@@ -26,8 +26,10 @@ pub(super) struct Holders {
     taken: BTreeMap<Key, (HostAddr, Option<Taken>)>,
     /// There is one that nobody has looked for.
     asked: bool,
-    /// One looks at this moment.
+    /// One looks at this moment, or what it has found is told.
     looking: bool,
+    /// What has been found and is not told yet.
+    found: Vec<(Key, HostAddr, Taken)>,
     /// When one may look next.
     not_before: Option<Instant>,
     /// When what is known is looked at again.
@@ -54,6 +56,9 @@ impl Holders {
 
     /// When to look.
     pub fn wake(&self) -> Option<Instant> {
+        if !self.found.is_empty() {
+            return Some(clock::now());
+        }
         match (self.taken.is_empty(), self.looking, self.asked) {
             (true, ..) | (_, true, _) => None,
             (.., true) => self.not_before,
@@ -80,10 +85,11 @@ impl Holders {
         )
     }
 
-    /// Somebody looked, for so long.
-    fn looked(&mut self, took: Duration, now: Instant) {
+    /// Somebody looked, for so long, and has found that.
+    pub fn looked(&mut self, found: Vec<(Key, HostAddr, Taken)>, took: Duration, now: Instant) {
         let pause = took * SHARE;
-        self.looking = false;
+        self.looking = !found.is_empty();
+        self.found = found;
         self.not_before = Some(now + pause);
         self.again = Some(now + pause.max(AGAIN));
     }
@@ -104,15 +110,10 @@ impl Supervisor {
         });
     }
 
-    /// Takes over what a look has found.
-    pub(super) fn holders_found(
-        &mut self,
-        found: Vec<(Key, HostAddr, Taken)>,
-        took: Duration,
-        shell: &mut Shell<'_>,
-    ) {
-        self.holders.looked(took, clock::now());
-        for (key, at, taken) in found {
+    /// Takes over what a look has found, of at most [`AT_ONCE`] forwards in one go.
+    pub(super) fn tell_who_has_them(&mut self, shell: &mut Shell<'_>) {
+        let left = self.holders.found.len().saturating_sub(AT_ONCE);
+        for (key, at, taken) in self.holders.found.split_off(left) {
             // Bound or given up meanwhile, or blocked elsewhere: no longer news.
             let Some(entry) = self.holders.taken.get_mut(&key).filter(|(a, _)| *a == at) else {
                 continue;
@@ -131,6 +132,9 @@ impl Supervisor {
             let reason = Some(reason);
             self.told.insert(key, Told { at, reason });
             self.notes.port(guest);
+        }
+        if left == 0 {
+            self.holders.looking = false;
         }
     }
 }

@@ -164,13 +164,15 @@ impl Supervisor {
         let forwarded = |port: u16| policy.statics.iter().any(|s| s.guest.0 == port);
         // An agent in rum's own network namespace sees rum's own ports as well.
         let same_kernel = self.guest.same_kernel;
-        let own = self.forwarders.values();
-        let own = own.filter_map(|active| Some(active.forwarder.addr()?.0.port()));
-        let ports = ports.copied().filter(|port| {
-            let own = same_kernel && own.clone().any(|own| own == *port);
-            !auto.ranges.contains(*port) && !forwarded(*port) && !own
-        });
-        let ports: BTreeSet<u16> = ports.collect();
+        let beside = |port: &u16| !auto.ranges.contains(*port) && !forwarded(*port);
+        let mut ports: BTreeSet<u16> = ports.copied().filter(beside).collect();
+        if same_kernel && !ports.is_empty() {
+            for active in self.forwarders.values() {
+                if let Some(own) = active.forwarder.addr() {
+                    ports.remove(&own.0.port());
+                }
+            }
+        }
         let range = auto.ranges.to_string();
         if let Some(ports) = self.outside.polled(&ports) {
             shell.say(Notice::Outside { ports, range });

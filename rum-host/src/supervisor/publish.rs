@@ -13,6 +13,7 @@ use rum_shared::rpc::AgentInfo;
 use tokio::sync::watch;
 
 use super::{AgentState, Supervisor};
+use crate::clock;
 use crate::control::board::{Board, Demand};
 use crate::control::model;
 use crate::notice::BlockReason;
@@ -22,6 +23,10 @@ use crate::status::{self, Draining, Facts, Forward, Knowledge, Standing};
 /// Counters are put on the board this often while somebody reads.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Rows that are put on the board before agent, control socket and signals get their turn: some
+/// milliseconds of work, also where all of thousands of ports differ.
+const AT_ONCE: usize = 256;
+
 /// What is to be put on the board.
 #[derive(Debug)]
 pub(super) struct Notes {
@@ -29,9 +34,16 @@ pub(super) struct Notes {
     demand: watch::Receiver<Demand>,
     ports: BTreeSet<u16>,
     everything: bool,
+    /// What is being put there; `ports` come after it.
+    batch: Option<Batch>,
     next_tick: Option<Instant>,
-    /// The last [`Demand::fresh`] that was answered.
+    /// The last [`Demand::fresh`] that was answered, and the last one that was taken on.
     fresh: u64,
+    asked: u64,
+    /// What has counters and is to be put there before that is answered.
+    counters: BTreeSet<u16>,
+    /// All ports of the guest are on the board.
+    covers_all: bool,
     /// Who the agent is, or was.
     info: Option<AgentInfo>,
     /// Why it is not there.
@@ -49,8 +61,12 @@ impl Notes {
             demand,
             ports: BTreeSet::new(),
             everything: true,
+            batch: None,
             next_tick: None,
             fresh: 0,
+            asked: 0,
+            counters: BTreeSet::new(),
+            covers_all: false,
             info: None,
             lost: None,
             retry_ms: None,
@@ -89,9 +105,18 @@ impl Notes {
         self.attempts = self.attempts.saturating_add(1);
     }
 
-    /// When the counters are due.
-    pub fn tick_at(&self) -> Option<Instant> {
-        self.next_tick
+    /// When there is something to put on the board: counters in a while, what is left at once.
+    pub fn wake(&self) -> Option<Instant> {
+        let noted = self.everything || !self.ports.is_empty();
+        let more = noted || self.batch.is_some() || !self.counters.is_empty();
+        match more {
+            true => Some(clock::now()),
+            false => self.next_tick,
+        }
+    }
+
+    fn refreshed(&self) {
+        self.board.refreshed(self.fresh, self.covers_all);
     }
 
     /// Completes when the readers want something else.
@@ -108,18 +133,88 @@ impl Notes {
     }
 }
 
+/// Ports whose rows differ, and what is true once they are on the board.
+#[derive(Debug)]
+struct Batch {
+    ports: BTreeSet<u16>,
+    agent: model::AgentStatus,
+    covers_all: bool,
+}
+
 impl Supervisor {
-    /// Puts on the board what was noted, and counters where somebody waits for them.
+    /// Puts on the board what was noted, and counters where somebody waits for them; of very much a part
+    /// ([`Notes::wake`]).
     pub(super) fn publish(&mut self, now: Instant) {
-        let demand = self.notes.wanted();
-        let ticked = self.notes.next_tick.is_some_and(|at| at <= now);
-        if ticked || demand.fresh != self.notes.fresh {
-            let bound = self.forwarders.values().map(|a| a.forwarder.guest());
-            let closed = self.closed.keys().map(|(guest, _)| *guest);
-            self.notes.ports.extend(bound.chain(closed).map(|g| g.0));
+        let (knowledge, mut left) = (self.knowledge(), AT_ONCE);
+        self.publish_counters(&knowledge, &mut left, now);
+        let mut batch = match self.notes.batch.take() {
+            Some(batch) => batch,
+            None => self.batch(now),
+        };
+        self.publish_rows(&mut batch.ports, &knowledge, &mut left, now);
+        if !batch.ports.is_empty() {
+            self.notes.batch = Some(batch);
+            return;
+        }
+        // After the rows: whoever sees that the agent is connected sees also what it told.
+        self.notes.board.put_agent(batch.agent);
+        self.notes.covers_all = batch.covers_all;
+        self.notes.refreshed();
+    }
+
+    /// The counters that a new reader waits for: before all else, so that it gets its answer however much
+    /// there is to be put on the board.
+    fn publish_counters(&mut self, knowledge: &Knowledge, left: &mut usize, now: Instant) {
+        let mut ports = std::mem::take(&mut self.notes.counters);
+        if ports.is_empty() {
+            let fresh = self.notes.wanted().fresh;
+            if fresh == self.notes.fresh {
+                return;
+            }
+            self.notes.asked = fresh;
+            ports = self.counted();
+        }
+        self.publish_rows(&mut ports, knowledge, left, now);
+        self.notes.counters = ports;
+        if self.notes.counters.is_empty() {
+            self.notes.fresh = self.notes.asked;
+            self.notes.refreshed();
+        }
+    }
+
+    /// Puts the rows of at most `left` of `ports` on the board.
+    fn publish_rows(
+        &self,
+        ports: &mut BTreeSet<u16>,
+        knowledge: &Knowledge,
+        left: &mut usize,
+        now: Instant,
+    ) {
+        while *left > 0
+            && let Some(port) = ports.pop_first()
+        {
+            *left -= 1;
+            let rows = status::rows(&self.facts(GuestPort(port), knowledge, now));
+            self.notes.board.put_port(port, rows);
+        }
+    }
+
+    /// The ports that have counters.
+    fn counted(&self) -> BTreeSet<u16> {
+        let bound = self.forwarders.values().map(|a| a.forwarder.guest());
+        let closed = self.closed.keys().map(|(guest, _)| *guest);
+        bound.chain(closed).map(|guest| guest.0).collect()
+    }
+
+    /// All that was noted.
+    fn batch(&mut self, now: Instant) -> Batch {
+        let readers = self.notes.wanted().readers;
+        if self.notes.next_tick.is_some_and(|at| at <= now) {
+            let counted = self.counted();
+            self.notes.ports.extend(counted);
             self.notes.next_tick = None;
         }
-        self.notes.next_tick = match (demand.readers, self.notes.next_tick) {
+        self.notes.next_tick = match (readers, self.notes.next_tick) {
             (0, _) => None,
             (_, Some(at)) => Some(at),
             (_, None) => Some(now + TICK),
@@ -130,19 +225,14 @@ impl Supervisor {
             ports.extend(self.guest.set().iter().map(|l| l.port));
             ports.extend(self.planner.bindings().map(|b| b.want().guest.0));
         }
-        let knowledge = self.knowledge();
-        for port in ports {
-            let rows = status::rows(&self.facts(GuestPort(port), &knowledge, now));
-            self.notes.board.put_port(port, rows);
+        Batch {
+            ports,
+            agent: self.agent_status(),
+            covers_all: self.covers == Some(PortRange::ALL),
         }
-        // After the rows: whoever sees that the agent is connected sees also what it told.
-        self.publish_agent();
-        self.notes.fresh = demand.fresh;
-        let covers_all = self.covers == Some(PortRange::ALL);
-        self.notes.board.refreshed(demand.fresh, covers_all);
     }
 
-    fn publish_agent(&self) {
+    fn agent_status(&self) -> model::AgentStatus {
         let notes = &self.notes;
         let state = match self.agent {
             AgentState::Awaited | AgentState::AwaitedLong => model::AgentState::Awaited,
@@ -151,7 +241,7 @@ impl Supervisor {
         };
         let info = notes.info.as_ref();
         let away = state != model::AgentState::Connected;
-        notes.board.put_agent(model::AgentStatus {
+        model::AgentStatus {
             state,
             since: String::new(),
             reason: notes.lost.clone().filter(|_| away),
@@ -164,7 +254,7 @@ impl Supervisor {
                 false => "none".to_owned(),
             }),
             repaired: self.reconciler.repaired,
-        });
+        }
     }
 
     fn knowledge(&self) -> Knowledge {

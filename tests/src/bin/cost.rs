@@ -9,6 +9,7 @@
 //! | diff | two sets of N listeners, one of which differs |
 //! | plan | bind N forwards: plan, report each result, plan again |
 //! | replan | the same for one port more, among N |
+//! | taken | find out that N forwards have no port, with `on_conflict = "next"` in a range of N |
 //! | publish | the rows of one port among N, and put them on the board |
 //! | table | `rum ports` with N ports, 120 columns wide |
 //! | frame | the live view with N ports, all of a screen of 120x40 |
@@ -19,7 +20,7 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -32,7 +33,9 @@ use rum_host::control::model::{
     AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
 };
 use rum_host::forwarder::Stats;
-use rum_host::plan::{Action, AutoPolicy, GuestPort, HostAddr, Key, Planner, Policy};
+use rum_host::plan::{
+    Action, AutoPolicy, CONFLICT_RETRY, GuestPort, HostAddr, Key, OnConflict, Planner, Policy,
+};
 use rum_host::status::{self, Facts, Forward, Knowledge, Standing};
 use rum_host::view::Known;
 use rum_host::view::table::{self, Look};
@@ -65,6 +68,7 @@ fn main() {
         "diff" => diff(n),
         "plan" => plan(n),
         "replan" => replan(n),
+        "taken" => taken(n),
         "publish" => publish(n),
         "table" => table(n),
         "frame" => frame(n),
@@ -231,7 +235,7 @@ fn settle(planner: &mut Planner, listeners: &BTreeMap<GuestPort, Listener>, now:
     let mut bound = 0;
     loop {
         let plan = planner.plan(|port| listeners.get(&port).map(|l| (l, now)), now);
-        if plan.actions.is_empty() {
+        if plan.actions.is_empty() && !plan.more {
             return bound;
         }
         for action in plan.actions {
@@ -266,6 +270,38 @@ fn replan(n: u16) {
         settle(&mut planner, &listeners, now)
     });
     assert_eq!(bound, 2);
+}
+
+fn taken(n: u16) {
+    let range = PortRange::new(FIRST, FIRST + n - 1).expect("a range");
+    let auto = AutoPolicy {
+        on_conflict: OnConflict::Next,
+        bind: IpAddr::from(Ipv4Addr::LOCALHOST).into(),
+        ..AutoPolicy::new(PortRanges::new([range]))
+    };
+    let mut planner = Planner::new(Policy {
+        auto: Some(auto),
+        ..Policy::default()
+    });
+    let (listeners, now) = (guest(n).1, Instant::now());
+    let mut tried = 0;
+    measure(|| {
+        listeners.keys().for_each(|port| planner.touch(*port));
+        loop {
+            let plan = planner.plan(|port| listeners.get(&port).map(|l| (l, now)), now);
+            if plan.actions.is_empty() && !plan.more {
+                break;
+            }
+            for action in plan.actions {
+                let Action::Bind { key, want, at } = action else {
+                    panic!("nothing is to be unbound");
+                };
+                planner.blocked(key, want, at, now, CONFLICT_RETRY);
+                tried += 1;
+            }
+        }
+    });
+    assert_eq!(tried, n);
 }
 
 /// The rows of the forwarded port that `listener` listens on.
