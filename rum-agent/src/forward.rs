@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rum_shared::channel::{self, DialStatus};
 use rum_shared::handover;
-use rum_shared::relay::{Bulk, Counters, Turn, relay};
+use rum_shared::relay::{Bulk, Counters, Turn, prepare, relay};
 use rum_shared::transport::Stream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -180,8 +180,8 @@ impl Forwarder {
         if tcp.local_addr()? == tcp.peer_addr()? {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        // The relay forwards what a client wrote as it comes; holding back helps nobody.
-        tcp.set_nodelay(true)?;
+        // From here on, a host that leaves is a reset for the program.
+        prepare(&tcp);
         Ok(tcp)
     }
 }

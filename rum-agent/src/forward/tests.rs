@@ -149,7 +149,7 @@ async fn a_socket_is_handed_over_where_that_is_wanted() {
         panic!("no socket");
     };
     tcp.write_all(b"one hop").await.unwrap();
-    drop(tcp);
+    tcp.shutdown().await.unwrap();
     let mut text = String::new();
     accepted.unwrap().0.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "one hop");
@@ -232,6 +232,19 @@ async fn a_dial_ends_when_its_host_leaves() {
     drop(host);
     serving.await.unwrap();
     assert_eq!(places.available_permits(), MAX_CHANNELS);
+}
+
+#[tokio::test]
+async fn a_host_that_leaves_before_its_answer_resets_the_program() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let (mut host, guest) = UnixStream::pair().unwrap();
+    host.write_all(&port.to_be_bytes()).await.unwrap();
+    drop(host);
+    forwarder(vec![]).serve(Stream::Unix(guest)).await;
+    let mut program = server.accept().await.unwrap().0;
+    let error = program.read(&mut [0]).await.expect_err("a clean end");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

@@ -52,22 +52,21 @@ pub async fn relay_direct(
 ) -> Outcome {
     prepare(&guest);
     let outcome = {
-        // Set by the direction that ends first.
-        let half = AtomicBool::new(false);
+        let shared = Shared::default();
         let (mut client_in, mut client_out) = client.split();
         let (mut guest_in, mut guest_out) = guest.split();
         let mut up = pin!(pump(
             &mut client_in,
             &mut guest_out,
             &counters.from_tcp,
-            &half,
+            &shared,
             turn
         ));
         let mut down = pin!(pump(
             &mut guest_in,
             &mut client_out,
             &counters.to_tcp,
-            &half,
+            &shared,
             turn
         ));
         let first = tokio::select! {
@@ -100,6 +99,15 @@ pub async fn relay_direct(
         }
     }
     outcome
+}
+
+/// What a direction says to the other one.
+#[derive(Debug, Default)]
+struct Shared {
+    /// One has read the end of its socket.
+    ended: AtomicBool,
+    /// A write of one was told of a reset, so a read of the other says that its socket has ended.
+    reset: AtomicBool,
 }
 
 /// Which socket a direction reads from.
@@ -137,7 +145,7 @@ async fn pump(
     from: &mut tcp::ReadHalf<'_>,
     to: &mut tcp::WriteHalf<'_>,
     moved: &AtomicU64,
-    half: &AtomicBool,
+    shared: &Shared,
     turn: &Turn,
 ) -> End {
     let mut busy = None;
@@ -156,7 +164,10 @@ async fn pump(
         };
         let len = load.len();
         if len == 0 {
-            if half.swap(true, Ordering::Relaxed) {
+            if shared.reset.load(Ordering::Relaxed) {
+                return End::Reset;
+            }
+            if shared.ended.swap(true, Ordering::Relaxed) {
                 // Both are read to their ends: closing them says the rest.
                 return End::Clean;
             }
@@ -172,7 +183,12 @@ async fn pump(
         }
         match unless_reset((*from).as_ref(), load.write_all(to)).await {
             Some(Ok(())) => {}
-            Some(Err(_)) => return End::Broken,
+            Some(Err(error)) => {
+                // EPIPE: the end had come before the reset, and is to be passed on (tcp_reset).
+                let after_end = error.kind() == ErrorKind::BrokenPipe;
+                shared.reset.store(!after_end, Ordering::Relaxed);
+                return End::Broken;
+            }
             None => return End::Reset,
         }
         moved.fetch_add(len as u64, Ordering::Relaxed);

@@ -476,6 +476,16 @@ async fn push(stream: &mut TcpStream) {
     }
 }
 
+/// The kernel tells an error of a socket once: whoever reads after a write that was told sees an end.
+#[tokio::test]
+async fn a_reset_that_a_write_is_told_of_is_no_end() {
+    let (mut client, guest, relay) = direct().await;
+    push(&mut client).await;
+    reset(guest);
+    assert_eq!(read_to_reset(&mut client).await, b"");
+    assert_eq!(relay.await.unwrap(), Outcome::ChannelReset);
+}
+
 #[tokio::test]
 async fn a_reset_is_seen_while_nobody_reads() {
     for client_resets in [true, false] {

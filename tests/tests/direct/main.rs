@@ -3,82 +3,47 @@
 //! kernel says it, over loopback.
 //!
 //! The servers are threads of the test with sockets of the guest's network namespace. A new finding is one entry in
-//! [`behaviours::ALL`].
+//! a list of [`behaviours`].
 
 mod behaviours;
+mod place;
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
-use std::thread;
 use std::time::Instant;
 
-use rum_tests::client::{dial, host};
 use rum_tests::device::Defects;
 use rum_tests::machine::Machine;
 use rum_tests::netns::in_netns;
 use rum_tests::rum::{Lines, Setup, agent_below};
-use rum_tests::wait::{patience, until};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rum_tests::wait::until;
 
-use behaviours::{ALL, Behaviour, Over};
+use behaviours::Over;
+use place::Place;
 
-/// What both ends saw.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    client: String,
-    server: String,
-}
-
-/// A listener here; accepting does not wait.
-fn listener(port: u16) -> TcpListener {
-    let listener = TcpListener::bind(host(port)).expect("a free port");
-    listener.set_nonblocking(true).expect("a socket");
-    listener
-}
-
-/// A listener in the network namespace of process `pid`.
-fn listener_of(pid: u32, port: u16) -> TcpListener {
-    let namespace = File::open(format!("/proc/{pid}/ns/net")).expect("the guest runs");
-    // A thread that has entered a namespace does not come back.
-    let listen = || {
-        let kind = Some(LinkNameSpaceType::Network);
-        move_into_link_name_space(namespace.as_fd(), kind).expect("this test runs as root");
-        listener(port)
-    };
-    thread::scope(|scope| scope.spawn(listen).join()).expect("it listens")
-}
-
-/// One connection to `address`, behind which `listener` accepts it.
-fn talk(behaviour: &Behaviour, listener: &TcpListener, address: SocketAddr) -> Seen {
-    thread::scope(|scope| {
-        let server = scope.spawn(|| {
-            let stream = until("a client", || Some(listener.accept().ok()?.0));
-            let _ = stream.set_read_timeout(Some(patience()));
-            (behaviour.server)(stream)
-        });
-        let client = (behaviour.client)(dial(address).expect("it accepts"));
-        let server = server.join().expect("the server does not panic");
-        Seen { client, server }
-    })
-}
+/// The first port in the guest; each behaviour has one of its own.
+const INSIDE: u16 = 5000;
+/// The first port of this namespace, beyond what rum forwards.
+const DIRECT: u16 = 7000;
 
 /// Compares everything for the guest that has process `pid`, and whose rum says in `said` what it does.
 fn compare(pid: u32, said: &Lines, over: Over) {
-    let all = || (5000..).zip(ALL.iter().filter(|b| b.over.contains(&over)));
-    let inside: Vec<TcpListener> = all().map(|(port, _)| listener_of(pid, port)).collect();
+    let namespace = File::open(format!("/proc/{pid}/ns/net")).expect("the guest runs");
+    let places = (INSIDE..).map(|port| Place::inside(&namespace, port));
+    let inside: Vec<_> = behaviours::all(over)
+        .zip(places)
+        .map(|(behaviour, place)| (behaviour, place.listen(), place))
+        .collect();
     let mut differ = vec![];
-    for ((port, behaviour), inside) in all().zip(&inside) {
-        said.wait(&format!("→ guest:{port}"));
-        let outside = listener(0);
-        let address = outside.local_addr().expect("it is bound");
+    for ((behaviour, listener, place), n) in inside.into_iter().zip(0..) {
+        said.wait(&format!("→ guest:{}", INSIDE + n));
+        let here = Place::here(DIRECT + n);
         let start = Instant::now();
-        let direct = talk(behaviour, &outside, address);
+        let direct = behaviour.play(&here, here.listen());
         let took = start.elapsed();
-        let through = talk(behaviour, inside, host(port));
+        let through = behaviour.play(&place, listener);
         if direct != through {
             differ.push(format!(
-                "{}\n  direct  {direct:?} ({took:?})\n  through {through:?} ({:?})",
+                "{}\n  direct  {direct} ({took:?})\n  through {through} ({:?})",
                 behaviour.name,
                 start.elapsed() - took
             ));
