@@ -108,6 +108,65 @@ fn nobody_who_is_stopped_holds_up_a_listen() {
     });
 }
 
+/// Asks to listen on sockets that another thread closes while the holder looks at them, so that the holder's
+/// duplicate is the last one now and then (some 2 of 100 times). They linger for a minute: they are connected, and have bytes that
+/// nobody reads. Another listen() must not wait for that.
+const CLOSED_WHILE_LOOKED_AT: &str = r#"
+import ctypes, os, random, socket, struct, sys, threading, time
+libc = ctypes.CDLL(None)
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+server.bind(("127.0.0.1", 0))
+server.listen()
+
+def lingering():
+    near = socket.socket()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    near.connect(server.getsockname())
+    far, _ = server.accept()
+    near.setblocking(False)
+    try:
+        while True:
+            near.send(b"x" * 65536)
+    except BlockingIOError:
+        pass
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+    return near.detach(), far
+
+for attempt in range(1000):
+    fd, far = lingering()
+    go, steps = threading.Event(), random.randrange(300)
+    def close():
+        go.wait()
+        for _ in range(steps):
+            pass
+        os.close(fd)
+    closing = threading.Thread(target=close)
+    closing.start()
+    go.set()
+    libc.listen(fd, 1)
+    start = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)):
+        took = time.monotonic() - start
+    # Its reset ends what lingers.
+    far.close()
+    closing.join()
+    if took > 30:
+        sys.exit(f"attempt {attempt}: another listen() took {took:.1f} s")
+"#;
+
+#[test]
+fn a_socket_that_lingers_holds_up_no_other_listen() {
+    in_netns(|| {
+        let setup = Setup::ordinary_user();
+        let mut command = setup.rum(["up", RANGE[0], RANGE[1], "--"]);
+        command.args(["python3", "-c", CLOSED_WHILE_LOOKED_AT]);
+        let mut rum = setup.start_command(&mut command);
+        assert_eq!(rum.wait().code(), Some(0));
+        rum.stderr.wait("connected (events: seccomp)");
+    });
+}
+
 /// The kernel asks about neither.
 #[test]
 fn a_listen_by_io_uring_or_of_another_abi_is_found() {

@@ -136,3 +136,51 @@ fn open(pid: u32) -> rustix::io::Result<OwnedFd> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::{ErrorKind, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    use rustix::net::sockopt::set_socket_linger;
+
+    use super::*;
+
+    /// How long a socket lingers, far above anything that a loaded machine needs to let go of it.
+    const LINGER: Duration = Duration::from_secs(120);
+
+    /// A socket whose last close takes as long as [`LINGER`], or until the other end is gone.
+    fn lingering() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        near.set_nonblocking(true).unwrap();
+        while near.write(&[0; 65_536]).map_err(|e| e.kind()) != Err(ErrorKind::WouldBlock) {}
+        set_socket_linger(&near, Some(LINGER)).unwrap();
+        (near, far)
+    }
+
+    #[test]
+    fn nobody_waits_for_a_socket_that_lingers() {
+        let mut looker = Looker::default();
+        let mut others = vec![];
+        let start = Instant::now();
+        for _ in 0..CLOSING {
+            assert!(looker.closer.has_room());
+            let (near, far) = lingering();
+            looker.file = Some(near.into());
+            looker.let_go();
+            others.push(far);
+        }
+        assert!(start.elapsed() < LINGER / 2);
+        assert!(!looker.closer.has_room(), "nothing else is looked at");
+        drop(others);
+        while !looker.closer.has_room() {
+            assert!(start.elapsed() < LINGER, "they have ended");
+            thread::yield_now();
+        }
+    }
+}
