@@ -176,6 +176,39 @@ fn throughput_goes_on_without_its_peers_and_says_so() {
 }
 
 #[test]
+fn bulk_has_echoes_and_opens_beside_each_number_of_downloads() {
+    let run = Run::of("bulk", true);
+    let mut ways = vec!["direct", "rum"];
+    for peer in ["haproxy", "pasta"] {
+        if run.notes(peer).is_empty() {
+            ways.push(peer);
+        }
+    }
+    for way in ways {
+        for load in ["idle", "1 download", "4 downloads"] {
+            run.assert_above_zero("bulk", &format!("echo, {load}"), way);
+            run.assert_row("bulk", &format!("open to first byte, {load}"), way);
+        }
+        for load in ["1 download", "4 downloads"] {
+            run.assert_above_zero("bulk", &format!("throughput of {load}"), way);
+        }
+    }
+    for (way, processes) in [
+        ("rum, handed over", &["host"][..]),
+        ("rum, frames", &["host", "agent"]),
+    ] {
+        for process in processes {
+            let what = format!("one-byte writes, {process}'s processor time for each MB");
+            run.assert_above_zero("bulk", &what, way);
+        }
+    }
+    run.assert_document("Beside bulk");
+    let goals = run.text.lines().filter(|l| l.starts_with("| rum: "));
+    let goals = goals.filter(|l| l.contains("within 3 × direct's") || l.contains("the idle one"));
+    assert_eq!(goals.count(), 4, "{}", run.text);
+}
+
+#[test]
 fn cost_has_each_activity_for_each_source_of_hints() {
     let run = Run::of("cost", true);
     let mut cases = vec!["no tracepoint: idle".to_owned()];

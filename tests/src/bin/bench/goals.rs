@@ -1,6 +1,7 @@
 //! What the figures were meant to be, and whether they are. A goal whose rows are missing is
 //! left out.
 
+use crate::bulk::LOADS;
 use crate::render::{best_peer, number};
 use crate::report::{Report, Row, Unit};
 
@@ -32,6 +33,7 @@ pub fn goals(report: &Report) -> Vec<Goal> {
     };
     goals.latency();
     goals.throughput();
+    goals.bulk();
     goals.cost();
     goals.scale();
     goals.vm();
@@ -117,6 +119,22 @@ impl<'a> Goals<'a> {
                 ),
             };
             self.add(name, measured, behind.is_empty());
+        }
+    }
+
+    fn bulk(&mut self) {
+        let idle = self.row("bulk", "open to first byte, idle", "rum");
+        for (_, load) in LOADS.into_iter().filter(|(downloads, _)| *downloads > 0) {
+            let echo = |way| self.row("bulk", &format!("echo, {load}"), way);
+            let ratio = echo("rum").zip(echo("direct"));
+            let ratio = ratio.map(|(rum, direct)| rum.p99 / direct.p99);
+            let name = format!("rum: echo beside {load} within 3 × direct's, p99");
+            self.at_most(name, ratio, 3.0, "×");
+            let open = self.row("bulk", &format!("open to first byte, {load}"), "rum");
+            let ratio = open.zip(idle).map(|(open, idle)| open.p50 / idle.p50);
+            let name =
+                format!("rum: open to first byte beside {load} within 2 × the idle one, p50");
+            self.at_most(name, ratio, 2.0, "×");
         }
     }
 

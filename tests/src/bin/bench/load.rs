@@ -6,6 +6,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rum_tests::monotonic_ns;
@@ -183,4 +186,74 @@ pub fn round_trips(target: Target<'_>, size: u32, count: usize) -> io::Result<Ve
             Ok(monotonic_ns() - start)
         })
         .collect()
+}
+
+/// Streams to the host that go on until they are dropped.
+pub struct Downloads {
+    streams: Vec<Arc<File>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Bytes that have come.
+    bytes: Arc<AtomicU64>,
+}
+
+impl Downloads {
+    /// Starts so many; all of them move when this returns.
+    pub fn start(target: Target<'_>, count: usize) -> io::Result<Self> {
+        let mut this = Self {
+            streams: vec![],
+            threads: vec![],
+            bytes: Arc::default(),
+        };
+        for _ in 0..count {
+            let stream = Arc::new(connect(target, Wish::Source(u32::MAX))?);
+            // The first frame is there.
+            (&*stream).read_exact(&mut vec![0; 1 << 20])?;
+            this.streams.push(stream.clone());
+            let bytes = this.bytes.clone();
+            this.threads.push(std::thread::spawn(move || {
+                let mut buffer = vec![0; 256 << 10];
+                // It ends when this side is shut down.
+                while let Ok(n @ 1..) = (&*stream).read(&mut buffer) {
+                    bytes.fetch_add(n as u64, Relaxed);
+                }
+            }));
+        }
+        Ok(this)
+    }
+
+    /// Bits that have come so far.
+    pub fn bits(&self) -> f64 {
+        self.bytes.load(Relaxed) as f64 * 8.0
+    }
+}
+
+impl Drop for Downloads {
+    fn drop(&mut self) {
+        for stream in &self.streams {
+            // Fails only when it has ended already.
+            let _ = rustix::net::shutdown(&**stream, rustix::net::Shutdown::Both);
+        }
+        for thread in self.threads.drain(..) {
+            thread.join().expect("no thread panics");
+        }
+    }
+}
+
+/// Round trips of `size` bytes for `time`, at least one, with a pause between, in ns.
+pub fn round_trips_for(
+    target: Target<'_>,
+    size: u32,
+    time: Duration,
+    pause: Duration,
+) -> io::Result<Vec<u64>> {
+    let mut stream = connect(target, Wish::Echo(size))?;
+    let (mut message, mut all, begin) = (vec![7; size as usize], vec![], Instant::now());
+    while all.is_empty() || begin.elapsed() < time {
+        std::thread::sleep(pause);
+        let start = monotonic_ns();
+        stream.write_all(&message)?;
+        stream.read_exact(&mut message)?;
+        all.push(monotonic_ns() - start);
+    }
+    Ok(all)
 }

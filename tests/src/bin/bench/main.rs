@@ -9,6 +9,7 @@
 //!   (CLOCK_MONOTONIC, one kernel), a prober in a process of its own, all samples kept. Beside
 //!   it the floor, a program that does only the unavoidable, and pasta.
 //! - throughput: bytes, connections and requests through rum and its peers, in turns.
+//! - bulk: echoes and opens beside downloads through the same forward; what one-byte writes cost.
 //! - cost: processor time (`schedstat` of all threads), wake-ups and memory of rum's processes
 //!   while nothing happens, and while the guest does what rum has no part in.
 //! - scale: many listeners and connections: time, memory, cost of one more change.
@@ -18,6 +19,7 @@
 #![allow(clippy::print_stdout)] // The table is the output.
 
 mod bare;
+mod bulk;
 mod busy;
 mod cost;
 mod dumps;
@@ -52,7 +54,7 @@ type Section = fn(&mut Report, &Wanted);
 
 /// All sections, in the order in which they are measured. A further one is a line here, and how
 /// it is shown in [`render`].
-const SECTIONS: [(&str, Section); 6] = [
+const SECTIONS: [(&str, Section); 7] = [
     ("latency", |report, wanted| {
         latency::run(report, wanted.samples)
     }),
@@ -65,6 +67,15 @@ const SECTIONS: [(&str, Section); 6] = [
             only: wanted.only.clone(),
         };
         throughput::run(report, &plan);
+    }),
+    ("bulk", |report, wanted| {
+        let plan = bulk::Plan {
+            rounds: wanted.rounds,
+            turn: Duration::from_millis(if wanted.quick { 50 } else { 1000 }),
+            bytes: wanted.many(1_000_000),
+            other: wanted.other.clone(),
+        };
+        bulk::run(report, &plan);
     }),
     ("cost", |report, wanted| {
         let plan = cost::Plan {

@@ -8,15 +8,16 @@ use crate::SECTIONS;
 /// What `--help` prints.
 pub const HELP: &str = "Measures rum beside its peers, prints tables and writes JSON. Needs root.
 
-Usage: bench [OPTIONS] [latency] [throughput] [cost] [scale] [dumps] [vm]
+Usage: bench [OPTIONS] [latency] [throughput] [bulk] [cost] [scale] [dumps] [vm]
 
   latency     from listen() to the first byte on the host, from close() to refused
   throughput  bytes, connections and requests, beside pasta, socat, haproxy and none
+  bulk        echoes and opens beside downloads through the same forward
   cost        processor time, wake-ups and memory, idle and beside unrelated activity
   scale       many listeners and connections: time, memory, cost of one more
   dumps       one dump of the listeners, with 10,000 connections or listeners
   vm          a guest in a virtual machine, beside the raw channel; needs tests/vm-assets
-Without a name all are measured, which takes 20 minutes, and BENCHMARKS.md is written. Nothing is
+Without a name all are measured, which takes 30 minutes, and BENCHMARKS.md is written. Nothing is
 installed; what is missing is said.
 
 Options:
@@ -24,10 +25,10 @@ Options:
   --json FILE     where the figures are written [default: target/bench.json]
   --render FILE   only makes BENCHMARKS.md and its plots of such a file
   --into DIR      where BENCHMARKS.md is made [default: the repository]
-  --other RUM     another build of rum, which takes part in throughput
+  --other RUM     another build of rum, which takes part in throughput and bulk
   --only TEXT     of throughput only the tables whose name has this text
   --samples N     how often latency is measured [default: 500]
-  --rounds N      turns that each way has in throughput [default: 7]
+  --rounds N      turns that each way has in throughput and bulk [default: 7]
   --seconds N     how long each cost is measured [default: 10]
   -h, --help      print this
 ";

@@ -39,7 +39,7 @@ struct Section {
 }
 
 /// In the order of the document.
-const SECTIONS: [Section; 7] = [
+const SECTIONS: [Section; 8] = [
     Section {
         name: "latency",
         heading: "Open and close",
@@ -62,6 +62,18 @@ const SECTIONS: [Section; 7] = [
                 listener and takes two. The bare ones are one hop in one thread that does nothing but \
                 move bytes: by read(2) and write(2) through 256 KiB, by splice(2) through a pipe of \
                 1 MiB, by io_uring(7) through 256 KiB. They are what a relay can do at most here.",
+        wide: None,
+    },
+    Section {
+        name: "bulk",
+        heading: "Beside bulk",
+        about: "Echoes of 3 bytes, and opens of another port, while so many downloads go through the same \
+                forward. All ways are up at the same time and take turns, in another order each round. \
+                Client, forward and server share the processors: `direct` is how long an echo waits for \
+                one without a forward. haproxy's port is always there, so its opens are those of the \
+                server behind it; pasta looks once a second. One-byte writes go through frames where \
+                there is no common kernel (here: behind a `CONNECT` device); else the agent has handed the \
+                socket over and takes no part.",
         wide: None,
     },
     Section {

@@ -5,13 +5,18 @@
 //! are counted they are counted by whoever receives them, so that nothing that is still in a
 //! buffer of the forward counts. They come in frames whose first byte says which is the last, so
 //! that nothing hangs on half-close, which not every peer forwards without loss.
+//!
+//! Lines on its stdin open and close one more port beside it, for latencies under that load.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rum_tests::monotonic_ns;
 use vsock::{VMADDR_CID_ANY, VsockListener};
 
 /// Bytes of a frame, which is one write: more than any forward moves at once.
@@ -62,8 +67,8 @@ impl Wish {
     }
 }
 
-/// Serves `port` of the loopback, and `vsock` of the vsock if there is one, until stdin ends: the
-/// process ends with whoever started it. What comes to the vsock port after that is relayed to
+/// Serves `port` of the loopback, and `vsock` of the vsock if there is one, and does what stdin says until that
+/// ends: the process ends with whoever started it. What comes to the vsock port after that is relayed to
 /// `port` without a frame, a check or another thought.
 pub fn run(port: u16, vsock: Option<u32>) -> io::Result<()> {
     let tcp = SocketAddr::from(([127, 0, 0, 1], port));
@@ -85,7 +90,53 @@ pub fn run(port: u16, vsock: Option<u32>) -> io::Result<()> {
             move |stream| relay(stream, tcp),
         );
     }
-    io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+    obey()
+}
+
+/// `open PORT`: a listener that gives each client one byte; `close`: ends it. Answers as the guest
+/// program does, with the clock right after.
+fn obey() -> io::Result<()> {
+    let mut open = None;
+    for line in io::stdin().lock().lines() {
+        match line?.split_once(' ') {
+            Some(("open", port)) => {
+                open = Some(Open::new(port.parse().map_err(io::Error::other)?)?);
+            }
+            _ => drop(open.take()),
+        }
+        println!("ok {}", monotonic_ns());
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// A listener, and the thread that accepts.
+struct Open {
+    listener: Arc<TcpListener>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Open {
+    fn new(port: u16) -> io::Result<Self> {
+        let listener = Arc::new(TcpListener::bind(("127.0.0.1", port))?);
+        let accepting = listener.clone();
+        let accept = move || {
+            while let Ok((mut client, _)) = accepting.accept() {
+                // One that is gone has what it wanted.
+                let _ = client.write_all(b"h");
+            }
+        };
+        let thread = Some(std::thread::spawn(accept));
+        Ok(Self { listener, thread })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Nobody is accepted any more, and accept(2) returns.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        self.thread.take().map(JoinHandle::join);
+    }
 }
 
 /// Serves each connection in a thread of its own, as a file, so that it does not matter what kind

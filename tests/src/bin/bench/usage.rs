@@ -94,6 +94,11 @@ fn usage(pid: u32) -> Usage {
     sum
 }
 
+/// What a process has been on a processor so far, in nanoseconds.
+pub fn processor_time(pid: u32) -> u64 {
+    usage(pid).ns
+}
+
 /// Resident set in bytes (proc(5), status VmRSS).
 pub fn resident(pid: u32) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

@@ -19,9 +19,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rum_tests::guest::Guest;
 use rum_tests::netns::in_netns;
 use rum_tests::rum::binary;
 use rum_tests::wait::until;
@@ -110,7 +111,9 @@ pub struct Way {
     /// What it is.
     pub kind: Kind,
     host: SocketAddr,
-    stdin: Option<ChildStdin>,
+    /// A port beside it, which the server opens when it is told.
+    opens: bool,
+    server: Option<Guest>,
     /// The program, or what runs it.
     program: Child,
     helpers: Vec<Child>,
@@ -123,13 +126,26 @@ impl Way {
     /// # Panics
     /// When something does not start.
     pub fn start(kind: Kind, port: u16) -> Self {
+        Self::start_with(kind, port, false)
+    }
+
+    /// As [`Way::start`], and the port behind it is forwarded when the server [opens](Way::open) it.
+    ///
+    /// # Panics
+    /// When something does not start, or for a kind that cannot.
+    pub fn start_opening(kind: Kind, port: u16) -> Self {
+        Self::start_with(kind, port, true)
+    }
+
+    fn start_with(kind: Kind, port: u16, opens: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("rum-bench-").tempdir();
         let dir = dir.expect("a temporary directory");
         let me = std::env::current_exe().expect("own path");
         let mut command = match &kind {
             Kind::Direct => Command::new(&me),
-            Kind::Rum => rum(&binary("rum"), &dir, port, &me),
-            Kind::OtherRum(path) => rum(path, &dir, port, &me),
+            Kind::Rum => rum(&binary("rum"), &dir, port, opens, &me),
+            Kind::OtherRum(path) => rum(path, &dir, port, opens, &me),
+            Kind::Pasta if opens => pasta("auto", &me),
             Kind::Pasta => pasta(&format!("{port}"), &me),
             Kind::Socat | Kind::Haproxy | Kind::Bare(_) => {
                 let mut command = Command::new(&me);
@@ -138,10 +154,11 @@ impl Way {
             }
         };
         command.args(["server", &port.to_string()]);
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut program = command.spawn().expect("the guest starts");
         let mut way = Self {
-            stdin: program.stdin.take(),
+            opens,
+            server: Some(Guest::of(&mut program)),
             program,
             helpers: Vec::new(),
             host: SocketAddr::from(([127, 0, 0, 1], port)),
@@ -167,6 +184,26 @@ impl Way {
 
     fn port(&self) -> u16 {
         self.host.port()
+    }
+
+    /// The port that [`Way::open`] opens.
+    pub fn second_port(&self) -> u16 {
+        self.port() + 1
+    }
+
+    /// Has the server listen on its second port; the clock right after.
+    pub fn open(&mut self) -> u64 {
+        let command = format!("open {}", self.second_port());
+        self.server().tell(&command)
+    }
+
+    /// Has it close that.
+    pub fn close(&mut self) -> u64 {
+        self.server().tell("close")
+    }
+
+    fn server(&mut self) -> &mut Guest {
+        self.server.as_mut().expect("it lives as long as this")
     }
 
     /// The guest's process, once it is in its namespace.
@@ -211,51 +248,41 @@ impl Way {
         self.help(&mut outside);
     }
 
-    /// A listener for a peer to inherit.
-    fn listener(&self) -> TcpListener {
-        let listener = TcpListener::bind(self.host).expect("a free port");
-        // std's own backlog is small: listen(2) again raises it.
-        rustix::net::listen(&listener, 1024).expect("a listener");
-        listener
-    }
-
     fn bare(&mut self, mode: Mode, me: &Path) {
-        let listener = self.listener();
+        let listener = listener(self.port());
         let numbers = [self.guest().to_string(), listener.as_raw_fd().to_string()];
         let mut command = Command::new(me);
         command.args(["bare", mode.name()]).args(numbers);
         command.arg(self.port().to_string());
-        self.help_with(&mut command, &listener);
+        inherit(&mut command, &listener);
+        self.help(&mut command);
     }
 
+    /// Its ports are always there: where nothing listens behind one, a client is closed at once.
     fn haproxy(&mut self) {
-        let listener = self.listener();
+        let last = match self.opens {
+            true => self.second_port(),
+            false => self.port(),
+        };
+        let ports = self.port()..=last;
+        let listeners: Vec<_> = ports.map(|port| (port, listener(port))).collect();
         let file = self.dir.path().join("haproxy.cfg");
-        let config = format!(
-            "global\n  maxconn 4000\ndefaults\n  mode tcp\n  option splice-auto\n  \
-             timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n\
-             listen forward\n  bind fd@{}\n  server guest 127.0.0.1:{}\n",
-            listener.as_raw_fd(),
-            self.port()
-        );
+        let mut config = "global\n  maxconn 4000\ndefaults\n  mode tcp\n  option splice-auto\n  \
+                          retries 0\n  timeout connect 10s\n  timeout client 60s\n  \
+                          timeout server 60s\n"
+            .to_owned();
+        for (port, listener) in &listeners {
+            let fd = listener.as_raw_fd();
+            config +=
+                &format!("listen forward{port}\n  bind fd@{fd}\n  server guest 127.0.0.1:{port}\n");
+        }
         fs::write(&file, config).expect("a file");
         let mut command = self.inside("haproxy");
         command.arg("-db").arg("-q").arg("-f").arg(file);
-        self.help_with(&mut command, &listener);
-    }
-
-    /// As [`Way::help`], for a program that inherits `listener` under its number.
-    fn help_with(&mut self, command: &mut Command, listener: &TcpListener) {
-        let fd = listener.as_raw_fd();
-        // SAFETY: fcntl(2) alone, which is async-signal-safe, on a descriptor that `listener`
-        // keeps open until the child runs.
-        unsafe {
-            command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
+        for (_, listener) in &listeners {
+            inherit(&mut command, listener);
         }
-        self.help(command);
+        self.help(&mut command);
     }
 
     fn help(&mut self, command: &mut Command) {
@@ -276,7 +303,7 @@ impl Drop for Way {
             let _ = helper.wait();
         }
         // The server ends with its stdin, and what runs it with the server.
-        drop(self.stdin.take());
+        drop(self.server.take());
         for _ in 0..500 {
             if let Ok(Some(_)) = self.program.try_wait() {
                 return;
@@ -288,9 +315,31 @@ impl Drop for Way {
     }
 }
 
-fn rum(rum: &Path, dir: &TempDir, port: u16, program: &Path) -> Command {
+/// A listener for a peer to inherit.
+fn listener(port: u16) -> TcpListener {
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    // std's own backlog is small: listen(2) again raises it.
+    rustix::net::listen(&listener, 1024).expect("a listener");
+    listener
+}
+
+/// Has `command` inherit `listener` under its number.
+fn inherit(command: &mut Command, listener: &TcpListener) {
+    let fd = listener.as_raw_fd();
+    // SAFETY: fcntl(2) alone, which is async-signal-safe, on a descriptor that `listener`
+    // keeps open until the child runs.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
+fn rum(rum: &Path, dir: &TempDir, port: u16, opens: bool, program: &Path) -> Command {
     let mut command = Command::new(rum);
-    command.args(["up", "-q", "--range", &port.to_string(), "--"]);
+    let range = format!("{port}-{}", port + u16::from(opens));
+    command.args(["up", "-q", "--range", &range, "--"]);
     command.arg(program).current_dir(dir.path());
     command.env("RUM_RUNTIME_DIR", dir.path().join("run"));
     command.env("RUM_STATE_DIR", dir.path().join("state"));
