@@ -8,7 +8,9 @@
 //! Invariant: nothing that a process outside made is removed. The kernel keeps the creator of a
 //! segment, and shows its process id as the asking process's PID namespace sees it: 0 for a
 //! creator outside (`shmctl_stat` in ipc/shm.c), also after the creator's death. Semaphores and message
-//! queues have no creator, only a last user, so they stay, as they do without rum.
+//! queues have no creator, only a last user (GETPID, `msg_lspid`) who may have used somebody else's; no
+//! count of users; and a time that is no birth (`sem_ctime` changes with SETVAL). So they stay, as they do
+//! without rum.
 
 use std::ffi::c_int;
 use std::mem::MaybeUninit;

@@ -87,7 +87,7 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # kind = "namespace"
 # A /tmp and a /var/tmp of its own, empty at the start and gone at the end.
 # private_tmp = false
-# Terminals of its own: sshd of an ordinary user can give one only then.
+# Terminals of its own: sshd of an ordinary user can give one only then. Yours has no name (tty) inside then.
 # private_pts = false
 # An ordinary user is root in it, as in `podman unshare`: chown, setpriv and the like work.
 # root = false

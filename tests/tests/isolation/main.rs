@@ -9,4 +9,5 @@ mod privilege;
 mod reach;
 mod root;
 mod support;
+mod terminals;
 mod tmp;
