@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use crate::cli::ports::PortsArgs;
 use crate::config::Settings;
 use crate::control::client::Feed;
-use crate::control::model::{ControlInfo, Since, Update};
+use crate::control::model::{ControlInfo, Since, Stay, Update};
 use crate::control::{direct, find};
 use crate::error::RumError;
 use crate::exit;
@@ -45,7 +45,8 @@ pub async fn ports(
         Err(error) if args.watch => return Err(error.into()),
         Err(error) => return without_up(error, args, settings, quiet).await,
     };
-    let mut feed = Feed::open(&guest, args.all, args.since.clone()).await?;
+    let stay = args.watch.then_some(Stay::Follow);
+    let mut feed = Feed::open(&guest, args.all, stay, args.since.clone()).await?;
     if args.watch {
         let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
         if terminal && !args.json && args.since.is_none() {

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::cli::ports::WaitArgs;
 use crate::control::client::{ControlError, Feed};
 use crate::control::find;
-use crate::control::model::{AgentState, PortStatus, Reason, State};
+use crate::control::model::{AgentState, PortStatus, Reason, State, Stay};
 use crate::error::RumError;
 use crate::exit;
 use crate::guest::GuestError;
@@ -129,9 +129,11 @@ async fn connect(args: &WaitArgs, name: Option<&str>, latest: &mut Why) -> Resul
     loop {
         match find(name) {
             // Nobody knows of ports outside the range, unless asked: they may not be gone.
-            Ok(guest) => match Feed::open(&guest, args.gone, None).await {
+            Ok(guest) => match Feed::open(&guest, args.gone, Some(Stay::Wait), None).await {
                 Ok(feed) => return Ok(feed),
-                Err(error @ ControlError::Version { .. }) => return Err(lost(error.into())),
+                Err(error @ (ControlError::Version { .. } | ControlError::Full { .. })) => {
+                    return Err(lost(error.into()));
+                }
                 // Just starting, or just ending.
                 Err(error @ ControlError::Gone { .. }) => {
                     let hint = Some(error.hint().to_owned());

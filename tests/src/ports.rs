@@ -18,7 +18,9 @@ pub fn follow<T>(setup: &Setup, what: &str, condition: impl Fn(&Known) -> Option
         .build();
     runtime.expect("a runtime").block_on(async {
         let guests = list_in(&setup.path().join("run")).expect("a runtime directory");
-        let mut feed = Feed::open(&guests[0], false, None).await.expect("rum up");
+        let mut feed = Feed::open(&guests[0], false, None, None)
+            .await
+            .expect("rum up");
         let mut known = Known::default();
         let found = async {
             loop {

@@ -226,6 +226,48 @@ fn readers_that_are_stopped_keep_nobody_out() {
     });
 }
 
+#[test]
+fn readers_that_live_keep_no_command_out_and_one_too_many_is_told() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let (mut rum, mut guest) = setup.start_guest(&["--range", "5000-6000"]);
+        guest.tell("listen 127.0.0.1:5000 echo");
+        rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
+        let watch = || {
+            let watch = setup.start(["ports", "--watch", "--json"]);
+            watch.stdout.wait(r#""type":"synced""#);
+            watch
+        };
+        let mut watching: Vec<Rum> = (0..64).map(|_| watch()).collect();
+        let waiting = |port: &str| setup.start(["wait", port, "--timeout", "1h"]);
+        let mut patient: Vec<Rum> = (0..30).map(|_| waiting("5900")).collect();
+        let one_more = setup.rum(["ports", "--watch", "--json"]);
+        let refused = { one_more }.output().expect("rum starts");
+        assert_eq!(refused.status.code(), Some(1));
+        let said = text(&refused);
+        assert!(
+            said.contains("takes no more watchers: 64 others follow") && said.contains("hint: "),
+            "{said}"
+        );
+        for _ in 0..5 {
+            let ports = setup.rum(["ports"]).output().expect("rum starts");
+            assert!(ports.status.success(), "{}", text(&ports));
+        }
+        assert_eq!(waiting("5000").wait().code(), Some(0));
+        guest.tell("listen 127.0.0.1:5900 echo");
+        for wait in &mut patient {
+            assert_eq!(wait.wait().code(), Some(0));
+        }
+        for watch in &watching {
+            watch.stdout.wait(r#""port":5900"#);
+        }
+        drop(watching.pop());
+        watching.push(watch());
+        assert!(down(&setup, &[]).status.success());
+        assert_eq!(rum.wait().code(), Some(0));
+    });
+}
+
 /// `rum` with arguments, after `limits` of a shell.
 fn limited(setup: &Setup, limits: &str, args: &[&str]) -> std::process::Command {
     let mut command = setup.command("/bin/sh");

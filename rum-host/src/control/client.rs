@@ -11,7 +11,8 @@ use rum_shared::transport::{Endpoint, Service};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use super::model::Since;
-use super::model::{CONTROL_PROTOCOL, ControlInfo, Update, WatchRequest};
+use super::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchRequest};
+use super::places;
 use super::service::{HEARTBEAT_DEADLINE, LIMITS, RumControlClient};
 use crate::error::RumError;
 use crate::runtime_dir::RunningGuest;
@@ -28,6 +29,14 @@ pub enum ControlError {
         /// The guest.
         name: String,
         /// What was seen.
+        why: String,
+    },
+    /// It has no place for one more that stays.
+    #[error("the `rum up` of guest `{name}` takes no more watchers: {why}")]
+    Full {
+        /// The guest.
+        name: String,
+        /// What it said.
         why: String,
     },
     /// It is of another version that speaks another protocol.
@@ -47,6 +56,10 @@ impl ControlError {
             Self::Gone { .. } => {
                 "look whether it is just starting or ending, stopped (Ctrl+Z), or out of file \
                  descriptors; `rum down --force` ends it in any case"
+            }
+            Self::Full { .. } => {
+                "end one of them, such as a forgotten `rum ports --watch`; `rum ports` answers at \
+                 any time"
             }
             Self::Version { .. } => {
                 "end it (`rum down --force`) and start it again with this version"
@@ -128,6 +141,20 @@ impl Control {
         asked.map_err(|error| self.gone(&error))
     }
 
+    /// Asks it for a place to stay.
+    async fn stay(&self, stay: Stay, reader: u64) -> Result<(), ControlError> {
+        let client = self.session.client().clone();
+        let deadline = places::WAIT + CALL_DEADLINE;
+        let asked = self.session.call(deadline, client.stay(stay, reader));
+        asked.await.map_err(|error| match error {
+            SessionError::Remote(why) => ControlError::Full {
+                name: self.name.clone(),
+                why,
+            },
+            error => self.gone(&error),
+        })
+    }
+
     /// Asks it to try a lost agent at once.
     ///
     /// # Errors
@@ -143,6 +170,8 @@ impl Control {
 pub struct Feed {
     guest: RunningGuest,
     all: bool,
+    /// Why it stays, and the number that it has for that.
+    stay: Option<(Stay, u64)>,
     control: Control,
     updates: Rx<Update>,
     /// Dropping it ends the stream over there.
@@ -155,7 +184,7 @@ pub struct Feed {
 
 impl Feed {
     /// Starts to watch the `rum up` that holds `guest`; `all`: every port of the guest, not only
-    /// those in the range. With `since` it goes on after that event if it still can; the first
+    /// those in the range. One that is to last says why it does with `stay`. With `since` it goes on after that event if it still can; the first
     /// update says which.
     ///
     /// # Errors
@@ -163,9 +192,23 @@ impl Feed {
     pub async fn open(
         guest: &RunningGuest,
         all: bool,
+        stay: Option<Stay>,
+        since: Option<Since>,
+    ) -> Result<Self, ControlError> {
+        let stay = stay.map(|stay| (stay, fastrand::u64(..)));
+        Self::open_as(guest, all, stay, since).await
+    }
+
+    async fn open_as(
+        guest: &RunningGuest,
+        all: bool,
+        stay: Option<(Stay, u64)>,
         since: Option<Since>,
     ) -> Result<Self, ControlError> {
         let control = Control::connect(guest).await?;
+        if let Some((why, reader)) = stay {
+            control.stay(why, reader).await?;
+        }
         let (tx, updates) = roam::channel();
         let (stop, stop_rx) = roam::channel();
         let client = control.session.client().clone();
@@ -183,6 +226,7 @@ impl Feed {
         Ok(Self {
             guest: guest.clone(),
             all,
+            stay,
             control,
             updates,
             _stop: stop,
@@ -239,7 +283,7 @@ impl Feed {
             boot: self.info().boot.clone(),
             seq: self.seq,
         };
-        *self = Self::open(&self.guest, self.all, Some(since)).await?;
+        *self = Self::open_as(&self.guest, self.all, self.stay, Some(since)).await?;
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ pub mod client;
 pub mod direct;
 pub mod model;
 mod peer;
+mod places;
 pub mod server;
 mod service;
 

@@ -17,7 +17,7 @@ use facet::Facet;
 /// Version of the JSON. It rises only when something is removed or renamed.
 pub const SCHEMA_VERSION: u32 = 1;
 /// Version of the RPC on the control socket. Another one is refused with a hint.
-pub const CONTROL_PROTOCOL: u32 = 2;
+pub const CONTROL_PROTOCOL: u32 = 3;
 
 /// What is the matter with a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Facet)]
@@ -335,6 +335,16 @@ pub struct Since {
     pub boot: String,
     /// The latest event it has.
     pub seq: u64,
+}
+
+/// Why a reader stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Facet)]
+#[repr(u8)]
+pub enum Stay {
+    /// To follow the ports.
+    Follow,
+    /// To wait for one.
+    Wait,
 }
 
 /// What a reader wants to follow.

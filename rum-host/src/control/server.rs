@@ -2,7 +2,8 @@
 //!
 //! The socket is in the runtime directory (0700) and has mode 0600: who can connect is the same
 //! user or root. Still a client is bounded: in number, and in what it may send. One is accepted
-//! even at the limit of descriptors, so that it can be seen what is the matter. Where all places are
+//! even at the limit of descriptors, so that it can be seen what is the matter. Those who stay have places of
+//! their own ([`super::places`]), so that commands always find one. Where all are
 //! in use, a client that does not read what it was sent gives its own up for the next one.
 //!
 //! The socket is looked after: when somebody removes it, or the directory, both are made anew.
@@ -12,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use roam::{Rx, Tx};
@@ -22,19 +23,23 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::board::Board;
-use super::model::{ControlInfo, Update, WatchRequest};
+use super::model::{ControlInfo, Stay, Update, WatchRequest};
 use super::peer;
+use super::places::{MAX_FOLLOWING, MAX_WAITING, Place as Seat, Places};
 use super::service::{HEARTBEAT, RumControl, RumControlDispatcher};
 use crate::clock;
 use crate::descriptors::{is_exhaustion, stand_in};
 use crate::error::RumError;
 use crate::runtime_dir::{Mended, RuntimeDir};
 
-/// Clients at a time: each has two descriptors and some buffers.
-const MAX_CLIENTS: usize = 64;
-/// Places beyond those, for clients that come while the others are all alive: a command, such as
-/// `rum down`, is done in an instant.
+/// With so many clients it is looked who does not read, so that his place is soon that of the next.
+const MANY: usize = 64;
+/// Clients beside those that stay: a command, such as `rum down`, is done in an instant.
 const KEPT: usize = 16;
+/// Clients at a time: each has two descriptors and some buffers.
+const MAX_CLIENTS: usize = MAX_FOLLOWING + MAX_WAITING + KEPT;
+/// One that stays without a place for it may lose its connection, where all are in use.
+const BRIEF: Duration = Duration::from_secs(5);
 /// A client that has not read all for this long may lose its place.
 const BEHIND: Duration = Duration::from_secs(1);
 /// The socket's place is looked at this often: `rum` finds nobody while it is gone.
@@ -74,6 +79,9 @@ struct Service {
     info: ControlInfo,
     board: Arc<Board>,
     ask: watch::Sender<Ask>,
+    places: Places,
+    /// That of this client, if it stays and is there.
+    seat: Weak<OnceLock<Seat>>,
 }
 
 impl Server {
@@ -90,6 +98,8 @@ impl Server {
             info,
             board,
             ask,
+            places: Places::default(),
+            seat: Weak::new(),
         };
         Ok(Self {
             place: Place::of(&path),
@@ -116,7 +126,7 @@ impl Server {
             spare = spare.or_else(|| stand_in().ok());
             clients.make_room(clock::now());
             tokio::select! {
-                accepted = self.accept(&mut spare), if clients.tasks.len() < MAX_CLIENTS + KEPT => match accepted {
+                accepted = self.accept(&mut spare), if clients.tasks.len() < MAX_CLIENTS => match accepted {
                     Ok(stream) => {
                         told = false;
                         clients.serve(stream, self.service.clone());
@@ -205,27 +215,36 @@ struct Clients {
 struct Served {
     task: AbortHandle,
     socket: OwnedFd,
+    /// Since when it is there.
+    since: Instant,
     /// Since when it is seen not to have read all that it was sent.
     behind: Option<Instant>,
+    seat: Weak<OnceLock<Seat>>,
 }
 
 impl Clients {
-    fn serve(&mut self, stream: Stream, service: Service) {
+    fn serve(&mut self, stream: Stream, mut service: Service) {
+        let seat = Arc::new(OnceLock::new());
+        service.seat = Arc::downgrade(&seat);
+        let has_seat = service.seat.clone();
         let socket = stream.as_fd().try_clone_to_owned();
-        let task = self.tasks.spawn(client(stream, service));
+        let task = self.tasks.spawn(client(stream, service, seat));
         self.served.extend(socket.ok().map(|socket| Served {
             task,
             socket,
+            since: clock::now(),
             behind: None,
+            seat: has_seat,
         }));
     }
 
     fn is_full(&self) -> bool {
-        self.tasks.len() > MAX_CLIENTS
+        self.tasks.len() >= MANY
     }
 
-    /// Where more than [`MAX_CLIENTS`] are there, ends the one that has not read what it was sent for
-    /// the longest time, from [`BEHIND`] on. A reader that is alive has read all, but for moments.
+    /// Where more than [`MANY`] are there, ends the one that has not read what it was sent for
+    /// the longest time, from [`BEHIND`] on. A reader that is alive has read all, but for moments. Where no
+    /// more can come, ends the one that is there for the longest time without a place.
     fn make_room(&mut self, now: Instant) {
         self.served.retain(|client| !client.task.is_finished());
         if !self.is_full() {
@@ -241,9 +260,16 @@ impl Clients {
         }
         let behind = self.served.iter().enumerate();
         let behind = behind.filter_map(|(at, client)| Some((client.behind?, at)));
-        if let Some((since, at)) = behind.min()
-            && now >= since + BEHIND
-        {
+        let behind = behind.min().filter(|(since, _)| now >= *since + BEHIND);
+        let behind = behind.filter(|_| self.tasks.len() > MANY);
+        let brief = || {
+            let seated = |c: &Served| c.seat.upgrade().is_some_and(|seat| seat.get().is_some());
+            let all = self.served.iter().enumerate();
+            let brief = all.filter(|(_, client)| !seated(client));
+            let oldest = brief.map(|(at, client)| (client.since, at)).min()?;
+            (self.tasks.len() >= MAX_CLIENTS && now >= oldest.0 + BRIEF).then_some(oldest)
+        };
+        if let Some((_, at)) = behind.or_else(brief) {
             let client = self.served.swap_remove(at);
             // Its session sees the end of the stream.
             let _ = rustix::net::shutdown(&client.socket, rustix::net::Shutdown::Both);
@@ -261,16 +287,27 @@ fn unread(socket: &OwnedFd) -> libc::c_int {
     }
 }
 
-async fn client(stream: Stream, mut service: Service) {
+/// Serves one client, whose `seat` is free again when it is gone.
+async fn client(stream: Stream, mut service: Service, seat: Arc<OnceLock<Seat>>) {
     service.inside = peer::is_inside(&stream);
     if let Err(error) = serve(stream, Limits::AGENT, RumControlDispatcher::new(service)).await {
         tracing::debug!(%error, "a client of the control socket");
     }
+    drop(seat);
 }
 
 impl RumControl for Service {
     async fn hello(&self, _protocol: u32) -> ControlInfo {
         self.info.clone()
+    }
+
+    async fn stay(&self, stay: Stay, reader: u64) -> Result<(), String> {
+        let seat = self.places.take(stay, reader).await?;
+        // A client that asks twice has its first one.
+        if let Some(own) = self.seat.upgrade() {
+            let _ = own.set(seat);
+        }
+        Ok(())
     }
 
     async fn watch(

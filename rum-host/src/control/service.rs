@@ -23,13 +23,16 @@ pub const LIMITS: Limits = Limits {
 mod rpc {
     use roam::{Rx, Tx};
 
-    use crate::control::model::{ControlInfo, Update, WatchRequest};
+    use crate::control::model::{ControlInfo, Stay, Update, WatchRequest};
 
     /// What `rum up` offers on its control socket.
     #[roam::service]
     pub trait RumControl {
         /// Introduces the two; the first call of a session.
         async fn hello(&self, protocol: u32) -> ControlInfo;
+        /// Gives `reader`, a number that it chose, a place for as long as a session of it lives: before a
+        /// watch that is to last.
+        async fn stay(&self, stay: Stay, reader: u64) -> Result<(), String>;
         /// Streams updates until `stop` closes or the session ends.
         async fn watch(
             &self,

@@ -12,7 +12,7 @@ use rum_shared::session::{Limits, Session, serve};
 use rum_shared::transport::{Endpoint, ListenAddr, Service};
 
 use super::client::{ControlError, Feed};
-use super::model::{CONTROL_PROTOCOL, ControlInfo, Update, WatchRequest};
+use super::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchRequest};
 use super::server::Server;
 use super::service::{
     HEARTBEAT, HEARTBEAT_DEADLINE, LIMITS, RumControl, RumControlClient, RumControlDispatcher,
@@ -44,6 +44,10 @@ struct Dying;
 impl RumControl for Dying {
     async fn hello(&self, _protocol: u32) -> ControlInfo {
         info()
+    }
+
+    async fn stay(&self, _stay: Stay, _reader: u64) -> Result<(), String> {
+        Ok(())
     }
 
     async fn watch(
@@ -91,7 +95,9 @@ async fn a_watch_that_falls_silent_is_dead() {
         let (stream, _) = acceptor.accept().await.unwrap();
         serve(stream, Limits::AGENT, RumControlDispatcher::new(Dying)).await
     });
-    let mut feed = Feed::open(&guest, false, None).await.unwrap();
+    let mut feed = Feed::open(&guest, false, Some(Stay::Follow), None)
+        .await
+        .unwrap();
     let next = tokio::spawn(async move { feed.next().await });
     clock.advance(PAUSE + MOMENT).await;
     clock.advance(HEARTBEAT_DEADLINE - MOMENT).await;

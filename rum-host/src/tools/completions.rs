@@ -90,7 +90,7 @@ pub fn ports() -> Vec<CompletionCandidate> {
 /// What is known of the ports of `guest`; empty where its `rum up` does not tell at once.
 fn running_ports(guest: &RunningGuest) -> Vec<(u16, State)> {
     let ask = async {
-        let mut feed = Feed::open(guest, false, None).await.ok()?;
+        let mut feed = Feed::open(guest, false, None, None).await.ok()?;
         match feed.next().await.ok()? {
             Update::Snapshot { ports, .. } => {
                 Some(ports.iter().map(|p| (p.port, p.state)).collect())

@@ -38,7 +38,7 @@ fn rum_outlives_every_lie_on_its_control_socket() {
         let limit = Limits::AGENT.bytes / 60_000 + 16;
         assert!(u64::from(large) <= limit, "{large} of {limit}");
         // More than have room; none of them ever reads or writes.
-        let silent: Vec<_> = (0..100).map(|_| connect(&socket)).collect();
+        let silent: Vec<_> = (0..200).map(|_| connect(&socket)).collect();
         // Those that say nothing lose their place after the time for a handshake.
         let mut asked = ports(&setup);
         while !asked.status.success() {

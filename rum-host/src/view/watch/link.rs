@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use crate::control::client::{Control, ControlError, Feed};
 use crate::control::find;
-use crate::control::model::{Since, Update};
+use crate::control::model::{Since, Stay, Update};
 use crate::runtime_dir::RunningGuest;
 
 /// Pause between two looks for a `rum up`.
@@ -119,13 +119,13 @@ impl Link {
 async fn open(name: &str, all: bool, since: Option<Since>) -> Result<(Feed, Update), Told> {
     let guest = find(Some(name)).map_err(|error| Told::Gone(error.to_string()))?;
     let opened = async {
-        let mut feed = Feed::open(&guest, all, since).await?;
+        let mut feed = Feed::open(&guest, all, Some(Stay::Follow), since).await?;
         let first = feed.next().await?;
         Ok((feed, first))
     };
     opened.await.map_err(|error| match error {
         ControlError::Gone { why, .. } => Told::Gone(why),
-        error @ ControlError::Version { .. } => Told::Useless(error.to_string()),
+        error => Told::Useless(error.to_string()),
     })
 }
 
