@@ -43,7 +43,11 @@ fn works_or_says(setup: &Setup, before: &str, names: &str) -> bool {
         assert!(stdout.starts_with("inside\n"), "{before}: {stdout}{said}");
         return true;
     }
-    assert_eq!(output.status.code(), Some(1), "{before}: {said}");
+    // 125, as from env(1): all was there but for CMD. Which one is too many differs from run to run.
+    assert!(
+        [Some(1), Some(125)].contains(&output.status.code()),
+        "{before}: {said}"
+    );
     let count = |word| said.lines().filter(|line| line.starts_with(word)).count();
     assert_eq!(
         (count("error: "), count("hint: ")),
