@@ -177,7 +177,15 @@ fn removed_while_in_use(setup: &Setup) {
         assert!(ports.contains("forwarded"), "{ports}");
         if number < 3 {
             until_it_works(setup, &["exec", "--name", "one", "--", "true"]);
+            continue;
         }
+        let exec = setup.rum(["exec", "--name", "one", "--", "true"]).output();
+        let said = text(&exec.expect("rum starts"));
+        let hint = "`rum down --name one`";
+        assert!(
+            said.contains("was removed") && said.contains(hint),
+            "{said}"
+        );
     }
     rum.stderr.wait("was removed while in use");
     // More clients than there are sockets ready ahead.

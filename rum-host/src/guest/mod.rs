@@ -188,6 +188,14 @@ pub enum GuestError {
         /// The guest.
         name: String,
     },
+    /// Its runtime directory was removed, and what is in it now does not lead into it.
+    #[error(
+        "nothing leads into guest `{name}` any more: its runtime directory was removed while it ran"
+    )]
+    NoWayIn {
+        /// The guest.
+        name: String,
+    },
 }
 
 /// Why a VM cannot be started.
@@ -263,6 +271,10 @@ impl GuestError {
             }
             Self::NoCommand => Some("put it behind `--`".to_owned()),
             Self::NotReady { .. } => Some("wait for its `rum up` to say that it is up".to_owned()),
+            Self::NoWayIn { name } => Some(format!(
+                "what runs in it and its forwards go on; to enter it, end it with `rum down --name {name}` \
+                 and start `rum up` again"
+            )),
             // It has its own.
             Self::Libvirt(_) => None,
         }

@@ -270,7 +270,12 @@ impl Entrance<'_> {
         if command.is_empty() {
             return Err(GuestError::NoCommand);
         }
-        let failed = io_error("enter the guest");
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => GuestError::NoWayIn {
+                name: self.name.to_owned(),
+            },
+            _ => io_error("enter the guest")(error),
+        };
         let alive = runtime_dir::open_alive(self.dir).map_err(failed)?;
         let workdir = match workdir.as_os_str().is_empty() {
             true => PathBuf::new(),
