@@ -16,6 +16,7 @@
 //! machine, and only when the host asks; its own sockets are vsock or Unix sockets, so it never
 //! reports itself.
 
+mod blocking;
 pub mod boot;
 pub mod cli;
 pub mod forward;

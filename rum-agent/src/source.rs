@@ -186,13 +186,13 @@ fn try_netlink() -> Result<(SockDiag, Vec<Socket>), DumpError> {
 }
 
 async fn read_proc() -> Result<Vec<Socket>, DumpError> {
-    match tokio::task::spawn_blocking(|| ProcNet::new().dump()).await {
-        Ok(dump) => dump,
-        Err(stopped) => Err(DumpError::Io {
+    let dump = crate::blocking::run(|| ProcNet::new().dump()).await;
+    dump.unwrap_or_else(|source| {
+        Err(DumpError::Io {
             what: "read /proc/net/tcp",
-            source: std::io::Error::other(stopped),
-        }),
-    }
+            source,
+        })
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! all processes once. What is found is added to the truth by whoever owns that.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,8 +15,9 @@ use rum_shared::listener::Change;
 use rustix::time::ClockId;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
+use crate::blocking;
 use crate::kernel::holders::{Key, Stale};
 use crate::kernel::process::{self, Held, Place, Walk};
 use crate::pace::Pace;
@@ -25,6 +27,9 @@ use super::used;
 /// Names are looked up this long after a change: the walk through /proc would compete with the
 /// report of the port and with the first connection to it.
 const NAMES_AFTER: Duration = Duration::from_millis(3);
+
+/// Pause before a look-up for which no thread was to be had is tried again.
+const WITHOUT_THREAD: Duration = Duration::from_millis(250);
 
 /// What a look-up has found of each socket that it was for: its holder, or that it has none that can
 /// be seen.
@@ -47,7 +52,7 @@ pub(super) struct Names {
     descriptors: usize,
     pace: Pace,
     began: Instant,
-    running: JoinSet<(process::Found, Duration)>,
+    running: JoinSet<io::Result<(process::Found, Duration)>>,
 }
 
 impl Names {
@@ -116,7 +121,7 @@ impl Names {
         let stop = Arc::new(AtomicBool::new(false));
         self.sought = (wanted, stop.clone());
         let (first, from, descriptors) = (self.first.take(), self.place, self.descriptors);
-        self.running.spawn_blocking(move || {
+        self.running.spawn(blocking::run(move || {
             let spent = used(ClockId::ThreadCPUTime);
             let walk = Walk {
                 inodes: &inodes,
@@ -127,15 +132,24 @@ impl Names {
             };
             let found = walk.find();
             (found, used(ClockId::ThreadCPUTime).saturating_sub(spent))
-        });
+        }));
     }
 
     /// What a look-up has found; `None` while none is running.
     pub(super) async fn found(&mut self) -> Option<Found> {
         let result = self.running.join_next().await?;
-        let (found, cost) = result
-            .inspect_err(|error| warn!("looking up process names failed: {error}"))
-            .unwrap_or_default();
+        let (found, cost) = match result.map_err(io::Error::other).flatten() {
+            Ok(found) => found,
+            // The kernel's word: there is no thread.
+            Err(error) if error.raw_os_error().is_some() => {
+                debug!("no thread to look up process names: {error}");
+                return Some(self.put_off());
+            }
+            Err(error) => {
+                warn!("looking up process names failed: {error}");
+                Default::default()
+            }
+        };
         self.pace.count(self.began, cost);
         let sought = std::mem::take(&mut self.sought.0);
         self.place = found.rest.unwrap_or_default();
@@ -154,6 +168,15 @@ impl Names {
         left.append(&mut self.wanted);
         self.wanted = left;
         Some(known)
+    }
+
+    /// Has all that was looked for looked for later. Nothing is known of it.
+    fn put_off(&mut self) -> Found {
+        let mut sought = std::mem::take(&mut self.sought.0);
+        sought.append(&mut self.wanted);
+        self.wanted = sought;
+        self.since = Instant::now() + WITHOUT_THREAD;
+        Found::new()
     }
 }
 

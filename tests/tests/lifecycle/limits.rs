@@ -2,7 +2,7 @@
 //! what is in its way and in a hint what to do. It neither panics nor leaves anything behind.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -123,6 +123,73 @@ fn few_processes_are_borne_or_said() {
             works_or_says(&setup, &format!("ulimit -u {count}"), "ulimit -u");
         }
         assert!(works_or_says(&setup, "ulimit -u 64", ""));
+    });
+}
+
+/// Forks until there is no room for another process or thread, and listens then.
+const FORKS: &str = "\
+import os, signal, socket, sys
+children = []
+def fill():
+    while True:
+        try:
+            pid = os.fork()
+        except OSError:
+            return
+        if pid == 0:
+            signal.pause()
+        children.append(pid)
+fill()
+listeners = []
+for port in range(5001, 5006):
+    listeners.append(socket.create_server(('127.0.0.1', port)))
+    fill()
+print('full', flush=True)
+sys.stdin.readline()
+for pid in children:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+print('free', flush=True)
+sys.stdin.readline()
+";
+
+/// The agent cannot have a thread to look for names then: ports are forwarded all the same, and named later.
+#[test]
+fn a_guest_that_forks_up_to_its_limit_keeps_its_agent() {
+    const USER: u32 = 61_002;
+    in_netns(|| {
+        let mut setup = Setup::new();
+        std::os::unix::fs::chown(setup.path(), Some(USER), Some(USER)).expect("root");
+        setup.uid = Some(USER);
+        let script = "ulimit -u 40; exec \"$0\" up --range 5000-6000 -- python3 -c \"$1\"";
+        let mut command = setup.command("bash");
+        command.args(["-c", script]).arg(binary("rum")).arg(FORKS);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut rum = setup.spawn(&mut command);
+        let mut stdin = rum.child.stdin.take().expect("piped");
+        let mut stdout = BufReader::new(rum.child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("text");
+        assert_eq!(line, "full\n");
+        for port in 5001..5006 {
+            rum.stderr
+                .wait(&format!("Auto-forwarding 127.0.0.1:{port} "));
+        }
+        stdin.write_all(b"\n").expect("it reads");
+        stdout.read_line(&mut line).expect("text");
+        until("their names", || {
+            let ports = setup.rum(["ports"]).output().expect("rum");
+            let text = String::from_utf8_lossy(&ports.stdout).into_owned();
+            (text.matches("python3").count() == 5).then_some(())
+        });
+        let said = rum.stderr.all().join("\n");
+        assert!(
+            !said.contains("panicked") && !said.contains("the agent"),
+            "{said}"
+        );
+        drop(stdin);
+        assert!(rum.wait().success());
+        until_nothing_is_left(&setup);
     });
 }
 
