@@ -1,16 +1,16 @@
 //! The agent as a guest's first process: how it gets into a VM that rum boots.
 //!
 //! The kernel starts it as `rdinit=/rum/agent`, out of the initramfs that rum made. PID 1 must
-//! become the guest's own init, so it starts a child and goes on as `/init`; the child becomes
-//! the agent. It lives from before the first module is loaded until the machine stops, and
-//! through whatever that init does to the root:
+//! become the guest's own init, so it starts a child and goes on as `/init`; the child, the keeper,
+//! starts the agent and starts it again when it has ended. Both live from before the first module
+//! is loaded until the machine stops, and through whatever that init does to the root:
 //!
-//! - **Its root is its own**: a tmpfs with /proc and /sys, in a mount namespace of its own. The
+//! - **Their root is their own**: a tmpfs with /proc and /sys, in a mount namespace of its own. The
 //!   initramfs is emptied and left when the real root is mounted, and what was mounted in it is
-//!   moved away. Nor does the agent keep a file system of the guest busy.
-//! - **It is not swept away**: systemd kills what is left when it leaves an initramfs, but for
+//!   moved away. Nor do they keep a file system of the guest busy.
+//! - **They are not swept away**: systemd kills what is left when it leaves an initramfs, but for
 //!   root's processes whose name starts with `@` (systemd's "root storage daemons").
-//! - **It waits for vsock**: the guest's init loads the module, now or later.
+//! - **The keeper waits for vsock**: the guest's init loads the module, now or later.
 //!
 //! Invariant: whatever fails here, PID 1 becomes the guest's init; only the agent may be missing.
 
@@ -18,7 +18,7 @@ use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -29,8 +29,18 @@ use rustix::thread::UnshareFlags;
 const PATH: &str = "/rum/agent";
 /// Where the agent's own root is mounted: the directory that the initramfs has it in.
 const ROOT: &str = "/rum";
-/// Name of the agent's process; systemd lets it live for its `@`.
-const NAME: &str = "@rum-agent";
+/// Names of the two processes; systemd lets them live for their `@`.
+const KEEPER: &str = "@rum-keeper";
+const AGENT: &str = "@rum-agent";
+/// What the keeper starts: its own file, wherever that is now. The initramfs may be empty.
+const OWN: &str = "/proc/self/exe";
+/// First and longest pause before an agent that has ended is started again, and how long one has to
+/// have run for the first.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+const RAN_WELL: Duration = Duration::from_secs(30);
+/// How much later than others they are killed where memory is short (proc(5)): without the agent
+/// nobody gets in to see what takes it.
+const OOM_SCORE: &str = "-900";
 /// The guest's own init, in the kernel's order.
 const INITS: [&str; 3] = ["/init", "/sbin/init", "/bin/sh"];
 /// First and longest pause between two looks for vsock, at each of which the kernel may look
@@ -42,17 +52,17 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_m
 pub enum Role {
     /// The kernel's first process.
     First,
-    /// Its child, to be the agent.
-    Child,
+    /// Its child, the agent's keeper.
+    Keeper,
 }
 
 impl Role {
     /// The role of a process with this id and this name (the first word of its command line);
-    /// `None` for an agent that is started in any other way.
+    /// `None` for the agent itself.
     pub fn of(pid: u32, name: &str) -> Option<Self> {
         match (pid, name) {
             (1, PATH) => Some(Self::First),
-            (_, NAME) => Some(Self::Child),
+            (_, KEEPER) => Some(Self::Keeper),
             _ => None,
         }
     }
@@ -83,7 +93,7 @@ fn tell(line: &str) {
 /// Starts the agent and returns when it depends on nothing in this root any more.
 fn start_child() -> io::Result<()> {
     let mut child = Command::new(PATH)
-        .arg0(NAME)
+        .arg0(KEEPER)
         .stdin(Stdio::inherit())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -94,13 +104,39 @@ fn start_child() -> io::Result<()> {
     Ok(())
 }
 
-/// As the child of PID 1: leaves its session and its root, then waits for vsock, for ever.
+/// As the child of PID 1: starts the agent, and again whenever it has ended. Returns only when
+/// it cannot begin.
+pub fn keep() -> ExitCode {
+    let _ = rustix::thread::set_name(c"rum-keeper");
+    if let Err(error) = settle() {
+        tell(&format!("the agent cannot leave the initramfs: {error}"));
+        return ExitCode::FAILURE;
+    }
+    let mut pause = AGAIN.0;
+    loop {
+        let begun = Instant::now();
+        // Its log goes to the guest's console, where only problems are of interest.
+        let ended = Command::new(OWN).arg0(AGENT).arg("--quiet").status();
+        if begun.elapsed() >= RAN_WELL {
+            pause = AGAIN.0;
+        }
+        let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+        tell(&format!("the agent ended ({how}) and is started again"));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(AGAIN.1);
+    }
+}
+
+/// Leaves its session and its root, then waits for vsock, for ever.
 ///
 /// # Errors
 /// When it cannot have a root of its own.
-pub fn settle() -> io::Result<()> {
+fn settle() -> io::Result<()> {
     rustix::process::setsid()?;
     own_root()?;
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+        tell(&format!("/proc/self/oom_score_adj: {error}"));
+    }
     // The other end waits until nobody has this one any more.
     rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
     let mut pause = PAUSE.0;
@@ -138,7 +174,8 @@ mod tests {
     #[test]
     fn only_the_kernel_and_we_ourselves_boot() {
         assert_eq!(Role::of(1, "/rum/agent"), Some(Role::First));
-        assert_eq!(Role::of(70, "@rum-agent"), Some(Role::Child));
+        assert_eq!(Role::of(70, "@rum-keeper"), Some(Role::Keeper));
+        assert_eq!(Role::of(71, "@rum-agent"), None);
         // A container's first process, and somebody who tries it out.
         assert_eq!(Role::of(1, "rum-agent"), None);
         assert_eq!(Role::of(4711, "/rum/agent"), None);

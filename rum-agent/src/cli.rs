@@ -10,6 +10,7 @@ use clap::{ArgAction, Parser};
 use rum_shared::lines;
 use rum_shared::transport::{KnockTarget, ListenAddr};
 use rum_shared::{CHANNEL_PORT, RPC_PORT};
+use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -142,6 +143,9 @@ pub fn main_with(args: Args) -> ExitCode {
         warn!("CAP_SYS_ADMIN stays in force: {error}");
     }
     raise_descriptor_limit();
+    if matches!(args.rpc, ListenAddr::Vsock(_)) {
+        stay_in_memory();
+    }
     let code = match run_process(args.into()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -155,6 +159,16 @@ pub fn main_with(args: Args) -> ExitCode {
     };
     lines::flush_stderr();
     code
+}
+
+/// Has the kernel of a VM keep what this process uses of its file and its data from now on, some
+/// MB, in memory: read from the disk again for each use, as where memory is short, it answers
+/// nobody.
+fn stay_in_memory() {
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::ONFAULT;
+    if let Err(error) = mlockall(flags) {
+        debug!("not kept in memory: {error}");
+    }
 }
 
 fn run_process(config: Config) -> Result<(), Box<dyn std::error::Error>> {

@@ -13,15 +13,6 @@ fn main() -> ExitCode {
     match Role::of(std::process::id(), &name.to_string_lossy()) {
         None => cli::main_with(Args::parse()),
         Some(Role::First) => boot::first(),
-        Some(Role::Child) => match boot::settle() {
-            // Its log goes to the guest's console, where only problems are of interest.
-            Ok(()) => cli::main_with(Args::parse_from([&*name, "--quiet".as_ref()])),
-            Err(error) => {
-                rum_shared::lines::say_on_stderr(&format!(
-                    "error: the agent cannot leave the initramfs: {error}\n"
-                ));
-                ExitCode::FAILURE
-            }
-        },
+        Some(Role::Keeper) => boot::keep(),
     }
 }

@@ -112,8 +112,8 @@ Examples:
   rum up -c dev.toml
 
 Exit codes:
-  0      stopped as asked, or CMD ended with 0
-  N      CMD ended with N
+  0      stopped as asked, CMD ended with 0, or the guest powered off
+  N      CMD ended with N; 125 to 127 as from env(1) where it was not run
   1      the start failed, or the guest did
   2      the command line or rum.toml is wrong
   128+N  ended by signal N, after cleaning up"

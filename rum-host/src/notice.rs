@@ -29,6 +29,11 @@ pub enum Notice {
         /// Why not, in words.
         reason: String,
     },
+    /// A guest that rum does not put its agent into has not shown one for so long.
+    AgentMissing {
+        /// Since rum began to look for one.
+        after: Duration,
+    },
     /// The agent is gone.
     AgentLost {
         /// Why, in words.
@@ -107,8 +112,8 @@ pub enum Notice {
     },
     /// What ran in the guest did not end when asked, and was killed.
     GuestKilled {
-        /// How long it had; None: somebody did not want to wait.
-        deadline: Option<Duration>,
+        /// Since it was asked to end; `None`: it was to be killed.
+        after: Option<Duration>,
     },
     /// Something listens in the guest beside the configured ranges.
     Outside {
@@ -141,6 +146,7 @@ impl Notice {
         match self {
             Self::AgentLost { .. }
             | Self::AgentAwaited { .. }
+            | Self::AgentMissing { .. }
             | Self::GuestRebooted
             | Self::GraceOver
             | Self::Blocked { .. }
@@ -257,6 +263,12 @@ impl fmt::Display for Notice {
                 f.write_str(")")
             }
             Self::AgentAwaited { reason } => write!(f, "Waiting for the agent: {reason}"),
+            Self::AgentMissing { after } => write!(
+                f,
+                "No agent for {} s, still waiting: if there is none in the guest, `rum agent install` \
+                 tells how to get it in",
+                after.as_secs()
+            ),
             Self::AgentLost { reason, grace } => write!(
                 f,
                 "Agent lost: {reason}; reconnecting, forwards stay for {} s",
@@ -355,10 +367,12 @@ impl fmt::Display for Notice {
             ),
             Self::Guest(progress) => progress.fmt(f),
             Self::GuestEnded { reason } => write!(f, "The guest ended: {reason}"),
-            Self::GuestKilled {
-                deadline: Some(deadline),
-            } => write!(f, "Killed what was left in the guest after {deadline:?}"),
-            Self::GuestKilled { deadline: None } => {
+            Self::GuestKilled { after: Some(after) } => write!(
+                f,
+                "Killed what was left in the guest after {} s",
+                after.as_secs()
+            ),
+            Self::GuestKilled { after: None } => {
                 f.write_str("Killed what was left in the guest, as asked")
             }
             Self::Outside { ports, range } => f.write_str(&outside(ports, range)),

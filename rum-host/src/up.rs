@@ -33,7 +33,7 @@ use crate::control::server::{Ask, Server};
 use crate::error::RumError;
 use crate::exit;
 use crate::guest::progress::Tell;
-use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link, Stopped};
+use crate::guest::{Guest, GuestEnd, GuestError, GuestKind, GuestSpec, Link, Stopped};
 use crate::hangup::Terminals;
 use crate::limits;
 use crate::notice::Notice;
@@ -58,7 +58,7 @@ const TWICE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 enum End {
     Command(ExitStatus),
-    Guest(String),
+    Guest(GuestEnd),
     Signal(i32),
     /// `rum down`, at once or not.
     Asked(Ask),
@@ -75,6 +75,7 @@ impl End {
                 None => std::os::unix::process::ExitStatusExt::signal(status)
                     .map_or(exit::FAILED, signalled),
             },
+            Self::Guest(end) if end.by_itself => exit::OK,
             Self::Guest(_) => exit::FAILED,
             Self::Asked(_) => exit::OK,
             Self::Signal(number) => signalled(*number),
@@ -86,7 +87,7 @@ impl End {
     fn reason(&self) -> String {
         match self {
             Self::Command(status) => format!("its command ended ({status})"),
-            Self::Guest(reason) => format!("the guest ended: {reason}"),
+            Self::Guest(end) => format!("the guest ended: {}", end.reason),
             Self::Asked(_) => "rum down".to_owned(),
             Self::Signal(number) => format!("signal {number}"),
             Self::Reader => "nobody reads its output any more".to_owned(),
@@ -183,6 +184,7 @@ pub async fn up(
     let reload = Reload::new(settings, args.overrides(), new_policy, board.clone());
     let options = Options {
         stream: !args.no_stream,
+        puts_agent: matches!(settings.guest, GuestKind::Namespace(_) | GuestKind::Qemu(_)),
         board: board.clone(),
         changes: Some(policy.clone()),
         ..Options::new(guest.endpoint().clone(), settings.policy.clone())
@@ -331,12 +333,17 @@ impl Running {
                 status = command => match status {
                     // Killed with the guest, which is the reason then.
                     Ok(_) if self.guest.is_ending() => {
-                        return End::Guest(self.guest.ended().await.reason);
+                        return End::Guest(self.guest.ended().await);
                     }
                     Ok(status) => return End::Command(status),
-                    Err(error) => return End::Guest(format!("its command is lost: {error}")),
+                    Err(error) => {
+                        return End::Guest(GuestEnd {
+                            reason: format!("its command is lost: {error}"),
+                            by_itself: false,
+                        });
+                    }
                 },
-                end = self.guest.ended() => return End::Guest(end.reason),
+                end = self.guest.ended() => return End::Guest(end),
                 () = self.ui.data.closed().cancelled() => return End::Reader,
                 ask = asked(&mut self.asked, Ask::Stop) => return End::Asked(ask),
                 number = self.signals.next() => number,
@@ -368,8 +375,8 @@ impl Running {
         let drain = self.policy.borrow().drain;
         let drain = match &end {
             End::Command(_) => drain.min(LAST_BYTES),
-            End::Guest(reason) => {
-                let reason = reason.clone();
+            End::Guest(end) => {
+                let reason = end.reason.clone();
                 self.ui.say(&Notice::GuestEnded { reason });
                 Duration::ZERO
             }
@@ -400,12 +407,13 @@ impl Running {
             true => Duration::ZERO,
             false => self.guest.stop_deadline(),
         };
+        let begun = Instant::now();
         let stopped = tokio::select! {
             stopped = self.guest.stop(deadline) => stopped,
             // Dropping the guest kills it at once.
             () = force(&mut self.signals, &mut self.asked, forced) => {
                 if !forced {
-                    self.ui.say(&Notice::GuestKilled { deadline: None });
+                    self.ui.say(&Notice::GuestKilled { after: None });
                 }
                 Stopped::Clean
             }
@@ -414,7 +422,7 @@ impl Running {
             Stopped::Clean => {}
             Stopped::Killed if forced => {}
             Stopped::Killed => self.ui.say(&Notice::GuestKilled {
-                deadline: Some(deadline),
+                after: Some(begun.elapsed()),
             }),
             Stopped::Stuck => tracing::error!("something in the guest cannot be killed"),
         }

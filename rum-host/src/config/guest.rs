@@ -7,7 +7,7 @@ use super::GuestKind;
 use super::check::{Check, Place};
 use super::raw::GuestConfig;
 use super::values;
-use crate::guest::qemu::{Accel, Boot, Spec, SshKey};
+use crate::guest::qemu::{Accel, Boot, Spec, SshKey, is_public_key};
 use crate::sandbox::isolation::Isolation;
 
 /// CIDs 0 to 2 are the hypervisor, the loopback and the host (vsock(7)).
@@ -187,11 +187,8 @@ impl Check<'_> {
 
     fn ssh_key(&mut self, at: Place<'_>, text: &str) -> SshKey {
         let text = text.trim();
-        // As in authorized_keys(5): the key's type comes first, and no such type is a path.
-        let is_key = ["ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-"]
-            .iter()
-            .any(|kind| text.starts_with(kind) && text.contains(' '));
-        if is_key && !text.contains(char::is_control) {
+        // No path begins as a key does.
+        if is_public_key(text) {
             return SshKey::Text(text.to_owned());
         }
         let hint = "write the path of a public key, or the key: `ssh_key = \"ssh-ed25519 AAAA…\"`";

@@ -16,7 +16,7 @@
 //! `5` for a number of a running domain first.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rum_shared::text::clean;
 use rum_shared::transport::Endpoint;
@@ -36,6 +36,8 @@ mod xml;
 
 /// The libvirt of the machine, which has the domains of virt-manager.
 pub const DEFAULT_URI: &str = "qemu:///system";
+/// The state of one that powered itself off, or did so when asked.
+const POWERED_OFF: &str = "shut off (shutdown)";
 /// Time for a domain to shut itself down when it is asked.
 pub const GRACE: Duration = Duration::from_secs(60);
 /// How often it is asked: what boots does not hear it.
@@ -219,6 +221,7 @@ impl Libvirt {
         if self.end.is_some() {
             return self.end.clone();
         }
+        let mut by_itself = false;
         let reason = match self.domain.describe().await {
             Ok(description) if description.run.is_some() => {
                 if description.run == self.run {
@@ -234,7 +237,10 @@ impl Libvirt {
                 }
             }
             Ok(_) => match self.domain.state().await {
-                Ok(state) => format!("is {state}"),
+                Ok(state) => {
+                    by_itself = state == POWERED_OFF;
+                    format!("is {state}")
+                }
                 Err(_) => "does not run any more".to_owned(),
             },
             Err(failed) => match self.domain.exists().await {
@@ -248,14 +254,16 @@ impl Libvirt {
         };
         self.ours = false;
         let reason = format!("{} {reason}", self.domain.in_words());
-        Some(self.end.insert(GuestEnd { reason }).clone())
+        Some(self.end.insert(GuestEnd { reason, by_itself }).clone())
     }
 
     /// As [`super::Guest::stop`].
     pub async fn stop(mut self, deadline: Duration) -> Stopped {
         let at_once = deadline.is_zero();
+        let begun = Instant::now();
         if self.ours && !at_once {
-            self.tell.say(Progress::PoweringOff { deadline });
+            let boots = false;
+            self.tell.say(Progress::PoweringOff { deadline, boots });
             let asking = async {
                 loop {
                     if let Err(failed) = self.domain.run("shutdown", &[], DEADLINE).await {
@@ -280,7 +288,8 @@ impl Libvirt {
             (true, true) => Stopped::Killed,
             (true, false) => {
                 // Which is all there is to tell.
-                self.tell.say(Progress::SwitchedOff { deadline });
+                let after = begun.elapsed();
+                self.tell.say(Progress::SwitchedOff { after });
                 Stopped::Clean
             }
             (false, _) => {

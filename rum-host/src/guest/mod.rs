@@ -286,6 +286,8 @@ impl GuestError {
 pub struct GuestEnd {
     /// For instance "its init was killed by signal 9"; in words that follow "the guest ended:".
     pub reason: String,
+    /// It was ended from inside, in the usual way: a power-off, which is no failure.
+    pub by_itself: bool,
 }
 
 /// How [`Guest::stop`] went.

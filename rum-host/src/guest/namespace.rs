@@ -168,7 +168,12 @@ impl Namespace {
             (None, Ok(status)) => format!("its keeper ended ({status})"),
             (None, Err(_)) => "its keeper is gone".to_owned(),
         };
-        self.end.insert(GuestEnd { reason }).clone()
+        self.end
+            .insert(GuestEnd {
+                reason,
+                by_itself: false,
+            })
+            .clone()
     }
 
     /// As [`super::Guest::stop`].

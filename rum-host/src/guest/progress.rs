@@ -68,11 +68,13 @@ pub enum Progress {
     PoweringOff {
         /// How long it has.
         deadline: Duration,
+        /// It boots still, as far as can be seen.
+        boots: bool,
     },
     /// It did not, and was switched off.
     SwitchedOff {
-        /// How long it had.
-        deadline: Duration,
+        /// Since it was asked.
+        after: Duration,
     },
 }
 
@@ -150,15 +152,19 @@ impl fmt::Display for Progress {
             Self::DomainResuming { name } => {
                 write!(f, "Resuming the domain `{name}`, which was paused")
             }
-            Self::PoweringOff { deadline } => write!(
+            Self::PoweringOff { deadline, boots } => write!(
                 f,
-                "Powering the guest off within {} s, again to force",
-                deadline.as_secs()
+                "Powering the guest off within {} s, again to force{}",
+                deadline.as_secs(),
+                match boots {
+                    true => " (it boots still, and hears of it later)",
+                    false => "",
+                }
             ),
-            Self::SwitchedOff { deadline } => write!(
+            Self::SwitchedOff { after } => write!(
                 f,
                 "The guest did not power off within {} s and was switched off",
-                deadline.as_secs()
+                after.as_secs()
             ),
         }
     }
@@ -234,8 +240,15 @@ mod tests {
             Progress::DomainResuming {
                 name: "debian".to_owned(),
             },
-            Progress::PoweringOff { deadline },
-            Progress::SwitchedOff { deadline },
+            Progress::PoweringOff {
+                deadline,
+                boots: false,
+            },
+            Progress::PoweringOff {
+                deadline,
+                boots: true,
+            },
+            Progress::SwitchedOff { after: deadline },
         ];
         let lines: Vec<_> = all
             .iter()

@@ -81,6 +81,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             reason: why(reason),
             ..about("agent-awaited")
         },
+        Notice::AgentMissing { .. } => about("agent-missing"),
         Notice::AgentLost { reason, .. } => Record {
             reason: why(reason),
             ..about("agent-lost")

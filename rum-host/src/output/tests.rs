@@ -112,6 +112,9 @@ fn all() -> Vec<Notice> {
         Notice::AgentAwaited {
             reason: "no answer".into(),
         },
+        Notice::AgentMissing {
+            after: Duration::from_secs(20),
+        },
         Notice::AgentConnected {
             info: info.clone(),
             streaming,
@@ -187,9 +190,9 @@ fn all() -> Vec<Notice> {
             reason: "its init was killed".into(),
         },
         Notice::GuestKilled {
-            deadline: Some(Duration::from_secs(5)),
+            after: Some(Duration::from_secs(5)),
         },
-        Notice::GuestKilled { deadline: None },
+        Notice::GuestKilled { after: None },
         Notice::Stopping {
             drain: Duration::from_secs(10),
         },

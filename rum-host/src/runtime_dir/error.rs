@@ -61,7 +61,8 @@ impl RuntimeDirError {
                 "1 to {MAX_NAME} letters, digits, dots, dashes and underscores, not a dot first"
             )),
             Self::Running { name, .. } => Some(format!(
-                "run a command in it with `rum exec --name {name} -- CMD`, or give this one another name"
+                "`rum ports --name {name}` shows it, `rum down --name {name}` ends it; or give this one \
+                 another name"
             )),
             Self::Unsafe { .. } => Some(
                 "set RUM_RUNTIME_DIR to a directory that only you may enter (mode 0700), or to one \

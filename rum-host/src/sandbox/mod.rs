@@ -43,6 +43,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use self::isolation::Isolation;
+use crate::guest::qemu::kvm;
 use crate::limits;
 
 mod asked;
@@ -152,6 +153,10 @@ pub fn dispatch_internal(agent: impl FnOnce(Vec<OsString>) -> ExitCode) -> Optio
             show_as(c"rum-agent");
             rights::guard();
             agent(args)
+        }
+        kvm::MODE => {
+            show_as(c"rum-kvm");
+            kvm::probe()
         }
         WARDEN => {
             show_as(c"rum-warden");

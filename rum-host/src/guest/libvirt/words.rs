@@ -108,9 +108,14 @@ impl<'a> Trouble<'a> {
         let about_vsock =
             matches!(&failed, Failed::Refused(Refusal(said)) if said.contains("vsock"));
         let error = self.failed("cannot start", failed);
-        match about_vsock && self.no_vhost {
-            true => error.hint(NO_VHOST),
-            false => error,
+        match (about_vsock && self.no_vhost, &self.spec.socket) {
+            (true, None) => error.hint(NO_VHOST),
+            (true, Some(_)) => error.hint(format!(
+                "this machine has no /dev/vhost-vsock, and with `socket` in [guest] the domain's \
+                 <vsock> is not needed: remove it by `{}`",
+                self.virsh("edit")
+            )),
+            (false, _) => error,
         }
     }
 

@@ -37,6 +37,17 @@ pub fn open(path: &Path) -> io::Result<File> {
     options.create(true).append(true).mode(0o600).open(path)
 }
 
+/// How Linux begins to say why it panics (panic, kernel/panic.c); a long trace may follow.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// As [`tail`], with the kernel's reason for its panic before it, should that be further up.
+pub fn last_words(path: &Path, lines: usize) -> Vec<String> {
+    let all = tail(path, usize::MAX);
+    let from = all.len().saturating_sub(lines);
+    let panic = all[..from].iter().rfind(|line| line.contains(PANIC));
+    panic.into_iter().chain(&all[from..]).cloned().collect()
+}
+
 /// The last `lines` lines that say something, fit for a terminal. Empty if there is no such file.
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     let end = last_bytes(path, MAX_TAIL).unwrap_or_default();
@@ -92,6 +103,18 @@ mod tests {
         assert!(lines[2].ends_with('…') && lines[2].chars().count() == MAX_LINE);
         let acts = |c: char| c.is_control() || c == '\u{202e}';
         assert!(!lines.concat().contains(acts), "{lines:?}");
+    }
+
+    #[test]
+    fn a_panic_is_told_however_long_its_trace_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let panic = "[    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs";
+        fs::write(&path, format!("before\n{panic}\n{}", "a call\n".repeat(40))).unwrap();
+        let words = last_words(&path, 3);
+        assert_eq!(words, [panic, "a call", "a call", "a call"]);
+        fs::write(&path, format!("{panic}\na call\n")).unwrap();
+        assert_eq!(last_words(&path, 3), [panic, "a call"]);
     }
 
     #[test]

@@ -34,6 +34,7 @@ use super::{GuestEnd, GuestError, GuestSpec, Link, Stopped};
 use crate::runtime_dir::RuntimeDir;
 
 mod command;
+pub(crate) mod kvm;
 mod log;
 mod overlay;
 mod process;
@@ -43,7 +44,7 @@ mod spec;
 mod start;
 mod state;
 
-pub use spec::{Accel, Boot, Spec, SshKey};
+pub use spec::{Accel, Boot, Spec, SshKey, is_public_key};
 
 use command::{Device, Engine};
 use process::Process;
@@ -60,6 +61,8 @@ const AGENT_DEADLINE_TCG: Duration = Duration::from_secs(240);
 const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
 const IMAGE_DEADLINE_TCG: Duration = Duration::from_secs(180);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(5);
+/// How often the power button is pressed: what boots does not hear it.
+const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// Time for QEMU to quit when told, its caches written; and for what is killed to be gone.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the console's log is looked at: for its length, and for how far a boot is.
@@ -68,6 +71,8 @@ const LOG_PERIOD: Duration = Duration::from_secs(10);
 const TAIL: usize = 15;
 /// QEMU's word for the guest's reset, which ends it here.
 const REBOOTED: &str = "guest-reset";
+/// And for its power-off.
+const POWERED_OFF: &str = "guest-shutdown";
 
 /// A VM: running, or between two boots.
 #[derive(Debug)]
@@ -270,7 +275,9 @@ impl Qemu {
                 }
             };
             if let Some(reason) = end {
-                return self.end.insert(GuestEnd { reason }).clone();
+                // It did what it was told inside, and not before it was of any use.
+                let by_itself = self.agent_was_up && self.shutdown.as_deref() == Some(POWERED_OFF);
+                return self.end.insert(GuestEnd { reason, by_itself }).clone();
             }
         }
     }
@@ -331,7 +338,7 @@ impl Qemu {
     }
 
     fn show(&self, log: &std::path::Path) {
-        for line in log::tail(log, TAIL) {
+        for line in log::last_words(log, TAIL) {
             self.tell.say(Progress::LogLine(line));
         }
     }
@@ -357,7 +364,7 @@ impl Qemu {
     fn reason(&self, how: String) -> String {
         let early = !self.agent_was_up;
         let (reason, guests_own) = match self.shutdown.as_deref() {
-            Some("guest-shutdown") => ("it powered off".to_owned(), true),
+            Some(POWERED_OFF) => ("it powered off".to_owned(), true),
             Some("guest-panic") => ("its kernel panicked".to_owned(), true),
             _ => (how, false),
         };
@@ -384,13 +391,24 @@ impl Qemu {
             Some(qmp) => qmp.execute(command).await.is_ok(),
             None => false,
         };
-        if !deadline.is_zero() && ask("system_powerdown").await {
-            self.tell.say(Progress::PoweringOff { deadline });
-            let ended = tokio::time::timeout(deadline, process.ended());
-            if ended.await.is_ok() {
+        if !deadline.is_zero() {
+            let boots = !self.agent_was_up;
+            self.tell.say(Progress::PoweringOff { deadline, boots });
+            let begun = Instant::now();
+            let pressing = async {
+                while ask("system_powerdown").await {
+                    let ended = tokio::time::timeout(PRESS_AGAIN, process.ended());
+                    if ended.await.is_ok() {
+                        return true;
+                    }
+                }
+                false
+            };
+            if let Ok(true) = tokio::time::timeout(deadline, pressing).await {
                 return Stopped::Clean;
             }
-            self.tell.say(Progress::SwitchedOff { deadline });
+            let after = begun.elapsed();
+            self.tell.say(Progress::SwitchedOff { after });
         }
         // QEMU writes its caches first.
         let quit = async {

@@ -58,6 +58,14 @@ pub enum Accel {
     Tcg,
 }
 
+/// Whether `text` is one public key, without options before it. As in authorized_keys(5) the key's
+/// type comes first.
+pub fn is_public_key(text: &str) -> bool {
+    let kinds = ["ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-"];
+    let named = kinds.iter().any(|kind| text.starts_with(kind));
+    named && text.contains(' ') && !text.contains(char::is_control)
+}
+
 /// A public ssh key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SshKey {

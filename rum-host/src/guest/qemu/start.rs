@@ -1,7 +1,6 @@
 //! From a [`Spec`] to a machine that runs: what is on this host, the files, the processes.
 //!
-//! Whether KVM works is not known before QEMU has tried (a nested hypervisor may open and then
-//! fail), and neither is whether a CID is free. So the start itself is the probe: QEMU answers on
+//! Whether KVM works is tried before (`kvm`), but not known before QEMU has, and neither is whether a CID is free. So the start itself is the probe: QEMU answers on
 //! QMP only when the machine is set up, and if it ends before that it is started once more with
 //! what its last words suggest.
 //!
@@ -20,9 +19,9 @@ use tokio::process::Command;
 use super::command::{self, Arch, Device, Engine, Files, Machine, SANDBOX};
 use super::process::Process;
 use super::qmp::Qmp;
-use super::spec::{Accel, Boot, Spec, SshKey};
+use super::spec::{Accel, Boot, Spec, SshKey, is_public_key};
 use super::state::StateDir;
-use super::{log, overlay};
+use super::{kvm, log, overlay};
 use crate::guest::progress::{Progress, Tell};
 use crate::guest::{GuestError, GuestSpec};
 use crate::payload;
@@ -80,7 +79,7 @@ pub async fn start(
     let (device, device_program) = choose_device()?;
     let files = files(dir, state);
     prepare(guest, spec, state, tell).await?;
-    let (engine, mut because) = choose_engine(spec.accel)?;
+    let (engine, mut because) = choose_engine(spec.accel).await?;
     let mut launcher = Launcher {
         name: guest.name.clone(),
         spec: spec.clone(),
@@ -284,24 +283,23 @@ fn in_path(program: &str) -> Option<PathBuf> {
 }
 
 /// What to try first, and why it is nothing faster.
-fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestError> {
-    let open = || fs::File::options().read(true).write(true).open("/dev/kvm");
-    match accel {
-        Accel::Tcg => Ok((Engine::Tcg, Some("as rum.toml says".to_owned()))),
-        Accel::Kvm => match open() {
-            Ok(_) => Ok((Engine::Kvm, None)),
-            Err(error) => Err(
-                GuestError::vm(format!("cannot open /dev/kvm: {error}")).with_hint(
+async fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestError> {
+    Ok(match accel {
+        Accel::Tcg => (Engine::Tcg, Some("as rum.toml says".to_owned())),
+        Accel::Kvm => match kvm::works().await {
+            Ok(()) => (Engine::Kvm, None),
+            Err(why) => {
+                return Err(GuestError::vm(why).with_hint(
                     "load the module `kvm_intel` or `kvm_amd`, join the group `kvm`, or write \
-                 `accel = \"auto\"`",
-                ),
-            ),
+                     `accel = \"auto\"`",
+                ));
+            }
         },
-        Accel::Auto => Ok(match open() {
-            Ok(_) => (Engine::Kvm, None),
-            Err(error) => (Engine::Tcg, Some(format!("cannot open /dev/kvm: {error}"))),
-        }),
-    }
+        Accel::Auto => match kvm::works().await {
+            Ok(()) => (Engine::Kvm, None),
+            Err(why) => (Engine::Tcg, Some(why)),
+        },
+    })
 }
 
 /// Makes what the machine boots from.
@@ -339,7 +337,7 @@ async fn prepare(
             let ssh_key = match &spec.ssh_key {
                 None => None,
                 Some(SshKey::Text(key)) => Some(key.clone()),
-                Some(SshKey::File(file)) => Some(read_text(file)?.trim().to_owned()),
+                Some(SshKey::File(file)) => Some(read_key(file)?),
             };
             let seed = payload::Seed {
                 name: &guest.name,
@@ -350,6 +348,25 @@ async fn prepare(
             payload::seed_disk(&seed, &state.seed()).map_err(payload_failed)
         }
     }
+}
+
+/// The public key in `path`.
+fn read_key(path: &Path) -> Result<String, GuestError> {
+    let text = read_text(path)?;
+    let key = text.trim();
+    if is_public_key(key) {
+        return Ok(key.to_owned());
+    }
+    let shown = path.display();
+    Err(match key.contains("PRIVATE KEY") {
+        true => GuestError::vm(format!(
+            "{shown} is a private key, which must not leave this machine"
+        ))
+        .with_hint(format!("name the public one: `ssh_key = \"{shown}.pub\"`")),
+        false => GuestError::vm(format!("{shown} holds no public key on one line")).with_hint(
+            "`ssh_key` names a file as ssh-keygen(1) writes it, such as \"~/.ssh/id_ed25519.pub\"",
+        ),
+    })
 }
 
 fn read_text(path: &Path) -> Result<String, GuestError> {
@@ -384,5 +401,31 @@ async fn until_there(process: &mut Process, socket: &Path) -> Result<(), String>
     tokio::select! {
         ended = process.ended() => Err(ended),
         () = appears => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_private_key_stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("id");
+        let key = |text: &str| {
+            fs::write(&file, text).unwrap();
+            read_key(&file)
+        };
+        let public = "ssh-ed25519 AAAAC3Nza me@here";
+        assert_eq!(key(&format!("{public}\n")).unwrap(), public);
+        let private = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n";
+        let error = key(private).unwrap_err();
+        assert!(error.to_string().contains("is a private key"), "{error}");
+        assert!(error.hint().unwrap().contains("id.pub"));
+        for other in ["", "AAAAC3Nza", "ssh-rsa AAAA a\nssh-rsa AAAA b\n"] {
+            let error = key(other).unwrap_err();
+            assert!(error.to_string().contains("no public key"), "{error}");
+        }
     }
 }

@@ -23,6 +23,7 @@ use rustix::process::{Gid, Resource, Uid};
 use rustix::thread::UnshareFlags;
 
 use crate::agent::client;
+use crate::guest::qemu::kvm;
 use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link};
 use crate::runtime_dir::{self, RunningGuest, RuntimeDir};
 use crate::sandbox::isolation::Isolation;
@@ -99,7 +100,7 @@ pub struct Facts {
     pub vhost_vsock: Tried,
     /// Where `vhost-device-vsock` is.
     pub vhost_device_vsock: Option<PathBuf>,
-    /// `/dev/kvm`, opened.
+    /// Whether a guest's instructions are executed through `/dev/kvm`.
     pub kvm: Tried,
     /// What `--version` of the QEMU for this machine's architecture says, cleaned.
     pub qemu: Tried<String>,
@@ -138,7 +139,7 @@ pub async fn gather() -> Facts {
         local_cid: local_cid().map_err(|e| No::new(format!("/dev/vsock: {e}"))),
         vhost_vsock: open("/dev/vhost-vsock"),
         vhost_device_vsock: in_path("vhost-device-vsock"),
-        kvm: open("/dev/kvm"),
+        kvm: kvm::works().await.map_err(No::new),
         qemu: qemu(),
         qemu_img: in_path("qemu-img"),
         open_files: {

@@ -334,7 +334,7 @@ fn virtual_machines(facts: &Facts) -> [Check; 7] {
         tried(
             "kvm",
             &facts.kvm,
-            "/dev/kvm can be opened",
+            "a guest's instructions are executed by the processor",
             warn,
             "for fast VMs: turn virtualisation on in the firmware, modprobe kvm_intel or \
              kvm_amd, and be in the group `kvm`",
