@@ -50,6 +50,8 @@ mod publish;
 /// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
 /// stall, short enough that a dead guest does not look alive.
 pub const GRACE: Duration = Duration::from_secs(15);
+/// How long no agent is no reason to say so: a virtual machine boots in that time.
+const MISSING_AFTER: Duration = Duration::from_secs(20);
 
 /// What to run on.
 #[derive(Debug, Clone)]
@@ -62,6 +64,8 @@ pub struct Options {
     pub changes: Option<watch::Receiver<Policy>>,
     /// False: poll only, as with an agent that cannot stream.
     pub stream: bool,
+    /// Whether rum has put the agent into the guest, and it will come.
+    pub puts_agent: bool,
     /// Where to put what is the case.
     pub board: Arc<Board>,
 }
@@ -74,6 +78,7 @@ impl Options {
             policy,
             changes: None,
             stream: true,
+            puts_agent: true,
             board: Arc::default(),
         }
     }
@@ -148,6 +153,8 @@ pub struct Supervisor {
     notes: Notes,
     /// When to poll again because of a suspect.
     confirm_at: Option<Instant>,
+    /// When to say that there may be no agent.
+    missing_at: Option<Instant>,
     summary: Summary,
 }
 
@@ -237,6 +244,7 @@ impl Supervisor {
             took: BTreeMap::new(),
             notes,
             confirm_at: None,
+            missing_at: (!options.puts_agent).then(|| clock::now() + MISSING_AFTER),
             summary: Summary::default(),
         }
     }
@@ -350,6 +358,12 @@ impl Supervisor {
         let now = clock::now();
         if self.confirm_at.take_if(|at| *at <= now).is_some() {
             poll_now.send_replace(());
+        }
+        if self.missing_at.take_if(|at| *at <= now).is_some()
+            && matches!(self.agent, AgentState::Awaited | AgentState::AwaitedLong)
+        {
+            let after = MISSING_AFTER;
+            shell.say(Notice::AgentMissing { after });
         }
         if matches!(self.agent, AgentState::Lost(since) if since + GRACE <= now) {
             self.agent = AgentState::GivenUp;

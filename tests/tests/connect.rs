@@ -4,6 +4,7 @@
 //! What the device does not do is the point: no half-close crosses it. So every end that a
 //! client or a server sees came in a frame of rum's.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
@@ -12,7 +13,7 @@ use rum_tests::client::{connect, exchange, host, server_ends_first, until_refuse
 use rum_tests::device::{Defects, Flow};
 use rum_tests::machine::Machine;
 use rum_tests::netns::in_netns;
-use rum_tests::rum::Rum;
+use rum_tests::rum::{Rum, Setup};
 use rum_tests::wait::until;
 use rustix::process::Signal;
 
@@ -189,6 +190,29 @@ fn commands_are_refused_with_a_hint() {
         rum.stderr
             .wait("cannot run a command in a guest of kind `unix`");
         rum.stderr.wait("hint: ");
+    });
+}
+
+#[test]
+fn a_device_or_an_agent_that_is_not_there_is_said() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let socket = setup.path().join("vm.vsock");
+        let config = format!(
+            "[guest]\nkind = \"unix\"\nsocket = \"{}\"\n[auto_ports]\nrange = \"5000\"\n",
+            socket.display()
+        );
+        fs::write(setup.path().join("rum.toml"), config).expect("a file");
+        let mut rum = setup.start(["up"]);
+        let missing = format!(
+            "Waiting for the agent: there is no socket {}",
+            socket.display()
+        );
+        rum.stderr.wait(&missing);
+        rum.stderr
+            .wait("still waiting: if there is none in the guest, `rum agent install`");
+        rum.signal(Signal::TERM);
+        rum.wait();
     });
 }
 

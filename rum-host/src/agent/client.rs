@@ -85,7 +85,7 @@ pub enum AgentEvent {
         /// Why, in words.
         reason: String,
         /// When the next attempt is made.
-        retry: Duration,
+        retry: Option<Duration>,
     },
 }
 
@@ -260,11 +260,23 @@ impl AgentClient {
         let mut retry_now = self.retry_now.clone();
         let mut knocks = self.endpoint.knocks();
         let mut knocked = false;
+        // Why nobody is connected to.
+        let mut away = self.endpoint.missing();
         loop {
             if let Some(knocks) = &mut knocks
                 && !std::mem::take(&mut knocked)
                 && knocks.listen()
             {
+                if let Some(reason) = away.take() {
+                    let retry = None;
+                    if events
+                        .send(AgentEvent::Lost { reason, retry })
+                        .await
+                        .is_err()
+                    {
+                        return Gone;
+                    }
+                }
                 // A `CONNECT` while the guest boots breaks some devices for good.
                 knocks.next().await;
             }
@@ -300,7 +312,11 @@ impl AgentClient {
             met.silent |= loss.silent;
             knocked = loss.knocked;
             let retry = backoff.next_delay();
-            let lost = AgentEvent::Lost { reason, retry };
+            away = Some(reason.clone());
+            let lost = AgentEvent::Lost {
+                reason,
+                retry: Some(retry),
+            };
             if events.send(lost).await.is_err() {
                 return Gone;
             }

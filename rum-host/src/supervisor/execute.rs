@@ -47,7 +47,13 @@ impl Supervisor {
                     AgentState::Lost(since) => Some(since + GRACE),
                     _ => None,
                 };
-                let deadlines = [plan.wake, grace, self.confirm_at, self.holders.wake()];
+                let deadlines = [
+                    plan.wake,
+                    grace,
+                    self.confirm_at,
+                    self.missing_at,
+                    self.holders.wake(),
+                ];
                 break deadlines.into_iter().flatten().min();
             }
             if !self.carry_out(plan.actions, &mut turn, shell) {

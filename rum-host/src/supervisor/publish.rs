@@ -99,9 +99,9 @@ impl Notes {
         (self.lost, self.retry_ms, self.attempts) = (None, None, 0);
     }
 
-    pub fn lost(&mut self, reason: String, retry: Duration) {
+    pub fn lost(&mut self, reason: String, retry: Option<Duration>) {
         self.lost = Some(reason);
-        self.retry_ms = u64::try_from(retry.as_millis()).ok();
+        self.retry_ms = retry.and_then(|retry| u64::try_from(retry.as_millis()).ok());
         self.attempts = self.attempts.saturating_add(1);
     }
 

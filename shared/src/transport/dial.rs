@@ -79,6 +79,15 @@ impl Endpoint {
         }
     }
 
+    /// What is not there on this machine without which the guest cannot be reached, in words.
+    pub fn missing(&self) -> Option<String> {
+        let Self::Connect { socket, .. } = self else {
+            return None;
+        };
+        let missing = !socket.try_exists().unwrap_or(true);
+        missing.then(|| format!("there is no socket {}", socket.display()))
+    }
+
     /// What holds back while the guest may be away, where that is needed.
     pub fn gate(&self) -> Option<&Gate> {
         match self {
