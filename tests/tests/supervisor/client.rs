@@ -94,7 +94,7 @@ impl Client {
             lost.next()
         };
         let ((reason, retry), took) = self.clock.until(lost).await;
-        (reason, retry, took)
+        (reason, retry.expect("it tries again"), took)
     }
 
     /// How long the next poll takes to come.
