@@ -202,6 +202,8 @@ enum Over {
 
 pub(crate) type Agent = Session<RumAgentClient>;
 
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Connects once to the agent at `endpoint`, and asks who it is.
 pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), SessionError> {
     let stream = endpoint
@@ -210,7 +212,14 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), S
         .map_err(|error| SessionError::Unreachable(clean_error(error)))?;
     let session = Agent::connect(stream, Limits::HOST).await?;
     let client = session.client().clone();
-    let info = session.call(CALL_DEADLINE, client.hello(PROTOCOL)).await?;
+    let info = session.call(CALL_DEADLINE, client.hello(PROTOCOL)).await;
+    let info = info.map_err(|error| match error {
+        SessionError::UnknownMethod | SessionError::Invalid => SessionError::Unreachable(format!(
+            "what answers is no rum-agent that rum {VERSION} understands ({error}); `rum agent \
+                 install` tells how to update one"
+        )),
+        error => error,
+    })?;
     Ok((session, clean_info(info)))
 }
 

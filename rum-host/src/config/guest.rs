@@ -55,6 +55,7 @@ impl Check<'_> {
             ("initrd", "qemu"),
             ("append", "qemu"),
             ("cpus", "qemu"),
+            ("disk", "qemu"),
             ("memory", "qemu"),
             ("accel", "qemu"),
             ("args", "qemu"),
@@ -145,6 +146,8 @@ impl Check<'_> {
                     let why = "cloud-init, which reads it, is in the `image`";
                     self.only_with(at, key, present && kernel.is_some(), "image", why);
                 }
+                let disk = raw.disk.is_some() && kernel.is_some();
+                self.only_with(at, "disk", disk, "image", "a `kernel` has no disk");
                 Boot::Kernel {
                     kernel: kernel.unwrap_or_default(),
                     initrd,
@@ -174,6 +177,10 @@ impl Check<'_> {
         Spec {
             boot,
             cpus: u16::try_from(cpus).unwrap_or_default(),
+            disk_mib: raw
+                .disk
+                .as_deref()
+                .map(|disk| self.text(at, "disk", disk, values::disk)),
             memory_mib: self.text(at, "memory", memory, values::memory),
             accel,
             args: args

@@ -79,6 +79,8 @@ pub struct GuestConfig {
     pub append: Option<String>,
     /// `cpus` is the number of the VM's processors, such as `cpus = 2`
     pub cpus: Option<i64>,
+    /// `disk` is the size that the VM's disk has at least, such as `disk = "20G"`
+    pub disk: Option<String>,
     /// `memory` is the size of the VM's memory, such as `memory = "512M"`
     pub memory: Option<String>,
     /// `accel` is how the VM is run: `accel = "auto"`, `"kvm"` or `"tcg"`

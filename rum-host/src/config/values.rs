@@ -262,19 +262,34 @@ pub const MIN_MEMORY: u32 = 64;
 /// Most memory of a VM, in MiB: 1 TiB. More is a slip of the pen.
 pub const MAX_MEMORY: u32 = 1 << 20;
 
+/// Least disk of a VM, in MiB, and most, 64 TiB: a slip of the pen otherwise.
+pub const MIN_DISK: u32 = 64;
+/// See [`MIN_DISK`].
+pub const MAX_DISK: u32 = 64 << 20;
+
 /// A size of memory, `512M` or `2G`, as MiB from [`MIN_MEMORY`] to [`MAX_MEMORY`].
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn memory(text: &str) -> Result<u32, Invalid> {
+    size(text, "memory", MIN_MEMORY, MAX_MEMORY)
+}
+
+/// A size of a disk, `512M` or `20G`, as MiB from [`MIN_DISK`] to [`MAX_DISK`].
+///
+/// # Errors
+/// What is wrong with it.
+pub fn disk(text: &str) -> Result<u32, Invalid> {
+    size(text, "disk", MIN_DISK, MAX_DISK)
+}
+
+fn size(text: &str, what: &str, least: u32, most: u32) -> Result<u32, Invalid> {
     let example = "write a number and a unit: \"512M\" or \"2G\"";
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     if number.is_empty() {
-        return Err(Invalid::new(
-            format!("`{text}` is not a size of memory"),
-            example,
-        ));
+        let message = format!("`{text}` is not a size of {what}");
+        return Err(Invalid::new(message, example));
     }
     let number: u32 = number.parse().unwrap_or(u32::MAX);
     let mib = match unit.trim() {
@@ -287,23 +302,21 @@ pub fn memory(text: &str) -> Result<u32, Invalid> {
             ));
         }
         other => {
-            return Err(Invalid::new(
-                format!("`{other}` is not a unit of memory"),
-                example,
-            ));
+            let message = format!("`{other}` is not a unit of {what}");
+            return Err(Invalid::new(message, example));
         }
     };
-    match mib {
-        MIN_MEMORY..=MAX_MEMORY => Ok(mib),
-        0..MIN_MEMORY => Err(Invalid::new(
+    if mib < least {
+        return Err(Invalid::new(
             format!("`{text}` is too little for a VM"),
-            format!("write at least \"{MIN_MEMORY}M\""),
-        )),
-        _ => Err(Invalid::new(
-            format!("`{text}` is more than 1024G"),
-            example,
-        )),
+            format!("write at least \"{least}M\""),
+        ));
     }
+    if mib > most {
+        let message = format!("`{text}` is more than {}G", most / 1024);
+        return Err(Invalid::new(message, example));
+    }
+    Ok(mib)
 }
 
 #[cfg(test)]
@@ -351,6 +364,14 @@ mod tests {
                 "{text}: {said}"
             );
         }
+    }
+
+    #[test]
+    fn sizes_of_disks() {
+        assert_eq!(disk("20G"), Ok(20 * 1024));
+        assert_eq!(disk("65536G"), Ok(MAX_DISK));
+        let said = disk("65537G").unwrap_err().to_string();
+        assert!(said.contains("65536G"), "{said}");
     }
 
     #[test]

@@ -186,7 +186,7 @@ fn the_boot_hook_is_a_script_and_installs_where_the_unit_looks() {
     let hook = include_str!("install-agent.sh");
     let script = hook.strip_prefix("#cloud-boothook\n").unwrap();
     for path in [AGENT_PATH, UNIT_PATH] {
-        assert!(script.contains(&format!(" {path}\n")), "{path}");
+        assert!(script.contains(&format!(" {path} 0")), "{path}");
     }
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("hook");

@@ -109,7 +109,8 @@ fn instructions(steps: &[Step]) -> String {
         "# On this machine, for a VM with ssh ({arch}, systemd):\n\
          {shown}\n\
          # Or copy the two files into the VM in any other way and run there, as root:\n\
-         {root}\n\n\
+         {root}\n\
+         # Without systemd: have the VM's init start {AGENT_PATH} as root, again when it ends.\n\n\
          # Then, in rum.toml:\n\
          [guest]\n\
          kind = \"vsock\"\n\

@@ -109,6 +109,8 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # ssh_key = "~/.ssh/id_ed25519.pub"
 # cpus = 2
 # memory = "512M"
+# What the VM's disk has at least: the image's own size otherwise. The guest grows into it.
+# disk = "20G"
 # By the processor if that can be, else by translation: "auto", "kvm" or "tcg".
 # accel = "auto"
 # More arguments for QEMU.

@@ -191,7 +191,9 @@ fn rum_says_what_it_saw_and_serves_the_next() {
             host.rum.stderr.wait_nth(said, if n == 1 { 2 } else { 1 });
         }
         host.device.be(liar::served_as_another_service());
-        host.rum.stderr.wait("does not know this call");
+        host.rum
+            .stderr
+            .wait("`rum agent install` tells how to update one");
         host.serves_an_honest_one(port);
         host.is_sound();
         drop(host.setup);

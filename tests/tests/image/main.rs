@@ -13,7 +13,7 @@ use rum_tests::netns::in_netns;
 use rum_tests::wait::until_within;
 use rustix::process::Signal;
 
-use support::{BOOT, Debian};
+use support::{BOOT, DISK_MIB, Debian};
 
 /// What systemd is to have made of the unit.
 const HARDENED: &[&str] = &[
@@ -24,7 +24,8 @@ const HARDENED: &[&str] = &[
     "NoNewPrivileges=yes",
     "ProtectSystem=strict",
     "ProtectHome=yes",
-    "PrivateDevices=yes",
+    "DevicePolicy=closed",
+    "OOMScoreAdjust=-900",
     "PrivateTmp=yes",
     "ProtectKernelTunables=yes",
     "ProtectKernelModules=yes",
@@ -70,10 +71,15 @@ fn first_boot(debian: &Debian) {
         assert!(unit.lines().any(|line| line == *property), "{property}");
     }
     let status = debian.ssh("cat /proc/$(pidof rum-agent)/status");
+    // Its code is kept in memory.
+    assert!(!status.contains("VmLck:\t       0 kB"), "{status}");
     for line in [EFFECTIVE, "NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.lines().any(|l| l == line), "{line}: {status}");
     }
     assert!(!status.contains("Uid:\t0\t"), "{status}");
+
+    let sectors = debian.ssh("cat /sys/block/vda/size");
+    assert_eq!(sectors.trim(), (DISK_MIB * 2048).to_string());
 
     // For the second boot: something of the guest's own, and an agent of another version.
     debian.ssh(
@@ -138,12 +144,16 @@ fn a_debian_boots_with_the_agent_and_keeps_what_it_wrote() {
         let mut rum = debian.up(&["--reset"]);
         rum.stderr.wait("an overlay of its own");
         rum.stderr.wait("Machine runs");
-        rum.signal(Signal::KILL);
-        rum.wait();
         let fresh = fs::metadata(debian.state("overlay.qcow2"))
             .expect("a new one")
             .len();
         assert!(fresh < written / 2, "{fresh} of {written} bytes are left");
+        // It does not hear its power button yet, and so that is pressed again.
+        rum.signal(Signal::INT);
+        rum.stderr.wait("it boots still");
+        until_within(BOOT, "the end", || rum.child.try_wait().expect("ours"));
+        let said = rum.stderr.all().join("\n");
+        assert!(!said.contains("switched off"), "{said}");
         assert_eq!(debian.hash(), before, "the image was written to");
     });
 }

@@ -38,6 +38,9 @@ exec /usr/bin/ssh -q -i "$KEY" -o IdentitiesOnly=yes -o StrictHostKeyChecking=no
     -o UserKnownHostsFile=/dev/null -o ConnectTimeout=120 -o ConnectionAttempts=1 "$@"
 "#;
 
+/// What the guest's disk has: more than its image.
+pub const DISK_MIB: u32 = 1024;
+
 /// A place for the guest.
 pub struct Debian {
     /// Where it runs, with a `rum.toml`.
@@ -51,10 +54,12 @@ impl Debian {
         let path = |name: &str| setup.path().join(name);
         fs::copy(debian(), path("debian.qcow2")).expect("space for an image");
         fs::write(path("user-data"), USER_DATA).expect("ours");
-        let config = "[guest]\nkind = \"qemu\"\naccel = \"tcg\"\nimage = \"debian.qcow2\"\n\
-             cpus = 1\nmemory = \"768M\"\nuser_data = \"user-data\"\nssh_key = \"key.pub\"\n\
+        let config = format!(
+            "[guest]\nkind = \"qemu\"\naccel = \"tcg\"\nimage = \"debian.qcow2\"\n\
+             disk = \"{DISK_MIB}M\"\ncpus = 1\nmemory = \"768M\"\nuser_data = \"user-data\"\nssh_key = \"key.pub\"\n\
              [[ports]]\nhost = 2022\nguest = 22\n\
-             [auto_ports]\nrange = \"5000-5010\"\n";
+             [auto_ports]\nrange = \"5000-5010\"\n"
+        );
         fs::write(path("rum.toml"), config).expect("ours");
         fs::create_dir(path("bin")).expect("ours");
         fs::write(path("bin/ssh"), SSH).expect("ours");

@@ -2,6 +2,7 @@
 //! against a real libvirtd with QEMU, started by the test in namespaces of its own.
 
 use std::path::Path;
+use std::process::Command;
 
 use rum_tests::client::exchange;
 use rum_tests::netns::in_netns;
@@ -69,7 +70,10 @@ fn what_is_wrong_with_a_domain_is_said() {
     refused(up("1"), &["has no domain `1`"]);
     for bare in ["bare", "off"] {
         let message = format!("the domain `{bare}` has no vsock device");
-        refused(up(bare), &[&message, " edit ", "<cid auto='yes'/>"]);
+        refused(
+            up(bare),
+            &[&message, " attach-device ", "<cid auto='yes'/>"],
+        );
     }
     refused(
         up("crashed"),
@@ -185,8 +189,16 @@ fn a_domain_that_runs_is_left_alone_and_its_end_is_told() {
     assert_eq!(rum.wait().code(), Some(1));
 
     // Without a device for vsock, which this machine could not give it anyway.
-    let rum = libvirt.start_rum("box", "");
-    refused(rum, &["the domain `box` has no vsock device"]);
+    let mut rum = libvirt.start_rum("box", "");
+    assert_eq!(rum.wait().code(), Some(1));
+    rum.stderr.wait("the domain `box` has no vsock device");
+    // What it says to do helps, as it stands there.
+    let attach = rum.stderr.wait("<vsock model='virtio'>");
+    let mut sh = Command::new("sh");
+    let done = sh.args(["-c", attach.trim()]).output().expect("sh starts");
+    assert!(done.status.success(), "{attach}: {done:?}");
+    let described = libvirt.virsh(&["dumpxml", "box"]);
+    assert!(described.contains("<cid auto='yes'"), "{described}");
 }
 
 #[test]

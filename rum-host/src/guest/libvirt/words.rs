@@ -172,18 +172,20 @@ impl<'a> Trouble<'a> {
             "the domain `{}` has no vsock device, over which rum talks to its agent",
             self.domain
         );
-        let when = match running {
-            true => "; it is there from the domain's next start",
-            false => "",
+        // In one line for a shell; a running domain gets it at once.
+        let flags = match running {
+            true => "--config --live",
+            false => "--config",
         };
-        let edit = self.virsh("edit");
+        let attach = format!(
+            "echo \"{DEVICE}\" | {} /dev/stdin {flags}",
+            self.virsh("attach-device")
+        );
         let hint = match self.no_vhost {
-            true => format!(
-                "{NO_VHOST}. With /dev/vhost-vsock, add this to its <devices> by `{edit}`{when}:"
-            ),
-            false => format!("add this to its <devices> by `{edit}`{when}:"),
+            true => format!("{NO_VHOST}. With /dev/vhost-vsock, give it one by this:"),
+            false => "give it one by this, then run `rum up` again:".to_owned(),
         };
-        RumError::new(message).hint(hint).example(SNIPPET)
+        RumError::new(message).hint(hint).example(attach)
     }
 
     fn virsh(&self, command: &str) -> String {
@@ -192,6 +194,8 @@ impl<'a> Trouble<'a> {
     }
 }
 
+/// [`SNIPPET`] on one line, without double quotes.
+const DEVICE: &str = "<vsock model='virtio'><cid auto='yes'/></vsock>";
 const SNIPPET: &str = "<vsock model='virtio'>\n  <cid auto='yes'/>\n</vsock>";
 
 /// Continues "hint: ".

@@ -20,6 +20,7 @@ fn spec(boot: Boot) -> Spec {
         boot,
         cpus: 2,
         memory_mib: 512,
+        disk_mib: None,
         accel: Accel::Auto,
         args: Vec::new(),
         user_data: None,

@@ -142,9 +142,53 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Over
     })
 }
 
+/// Makes the disk that `overlay` is at least `mib` MiB large. What is in it is the guest's to grow.
+///
+/// # Errors
+/// It is larger already; `qemu-img` fails.
+pub async fn grow(overlay: &Path, mib: u32) -> Result<(), GuestError> {
+    let info: &[&OsStr] = &["info".as_ref(), "--output=json".as_ref(), overlay.as_ref()];
+    let now = size_of(&run(info).await?)?;
+    let wanted = u64::from(mib) << 20;
+    if now > wanted {
+        let now = now.div_ceil(1 << 20);
+        return Err(
+            GuestError::vm(format!("the disk has {now} MiB already, and only grows")).with_hint(
+                format!("write `disk = \"{now}M\"` or more, or leave it out"),
+            ),
+        );
+    }
+    if now < wanted {
+        let size = format!("{mib}M");
+        let resize: &[&OsStr] = &[
+            "resize".as_ref(),
+            "-q".as_ref(),
+            "-f".as_ref(),
+            "qcow2".as_ref(),
+            overlay.as_ref(),
+            size.as_ref(),
+        ];
+        run(resize).await?;
+    }
+    Ok(())
+}
+
 #[derive(Facet)]
 struct Info {
     format: String,
+}
+
+#[derive(Facet)]
+#[facet(rename_all = "kebab-case")]
+struct Size {
+    virtual_size: u64,
+}
+
+fn size_of(info: &[u8]) -> Result<u64, GuestError> {
+    facet_json::from_slice::<Size>(info)
+        .ok()
+        .map(|info| info.virtual_size)
+        .ok_or_else(|| GuestError::vm(format!("{QEMU_IMG} does not tell the disk's size")))
 }
 
 fn format_of(info: &[u8]) -> Result<String, GuestError> {
@@ -196,5 +240,6 @@ mod tests {
             "children": [{"name": "file", "info": {"format": "file"}}], "dirty-flag": false}"#;
         assert_eq!(format_of(info).unwrap(), "qcow2");
         format_of(b"{}").unwrap_err();
+        assert_eq!(size_of(info).unwrap(), 1 << 20);
     }
 }

@@ -11,6 +11,8 @@ pub struct Spec {
     pub cpus: u16,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// What its disk has at least, in MiB, for images; `None`: what the image has.
+    pub disk_mib: Option<u32>,
     /// How to run it.
     pub accel: Accel,
     /// More arguments for QEMU; they come last.
@@ -110,6 +112,7 @@ mod tests {
             },
             cpus: 1,
             memory_mib: 64,
+            disk_mib: None,
             accel: Accel::Auto,
             args: Vec::new(),
             user_data: Some("a/b".into()),

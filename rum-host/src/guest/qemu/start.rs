@@ -329,6 +329,9 @@ async fn prepare(
         }
         Boot::Image(image) => {
             let overlay = overlay::prepare(image, state, guest.reset).await?;
+            if let Some(mib) = spec.disk_mib {
+                overlay::grow(&state.overlay(), mib).await?;
+            }
             tell.say(Progress::Overlay {
                 image: clean(&image.to_string_lossy(), MAX_PATH),
                 fresh: overlay.fresh,
