@@ -4,7 +4,6 @@ use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use rum_shared::lines;
@@ -24,12 +23,6 @@ use crate::hints::{HintError, HintKind};
 use crate::kernel::tracepoint::ThreadName;
 use crate::server::{AgentError, Config};
 use crate::source::SourceKind;
-
-/// Threads for reading /proc, beside the one that does everything else: names and, without
-/// SOCK_DIAG, the sockets.
-const BLOCKING_THREADS: usize = 2;
-/// A thread that has nothing to do ends after this time, and its memory goes.
-const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Tells the host what listens in this guest, and connects it
 #[derive(Debug, Clone, Parser)]
@@ -175,8 +168,6 @@ fn run_process(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_keep_alive(THREAD_KEEP_ALIVE)
         .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

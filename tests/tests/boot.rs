@@ -1,4 +1,4 @@
-//! The agent as a guest's first process, without a VM: PID 1 of a PID namespace, in a root that
+//! The agent and its keeper as a guest's first process, without a VM: PID 1 of a PID namespace, in a root that
 //! holds what an initramfs would.
 
 use std::fs;
@@ -27,11 +27,11 @@ mount -t proc proc /proc
 rm -r /rum && echo "the root is emptied"
 for process in /proc/[0-9]*; do
     case $(tr '\0' ' ' <"$process/cmdline") in
-    '@rum-agent ') agent=${process#/proc/} ;;
+    '@rum-keeper ') agent=${process#/proc/} ;;
     esac
 done
 read -r _ _ _ parent _ session _ <"/proc/$agent/stat"
-[ "$session" = "$agent" ] && echo "the agent is a child of $parent in a session of its own"
+[ "$session" = "$agent" ] && echo "its keeper is a child of $parent in a session of its own"
 echo "its root has:" $(ls "/proc/$agent/root")
 echo "its /proc/1 is $(cat "/proc/$agent/root/proc/1/comm")"
 [ -e "/proc/$agent/root/sys/devices/system/cpu/online" ] && echo "its /sys is one"
@@ -58,7 +58,7 @@ fn the_agent_starts_the_guests_init_and_outlives_its_root() {
         said,
         "init is 1 with 2 arguments: single two words; given=1\n\
          the root is emptied\n\
-         the agent is a child of 1 in a session of its own\n\
+         its keeper is a child of 1 in a session of its own\n\
          its root has: proc sys\n\
          its /proc/1 is init\n\
          its /sys is one\n",
