@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::fs;
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use rum_tests::netns::in_netns;
@@ -146,6 +148,57 @@ fn two_vms_run_at_once_and_one_that_rum_leaves_by_sigkill_is_gone() {
         kill_process(warden, Signal::KILL).expect("it is there");
         two.stderr.wait("The guest ended");
         assert_eq!(two.wait().code(), Some(1));
+        until_nothing_is_left(&vms.setup);
+    });
+}
+
+/// Instead of QEMU, a machine whose guest hears its power button only when that is pressed again.
+const BOOTS_STILL: &str = r#"#!/usr/bin/env python3
+import json, socket, sys
+if "-version" in sys.argv:
+    sys.exit(0)
+qmp = next(arg for arg in sys.argv if arg.startswith("socket,id=qmp"))
+server = socket.socket(socket.AF_UNIX)
+server.bind(qmp.split("path=")[1])
+server.listen()
+lines = server.accept()[0].makefile("rw")
+def say(what):
+    lines.write(json.dumps(what) + "\n")
+    lines.flush()
+say({"QMP": {}})
+pressed = 0
+for line in lines:
+    asked = json.loads(line)
+    say({"return": {}, "id": asked["id"]})
+    pressed += asked["execute"] == "system_powerdown"
+    if pressed == 2:
+        sys.exit(0)
+"#;
+
+#[test]
+fn the_power_button_is_pressed_until_it_is_heard() {
+    in_netns(|| {
+        let vms = Vms::new();
+        let path = |name: &str| vms.setup.path().join(name);
+        fs::write(path("disk"), [0; 1 << 16]).expect("ours");
+        let config = "[guest]\nkind = \"qemu\"\naccel = \"tcg\"\nimage = \"disk\"\n\
+                      [auto_ports]\nrange = \"5000\"\n";
+        fs::write(path("dev.toml"), config).expect("ours");
+        let bin = path("bin");
+        fs::create_dir(&bin).expect("ours");
+        let qemu = bin.join("qemu-system-x86_64");
+        fs::write(&qemu, BOOTS_STILL).expect("ours");
+        fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).expect("ours");
+        let mut command = vms.rum(&["up", "-c", "dev.toml"]);
+        let dirs = std::env::split_paths(&vms.path()).collect::<Vec<_>>();
+        let dirs = std::env::join_paths([bin].into_iter().chain(dirs)).expect("no colon in them");
+        let mut rum = vms.setup.start_command(command.env("PATH", dirs));
+        rum.stderr.wait("Machine runs");
+        rum.signal(Signal::TERM);
+        rum.stderr.wait("(it boots still, and hears of it later)");
+        assert_eq!(rum.wait().code(), Some(143));
+        let said = rum.stderr.all().join("\n");
+        assert!(!said.contains("switched off"), "{said}");
         until_nothing_is_left(&vms.setup);
     });
 }
