@@ -46,14 +46,22 @@ impl Status {
 
     /// Writes the line to standard output. If nobody reads it there is nobody to tell.
     pub(super) fn send(&self) {
+        write(&self.line());
+    }
+
+    fn line(&self) -> String {
         let mut line = self.to_string().replace(['\n', '\r'], " ");
         while line.len() >= MAX_LINE {
             line.pop();
         }
-        line.push('\n');
-        // Below PIPE_BUF: written whole or not at all (pipe(7)).
-        let _ = rustix::io::write(rustix::stdio::stdout(), line.as_bytes());
+        line + "\n"
     }
+}
+
+/// Writes at most two lines, no more than PIPE_BUF: whole or not at all, and nobody's line between them
+/// (pipe(7)).
+fn write(lines: &str) {
+    let _ = rustix::io::write(rustix::stdio::stdout(), lines.as_bytes());
 }
 
 impl fmt::Display for Status {
@@ -72,10 +80,8 @@ impl fmt::Display for Status {
 impl Failure {
     /// Tells rum.
     pub(super) fn send(self) {
-        Status::Error(self.message).send();
-        if let Some(hint) = self.hint {
-            Status::Hint(hint).send();
-        }
+        let hint = self.hint.map(|hint| Status::Hint(hint).line());
+        write(&(Status::Error(self.message).line() + &hint.unwrap_or_default()));
     }
 }
 
