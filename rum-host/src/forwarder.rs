@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::bound::BindError;
 use self::bound::Bound;
 use self::connection::{Connection, Waiting};
-pub use self::dialer::{Dialer, Refusal};
+pub use self::dialer::{Dialer, LINK_DEADLINE, Refusal};
 pub use self::stats::Stats;
 use crate::clock;
 use crate::descriptors::{Room, is_exhaustion};

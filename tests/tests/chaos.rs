@@ -22,6 +22,8 @@ fn survives(kind: Kind, seeds: impl IntoIterator<Item = u64>) {
     if let Err(text) = total.verdict() {
         panic!("{text}");
     }
+    // Else the seeds show nothing of them.
+    assert!(total.lived > 0 && total.served > 0);
 }
 
 #[test]
@@ -32,6 +34,32 @@ fn a_namespace_guest_survives_chaos() {
 #[test]
 fn a_guest_behind_a_device_survives_chaos() {
     survives(Kind::Connect, 1..=2);
+}
+
+/// A dial without an answer is made again, whatever happens on the way to the program; nothing here is a
+/// reason to reset a client.
+#[test]
+fn who_waits_is_served() {
+    let before = "open:5001:v4 open:5003:other open:5005:v6 open:5007:any6 quiet";
+    let deaf = "deaf:5001:8 deaf:5003:8 deaf:5005:8 deaf:5007:8";
+    let faults = [
+        "wait:1500",
+        "wait:100 kill-agent:poll",
+        "kill-agent:none kill-agent:tracepoint",
+        "stop-agent wait:300",
+        "stop-host wait:300",
+        "wait:100 stall wait:300 cut",
+        "wait:100 cut cut",
+        "exhaust:2 rush:5001:20",
+    ];
+    let episodes = faults.map(|fault| format!("{deaf} {fault} quiet {fault} {deaf} quiet"));
+    let words = [before, &episodes.join(" ")].join(" ");
+    let steps: Result<Vec<_>, String> = words.split_whitespace().map(str::parse).collect();
+    let steps = steps.expect("these are steps");
+    for kind in [Kind::Namespace, Kind::Connect] {
+        let report = run_list(kind, &steps, DEADLINE, "").unwrap_or_else(|text| panic!("{text}"));
+        assert_eq!((report.served, report.excused), (faults.len() * 64, 0));
+    }
 }
 
 /// What chaos found once: `before`, then `steps` until it is quiet, as often as `times`. In half of

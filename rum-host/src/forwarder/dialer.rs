@@ -30,7 +30,7 @@ use crate::plan::GuestPort;
 use crate::pool::{Dialled, Pool};
 
 /// Time for an agent that is away, or that takes no channel, to be back. A restart takes less.
-pub(super) const LINK_DEADLINE: Duration = Duration::from_secs(10);
+pub const LINK_DEADLINE: Duration = Duration::from_secs(10);
 /// Clients of one forward that wait for its program to accept them. More wait in the kernel's queue.
 const MAX_WAITING: usize = 512;
 /// A forward with fewer clients than this that wait always accepts the next, whatever others do.

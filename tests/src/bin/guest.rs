@@ -21,6 +21,8 @@
 //!     bind ADDR          bound, not listening
 //!     shutdown ADDR      shutdown(2) on the listener, which stays open
 //!     close ADDR         closes one listener (the newest twin first)
+//!     deaf ADDR          nobody is accepted there, and the accept queue of its listener is full
+//!     hear ADDR          goes on accepting
 //!     many FIRST COUNT   listeners on COUNT ports from FIRST, on 127.0.0.1
 //!     close-many FIRST COUNT
 //!     churn ADDR COUNT TIMES
@@ -30,19 +32,32 @@
 //!     exit CODE
 
 use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rum_tests::{Fnv, monotonic_ns, traffic};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 use vsock::{VMADDR_CID_HOST, VsockStream};
 
 /// Where answers go, and what a connection has to say by itself.
 type Out = Arc<Mutex<dyn Write + Send>>;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Where nobody is accepted for now, and the connection with which the accept queue there is full.
+type Deaf = BTreeMap<SocketAddr, OwnedFd>;
+static DEAF: (Mutex<Deaf>, Condvar) = (Mutex::new(BTreeMap::new()), Condvar::new());
+
+fn deaf() -> MutexGuard<'static, Deaf> {
+    DEAF.0.lock().expect("no holder panics")
+}
 
 /// What keeps a port open.
 enum Held {
@@ -182,12 +197,36 @@ fn obey(
             let held = listeners.get_mut(&addr).ok_or("no such listener")?;
             match held.pop().ok_or("no such listener")? {
                 // The accepting thread holds a duplicate: end it first.
-                Held::Own(fd) => rustix::net::shutdown(&fd, rustix::net::Shutdown::Both)?,
+                Held::Own(fd) => {
+                    let _deaf = deaf();
+                    rustix::net::shutdown(&fd, rustix::net::Shutdown::Both)?;
+                    DEAF.1.notify_all();
+                }
                 Held::Forked(mut child) => {
                     child.kill()?;
                     child.wait()?;
                 }
             }
+            Ok(monotonic_ns())
+        }
+        ["deaf", addr] => {
+            let addr: SocketAddr = addr.parse()?;
+            let fd = listeners.get(&addr).and_then(|l| l.last());
+            let fd = fd.ok_or("no such listener")?.own()?;
+            if let Entry::Vacant(free) = deaf().entry(addr) {
+                free.insert(fill(fd, addr)?);
+            }
+            Ok(monotonic_ns())
+        }
+        ["hear", addr] => {
+            let addr: SocketAddr = addr.parse()?;
+            for held in listeners.get(&addr).into_iter().flatten() {
+                if let Held::Own(fd) = held {
+                    rustix::net::listen(fd, BACKLOG)?;
+                }
+            }
+            deaf().remove(&addr);
+            DEAF.1.notify_all();
             Ok(monotonic_ns())
         }
         // What a server does, and nothing beside it: the benchmark measures to this byte.
@@ -258,19 +297,19 @@ fn open(kind: &str, addr: SocketAddr) -> Result<OwnedFd, Box<dyn std::error::Err
     match kind {
         "bind" => {}
         "thread" => std::thread::scope(|scope| {
-            let listen = scope.spawn(|| rustix::net::listen(&fd, 1024));
+            let listen = scope.spawn(|| rustix::net::listen(&fd, BACKLOG));
             listen.join().expect("it cannot panic")
         })?,
         "uring" => listen_by_io_uring(&fd)?,
         "i386" => listen_of_i386(&fd)?,
-        _ => rustix::net::listen(&fd, 1024)?,
+        _ => rustix::net::listen(&fd, BACKLOG)?,
     }
     Ok(fd)
 }
 
 fn listen_by_io_uring(fd: &OwnedFd) -> std::io::Result<()> {
     let mut ring = io_uring::IoUring::new(1)?;
-    let listen = io_uring::opcode::Listen::new(io_uring::types::Fd(fd.as_raw_fd()), 1024);
+    let listen = io_uring::opcode::Listen::new(io_uring::types::Fd(fd.as_raw_fd()), BACKLOG);
     // SAFETY: the request has no buffer, and is over when `submit_and_wait` returns.
     unsafe { ring.submission().push(&listen.build()) }.map_err(std::io::Error::other)?;
     ring.submit_and_wait(1)?;
@@ -292,7 +331,7 @@ fn listen_of_i386(fd: &OwnedFd) -> std::io::Result<()> {
             "xchg {fd:r}, rbx",
             fd = inout(reg) fd.as_raw_fd() as u64 => _,
             inout("eax") LISTEN => result,
-            in("ecx") 1024,
+            in("ecx") BACKLOG,
             out("r8") _, out("r9") _, out("r10") _, out("r11") _,
         );
     }
@@ -312,8 +351,44 @@ fn outcome(result: i32) -> std::io::Result<()> {
     }
 }
 
+/// Fills the accept queue of a listener. With a backlog of 0 there is room for one
+/// (sk_acceptq_is_full, include/net/sock.h); whoever comes later gets no answer from the kernel.
+fn fill(listener: &OwnedFd, addr: SocketAddr) -> std::io::Result<OwnedFd> {
+    rustix::net::listen(listener, 0)?;
+    let (family, loopback) = match addr {
+        SocketAddr::V4(_) => (AddressFamily::INET, Ipv4Addr::LOCALHOST.into()),
+        SocketAddr::V6(_) => (AddressFamily::INET6, Ipv6Addr::LOCALHOST.into()),
+    };
+    let ip = match addr.ip() {
+        ip if ip.is_unspecified() => loopback,
+        ip => ip,
+    };
+    // Somebody else may be there already: then this one waits, too.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let filler = socket_with(family, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&filler, &SocketAddr::new(ip, addr.port())) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    poll(&mut [PollFd::new(listener, PollFlags::IN)], None)?;
+    Ok(filler)
+}
+
+/// The next connection, as soon as there is one and nothing keeps it from being accepted.
+fn accept(listener: &TcpListener) -> std::io::Result<TcpStream> {
+    let addr = listener.local_addr()?;
+    poll(&mut [PollFd::new(listener, PollFlags::IN)], None)?;
+    let keeps = |deaf: &mut Deaf| {
+        // What was shut down is at its end.
+        deaf.contains_key(&addr) && sockopt::socket_acceptconn(listener).unwrap_or(false)
+    };
+    // Kept, so that nobody is accepted any more when `deaf` is answered.
+    let _deaf = DEAF.1.wait_while(deaf(), keeps).expect("no holder panics");
+    Ok(listener.accept()?.0)
+}
+
 fn serve(listener: &TcpListener, mode: &str, out: &Out) {
-    while let Ok((stream, _)) = listener.accept() {
+    while let Ok(stream) = accept(listener) {
         if mode == "hello" {
             let _ = (&stream).write_all(b"h");
             continue;

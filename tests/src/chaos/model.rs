@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 pub const FIRST: u16 = 5000;
 /// Last port of the range.
 pub const LAST: u16 = 5017;
+/// Longer than any run of chaos.
+const DRAIN: &str = "drain = \"1h\"\n";
 
 /// The truth.
 #[derive(Debug, Clone, Default)]
@@ -34,15 +36,19 @@ pub enum Expected {
 
 impl Model {
     /// The `rum.toml` for the configuration in force. Connections live on when their listener closes,
-    /// and when another configuration takes their forward away.
+    /// without a word about that. Only a configuration that takes forwards away says for how long their
+    /// connections go on.
     pub fn toml(&self) -> String {
-        let rest = match self.config {
-            1 => "range = \"5000-5008\"\n",
-            2 => "range = \"5000-5017\"\nexclude = \"5003-5006\"\n",
-            3 => "range = \"5000-5004,5009-5017\"\nexclude = \"5012\"\n",
-            _ => "range = \"5000-5017\"\n",
+        let (drain, rest) = match self.config {
+            1 => (DRAIN, "range = \"5000-5008\"\n"),
+            2 => (DRAIN, "range = \"5000-5017\"\nexclude = \"5003-5006\"\n"),
+            3 => (
+                DRAIN,
+                "range = \"5000-5004,5009-5017\"\nexclude = \"5012\"\n",
+            ),
+            _ => ("", "range = \"5000-5017\"\n"),
         };
-        format!("drain = \"1h\"\n[auto_ports]\n{rest}")
+        format!("{drain}[auto_ports]\n{rest}")
     }
 
     fn configured(&self, port: u16) -> bool {
@@ -58,6 +64,17 @@ impl Model {
     pub fn open(&self, port: u16) -> bool {
         let mut listeners = self.listeners.iter();
         listeners.any(|(addr, held)| addr.port() == port && !held.is_empty())
+    }
+
+    /// The listener on it in the guest, if it is the only one and no child process holds it.
+    pub fn lone(&self, port: u16) -> Option<SocketAddr> {
+        let on_it =
+            |(addr, held): &(&SocketAddr, &Vec<bool>)| addr.port() == port && !held.is_empty();
+        let mut listeners = self.listeners.iter().filter(on_it);
+        match (listeners.next(), listeners.next()) {
+            (Some((addr, held)), None) if held[..] == [false] => Some(*addr),
+            _ => None,
+        }
     }
 
     /// Whether a child process listens on it in the guest.

@@ -77,6 +77,10 @@ pub struct Report {
     pub lived: usize,
     /// Resets that had to be, and were.
     pub reset: usize,
+    /// Clients that waited for a program to go on, and were served.
+    pub served: usize,
+    /// Others that waited, and had reason to be reset.
+    pub excused: usize,
     /// The host side at home.
     pub host: Vec<Memory>,
     /// The agent at home.
@@ -118,6 +122,8 @@ impl Report {
         self.settled.extend(other.settled);
         self.lived += other.lived;
         self.reset += other.reset;
+        self.served += other.served;
+        self.excused += other.excused;
         self.homes += other.homes;
         self.took += other.took;
     }
@@ -166,11 +172,14 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{steps} steps in {:.0} s, {} times at home with nothing left over, \
-             {} held connections checked alive, {} reset as they had to be",
+             {} held connections checked alive, {} reset as they had to be, \
+             {} that waited served, {} reset with reason",
             self.took.as_secs_f64(),
             self.homes,
             self.lived,
             self.reset,
+            self.served,
+            self.excused,
         )?;
         let steps = self
             .steps

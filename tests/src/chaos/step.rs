@@ -62,6 +62,9 @@ pub enum Step {
     Hold(u16),
     /// The oldest connection that is held ends cleanly.
     Release,
+    /// The program behind this forward, or the next one, accepts nobody until the next quiet moment,
+    /// in which it must serve so many clients that come now and wait.
+    Deaf(u16, u16),
     /// So many connections at once, of which nobody cares what becomes.
     Rush(u16, u16),
     /// Somebody else on the host takes the port.
@@ -137,6 +140,7 @@ impl fmt::Display for Step {
             Self::Close(port, at) => write!(f, "close:{port}:{}", place(at)),
             Self::Hold(port) => write!(f, "hold:{port}"),
             Self::Release => f.write_str("release"),
+            Self::Deaf(port, count) => write!(f, "deaf:{port}:{count}"),
             Self::Rush(port, count) => write!(f, "rush:{port}:{count}"),
             Self::Take(port) => write!(f, "take:{port}"),
             Self::Free(port) => write!(f, "free:{port}"),
@@ -179,6 +183,7 @@ impl FromStr for Step {
             ["close", port, at] => Self::Close(number(port)?, place(at)?),
             ["hold", port] => Self::Hold(number(port)?),
             ["release"] => Self::Release,
+            ["deaf", port, count] => Self::Deaf(number(port)?, number(count)?),
             ["rush", port, count] => Self::Rush(number(port)?, number(count)?),
             ["take", port] => Self::Take(number(port)?),
             ["free", port] => Self::Free(number(port)?),
@@ -243,7 +248,7 @@ impl Steps {
         let place = Place::ALL[random.usize(..Place::ALL.len())].0;
         let to = Place::ALL[random.usize(..Place::ALL.len())].0;
         let hint = Hint::ALL[random.usize(..Hint::ALL.len())];
-        match random.u32(..200) {
+        match random.u32(..206) {
             0..46 => Step::Open(port, place),
             46..54 => Step::Fork(port, place),
             54..92 => Step::Close(port, place),
@@ -280,7 +285,8 @@ impl Steps {
             }
             189..199 => Step::Wait(random.u16(1..300)),
             // Longer than the heartbeat's deadline.
-            _ => Step::Wait(4500),
+            199 => Step::Wait(4500),
+            _ => Step::Deaf(port, random.u16(2..9)),
         }
     }
 }

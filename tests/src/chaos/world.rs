@@ -1,6 +1,6 @@
 //! Makes steps happen. `settle` waits for what the model says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Rlimit, Signal};
 
+use self::waiting::{Fate, Waiting};
 use super::Kind;
 use super::model::{Expected, Model};
 use super::probe::{self, Counts};
@@ -23,6 +24,7 @@ use crate::rum::{Rum, Setup, agent_below};
 
 mod faults;
 mod settle;
+mod waiting;
 
 /// Connections that are held at once.
 const HELD: usize = 10;
@@ -81,6 +83,11 @@ pub struct World {
     model: Model,
     held: Vec<Held>,
     wishes: Vec<u16>,
+    waiting: Vec<Waiting>,
+    /// Where the guest's program accepts nobody.
+    deaf: BTreeSet<SocketAddr>,
+    /// Ports of which something has changed since the last quiet moment.
+    changed: BTreeSet<u16>,
     taken: BTreeMap<u16, TcpListener>,
     agent_stopped: Option<u32>,
     host_stopped: bool,
@@ -123,6 +130,9 @@ impl World {
             model,
             held: vec![],
             wishes: vec![],
+            waiting: vec![],
+            deaf: BTreeSet::new(),
+            changed: BTreeSet::new(),
             taken: BTreeMap::new(),
             agent_stopped: None,
             host_stopped: false,
@@ -169,15 +179,21 @@ impl World {
                 true
             }
             Step::Release => self.release()?,
+            Step::Deaf(port, count) => self.deafen(port, count)?,
             Step::Rush(port, count) => rush(port, count),
             Step::Take(port) => self.take(port),
             Step::Free(port) => {
                 self.model.taken.remove(&port);
+                self.changed.insert(port);
                 self.taken.remove(&port).is_some()
             }
             Step::Config(number) => {
+                let forwarded = self.model.all(Expected::Forwarded);
                 let before = std::mem::replace(&mut self.model.config, number);
                 self.save_config();
+                for port in &forwarded ^ &self.model.all(Expected::Forwarded) {
+                    self.change(port, Fate::Either);
+                }
                 self.fault("config");
                 before != number
             }
@@ -191,6 +207,7 @@ impl World {
             Step::Reboot => self.reboot(),
             Step::Storm(port, times) => {
                 self.tell(&format!("churn 127.0.0.1:{port} 64 {times}"));
+                self.change(port, Fate::Either);
                 self.fault("storm");
                 true
             }
@@ -350,6 +367,7 @@ impl World {
             return false;
         }
         held.push(fork);
+        self.change(port, Fate::Answered);
         let how = if fork { "fork" } else { "twin" };
         self.tell(&format!("{how} {addr} ident"));
         true
@@ -364,8 +382,13 @@ impl World {
         let Some(addr) = behind.next().or(all.next()) else {
             return false;
         };
-        self.model.listeners.entry(addr).or_default().pop();
+        let forked = self.model.listeners.entry(addr).or_default().pop();
         self.tell(&format!("close {addr}"));
+        self.change(addr.port(), Fate::Either);
+        if forked == Some(true) {
+            // The child may have begun to serve them, which ends with it in any way.
+            self.waiting.retain(|waiting| waiting.port != addr.port());
+        }
         true
     }
 

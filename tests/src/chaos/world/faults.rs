@@ -4,6 +4,7 @@ use std::thread;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
+use super::waiting::Fate;
 use super::{BOOT, World};
 use crate::chaos::probe;
 use crate::chaos::step::Hint;
@@ -23,6 +24,7 @@ impl World {
         }
         self.agent = None;
         self.end_held();
+        self.cut_answered();
         self.hint = hint;
         self.start_agent();
         true
@@ -50,8 +52,10 @@ impl World {
         self.host_stopped = false;
         self.limit = None;
         self.end_held();
+        self.change_all(Fate::Reset);
         if self.machine.is_none() {
             self.model.listeners.clear();
+            self.deaf.clear();
             self.agent_stopped = None;
             self.hint = hint;
         }
@@ -69,6 +73,7 @@ impl World {
         };
         machine.device.cut();
         self.end_held();
+        self.cut_answered();
         self.fault("cut");
         true
     }
@@ -91,7 +96,9 @@ impl World {
         machine.reboot();
         self.agent_stopped = None;
         self.model.listeners.clear();
+        self.deaf.clear();
         self.end_held();
+        self.change_all(Fate::Either);
         thread::sleep(BOOT);
         self.start_agent();
         self.gather();

@@ -33,17 +33,20 @@ impl World {
             let pid = Pid::from_raw(self.host_pid() as i32);
             prlimit(pid, Resource::Nofile, limit).map_err(|error| error.to_string())?;
         }
+        self.hear();
         let (from, trace) = (self.quiet_since, Trace::begin());
+        let calm = self.worst == 0;
         self.settle()?;
-        let checked = self.check();
+        let checked = self.check(calm);
         checked.map_err(|what| format!("{what}\n{}", trace.tell(from, &self.voices)))
     }
 
-    /// What must be so when the model has come true.
-    fn check(&mut self) -> Result<(), String> {
+    /// What must be so when the model has come true, after faults or a `calm` time.
+    fn check(&mut self, calm: bool) -> Result<(), String> {
         self.until("`rum ports` says otherwise", |world| {
             probe::told_otherwise(&world.setup, &world.model)
         })?;
+        self.check_waiting(calm)?;
         self.check_held()?;
         self.hold()
     }
@@ -89,6 +92,7 @@ impl World {
         alive.extend(self.voices.drain(..).map(|voice| (voice.name, voice)));
         self.voices.extend(alive.into_values());
         self.quiet_since = Instant::now();
+        self.changed.clear();
         Ok(())
     }
 
@@ -239,7 +243,7 @@ impl World {
 }
 
 /// A connection that was cut off must say so: a clean end would be a lie.
-fn expect_reset(stream: &mut TcpStream) -> Result<(), String> {
+pub(super) fn expect_reset(stream: &mut TcpStream) -> Result<(), String> {
     let mut buffer = [0; 16 << 10];
     loop {
         match stream.read(&mut buffer) {
