@@ -1,15 +1,11 @@
 //! A guest of kind `unix` without a virtual machine: the guest program in a network namespace of its
 //! own, where an agent can be started beside it, behind a [`Device`].
 
-use std::os::fd::AsFd;
 use std::process::Stdio;
-use std::thread;
-
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::device::{Defects, Device};
 use crate::guest::Guest;
-use crate::netns::in_netns;
+use crate::netns::{self, in_netns};
 use crate::rum::{Rum, Setup, binary};
 
 /// A guest, without an agent at first.
@@ -81,15 +77,8 @@ impl Machine {
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        let namespace = format!("/proc/{}/ns/net", self.program.child.id());
-        let namespace = std::fs::File::open(namespace).expect("the guest runs");
-        // A thread that has entered a namespace does not come back.
-        let start = || {
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(namespace.as_fd(), kind).expect("this test runs as root");
-            self.setup.spawn(&mut command)
-        };
-        thread::scope(|scope| scope.spawn(start).join()).expect("the agent starts")
+        let namespace = netns::of(self.program.child.id());
+        netns::inside(&namespace, || self.setup.spawn(&mut command))
     }
 
     /// Starts `rum up` in the caller's network namespace.

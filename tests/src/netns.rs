@@ -8,14 +8,15 @@
 //! No process is started here: a new process holds copies of all our descriptors until its
 //! exec, and a listener that another test closes meanwhile would stay open that long.
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// The index of `lo`, the first interface of every network namespace.
 pub const LO: u32 = 1;
@@ -44,6 +45,31 @@ pub fn in_netns<T: Send>(f: impl FnOnce() -> T + Send) -> T {
             .join()
     });
     match result {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The network namespace of process `pid`.
+///
+/// # Panics
+/// When there is no such process.
+pub fn of(pid: u32) -> File {
+    File::open(format!("/proc/{pid}/ns/net")).expect("the process runs")
+}
+
+/// Runs `f` in `namespace`. Panics of `f` pass.
+///
+/// # Panics
+/// When the caller is not root.
+pub fn inside<T: Send>(namespace: &File, f: impl FnOnce() -> T + Send) -> T {
+    let body = || {
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(namespace.as_fd(), kind).expect("this test runs as root");
+        f()
+    };
+    // A thread that has entered a namespace does not come back.
+    match thread::scope(|scope| scope.spawn(body).join()) {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic),
     }

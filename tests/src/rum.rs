@@ -134,8 +134,16 @@ impl Setup {
     /// # Panics
     /// When the caller is not root.
     pub fn ordinary_user() -> Self {
+        Self::of_user(NOBODY)
+    }
+
+    /// As [`Self::ordinary_user`], with that user id: for what the kernel counts for each user.
+    ///
+    /// # Panics
+    /// When the caller is not root.
+    pub fn of_user(uid: u32) -> Self {
         let setup = Self {
-            uid: Some(NOBODY),
+            uid: Some(uid),
             ..Self::new()
         };
         std::os::unix::fs::chown(setup.path(), setup.uid, setup.uid)

@@ -1,20 +1,18 @@
 //! Clients wait as the kernel would let them wait without rum, and what rum shows says so: programs
 //! that do not accept yet, listeners that close, and the two addresses of `localhost`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 
 use rum_shared::relay;
 use rum_tests::client::{connect, dial, exchange, talk};
-use rum_tests::netns::in_netns;
+use rum_tests::netns::{self, in_netns};
 use rum_tests::rum::{Rum, Setup};
 use rum_tests::wait::until;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
 const RANGE: [&str; 2] = ["--range", "5000-6000"];
@@ -284,8 +282,9 @@ impl Beside {
         sleep.args(["--net", "sleep", "infinity"]);
         let beside = Self(sleep.spawn().expect("unshare starts"));
         let own = fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
+        let its = format!("/proc/{}/ns/net", beside.0.id());
         until("a namespace", || {
-            fs::read_link(beside.namespace()).ok().filter(|n| *n != own)
+            fs::read_link(&its).ok().filter(|n| *n != own)
         });
         shell(&format!(
             "ip link add cable type veth peer name far netns {pid}
@@ -298,20 +297,10 @@ impl Beside {
         beside
     }
 
-    fn namespace(&self) -> String {
-        format!("/proc/{}/ns/net", self.0.id())
-    }
-
     /// A connection from there to `address`.
     fn dial(&self, address: SocketAddr) -> TcpStream {
-        let namespace = File::open(self.namespace()).expect("it runs");
-        // A thread that has entered a namespace does not come back.
-        let dial = || {
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(namespace.as_fd(), kind).expect("this test runs as root");
-            dial(address).expect("it accepts")
-        };
-        thread::scope(|scope| scope.spawn(dial).join()).expect("it connects")
+        let namespace = netns::of(self.0.id());
+        netns::inside(&namespace, || dial(address).expect("it accepts"))
     }
 }
 

@@ -8,12 +8,11 @@
 mod behaviours;
 mod place;
 
-use std::fs::File;
 use std::time::Instant;
 
 use rum_tests::device::Defects;
 use rum_tests::machine::Machine;
-use rum_tests::netns::in_netns;
+use rum_tests::netns::{self, in_netns};
 use rum_tests::rum::{Lines, Setup, agent_below};
 use rum_tests::wait::until;
 
@@ -27,7 +26,7 @@ const DIRECT: u16 = 7000;
 
 /// Compares everything for the guest that has process `pid`, and whose rum says in `said` what it does.
 fn compare(pid: u32, said: &Lines, over: Over) {
-    let namespace = File::open(format!("/proc/{pid}/ns/net")).expect("the guest runs");
+    let namespace = netns::of(pid);
     let places = (INSIDE..).map(|port| Place::inside(&namespace, port));
     let inside: Vec<_> = behaviours::all(over)
         .zip(places)

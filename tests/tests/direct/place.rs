@@ -2,12 +2,10 @@
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::thread;
 
 use rum_tests::client::{dial, host};
+use rum_tests::netns;
 use rum_tests::wait::until;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A port, and the network namespace that it is in.
 pub struct Place<'a> {
@@ -31,16 +29,14 @@ impl<'a> Place<'a> {
     /// Listens there; accepting does not wait.
     pub fn listen(&self) -> TcpListener {
         let listen = || {
-            if let Some(namespace) = self.namespace {
-                let kind = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(namespace.as_fd(), kind).expect("this test runs as root");
-            }
             let listener = TcpListener::bind(self.at).expect("a free port");
             listener.set_nonblocking(true).expect("a socket");
             listener
         };
-        // A thread that has entered a namespace does not come back.
-        thread::scope(|scope| scope.spawn(listen).join()).expect("it listens")
+        match self.namespace {
+            Some(namespace) => netns::inside(namespace, listen),
+            None => listen(),
+        }
     }
 
     /// A client.

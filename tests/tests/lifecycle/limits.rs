@@ -115,9 +115,7 @@ fn other_commands_have_stack_enough() {
 fn few_processes_are_borne_or_said() {
     const USER: u32 = 61_001;
     in_netns(|| {
-        let mut setup = Setup::new();
-        std::os::unix::fs::chown(setup.path(), Some(USER), Some(USER)).expect("root");
-        setup.uid = Some(USER);
+        let setup = Setup::of_user(USER);
         // `rum up`, its workers, its two lines to the terminal; keeper, init, agent, enter, CMD.
         for count in 2..14 {
             works_or_says(&setup, &format!("ulimit -u {count}"), "ulimit -u");
@@ -158,9 +156,7 @@ sys.stdin.readline()
 fn a_guest_that_forks_up_to_its_limit_keeps_its_agent() {
     const USER: u32 = 61_002;
     in_netns(|| {
-        let mut setup = Setup::new();
-        std::os::unix::fs::chown(setup.path(), Some(USER), Some(USER)).expect("root");
-        setup.uid = Some(USER);
+        let setup = Setup::of_user(USER);
         let script = "ulimit -u 40; exec \"$0\" up --range 5000-6000 -- python3 -c \"$1\"";
         let mut command = setup.command("bash");
         command.args(["-c", script]).arg(binary("rum")).arg(FORKS);
