@@ -48,6 +48,9 @@ mod up;
 pub mod view;
 mod wait;
 
+/// Our version: an agent of another one is served as far as it goes.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Runs the command line of this process; the exit code is documented in each command's help.
 pub fn main() -> ExitCode {
     tools::completions::answer();

@@ -7,12 +7,10 @@ use std::time::Duration;
 use rum_shared::listener::Process;
 use rum_shared::rpc::AgentInfo;
 
+use crate::VERSION;
 use crate::guest::progress::Progress;
 use crate::plan::{GuestPort, HostAddr, Key};
 use crate::reconcile::Repair;
-
-/// Our version: an agent of another one is served as far as it goes.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -294,9 +294,13 @@ impl Supervisor {
             let wake = self.settle(&mut shell);
             self.publish(clock::now());
             shell.pauses.over(clock::now(), shell.notify);
-            let looks = [self.notes.wake(), self.addresses.wake()];
-            let wakes = [wake, shell.pauses.wake()].into_iter().chain(looks);
-            let wake = wakes.flatten().min();
+            let wakes = [
+                wake,
+                shell.pauses.wake(),
+                self.notes.wake(),
+                self.addresses.wake(),
+            ];
+            let wake = wakes.into_iter().flatten().min();
             if wake.is_some_and(|at| at <= clock::now()) {
                 // There is more to do: not before all others had a turn.
                 tokio::task::yield_now().await;

@@ -264,7 +264,7 @@ fn refuse(args: &UpArgs, settings: &Settings) -> Result<(), RumError> {
 fn control_info(settings: &Settings) -> ControlInfo {
     ControlInfo {
         protocol: CONTROL_PROTOCOL,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::VERSION.to_owned(),
         name: settings.name.clone(),
         kind: settings.guest.name().to_owned(),
         pid: std::process::id(),

@@ -84,20 +84,17 @@ impl Lines {
 
     /// Says one or more whole lines.
     pub fn say(&self, text: impl Into<String>) {
-        let text = text.into();
-        let lines = count(&text);
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.queue.try_send(Item::Text(text))
-        {
-            self.lost.fetch_add(lines, Ordering::Relaxed);
-        }
+        self.offer(text.into());
     }
 
-    /// Whether there is a thread that writes.
-    fn has_thread(&self) -> bool {
-        let (done, _) = mpsc::channel();
-        let asked = self.queue.try_send(Item::Flush(done));
-        !matches!(asked, Err(TrySendError::Disconnected(_)))
+    /// As [`Self::say`]. False: there is no thread that writes.
+    fn offer(&self, text: String) -> bool {
+        let lines = count(&text);
+        let offered = self.queue.try_send(Item::Text(text));
+        if offered.is_err() {
+            self.lost.fetch_add(lines, Ordering::Relaxed);
+        }
+        !matches!(offered, Err(TrySendError::Disconnected(_)))
     }
 
     /// Waits until everything said so far is written or lost, at most for `limit`. For the very end;
@@ -173,7 +170,7 @@ pub fn stderr(tell_lost: TellLost) -> &'static Lines {
 /// Says something on stderr: in its turn where [`stderr`] has been started, else at once.
 pub fn say_on_stderr(text: &str) {
     match STDERR.get() {
-        Some(lines) if lines.has_thread() => lines.say(text),
+        Some(lines) if lines.offer(text.to_owned()) => {}
         Some(_) => say_without_thread(text),
         // There is nobody to tell of an error.
         None => drop(Standard::Stderr.write_all(text.as_bytes())),

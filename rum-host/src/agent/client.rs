@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::allowance::Allowance;
 use super::validate::{StreamValidator, clean_error, clean_info, items};
+use crate::VERSION;
 use crate::backoff::Backoff;
 use crate::clock;
 
@@ -84,7 +85,7 @@ pub enum AgentEvent {
     Lost {
         /// Why, in words.
         reason: String,
-        /// When the next attempt is made.
+        /// When the next attempt is made; `None`: once the agent knocks.
         retry: Option<Duration>,
     },
 }
@@ -202,8 +203,6 @@ enum Over {
 
 pub(crate) type Agent = Session<RumAgentClient>;
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-
 /// Connects once to the agent at `endpoint`, and asks who it is.
 pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), SessionError> {
     let stream = endpoint
@@ -269,23 +268,20 @@ impl AgentClient {
         let mut retry_now = self.retry_now.clone();
         let mut knocks = self.endpoint.knocks();
         let mut knocked = false;
-        // Why nobody is connected to.
-        let mut away = self.endpoint.missing();
+        if let Some(reason) = self.endpoint.missing() {
+            let lost = AgentEvent::Lost {
+                reason,
+                retry: None,
+            };
+            if events.send(lost).await.is_err() {
+                return Gone;
+            }
+        }
         loop {
             if let Some(knocks) = &mut knocks
                 && !std::mem::take(&mut knocked)
                 && knocks.listen()
             {
-                if let Some(reason) = away.take() {
-                    let retry = None;
-                    if events
-                        .send(AgentEvent::Lost { reason, retry })
-                        .await
-                        .is_err()
-                    {
-                        return Gone;
-                    }
-                }
                 // A `CONNECT` while the guest boots breaks some devices for good.
                 knocks.next().await;
             }
@@ -321,10 +317,9 @@ impl AgentClient {
             met.silent |= loss.silent;
             knocked = loss.knocked;
             let retry = backoff.next_delay();
-            away = Some(reason.clone());
             let lost = AgentEvent::Lost {
                 reason,
-                retry: Some(retry),
+                retry: (knocks.is_none() || knocked).then_some(retry),
             };
             if events.send(lost).await.is_err() {
                 return Gone;

@@ -14,6 +14,7 @@ pub use super::model::Since;
 use super::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchRequest};
 use super::places;
 use super::service::{HEARTBEAT_DEADLINE, LIMITS, RumControlClient};
+use crate::VERSION;
 use crate::error::RumError;
 use crate::runtime_dir::RunningGuest;
 
@@ -40,7 +41,7 @@ pub enum ControlError {
         why: String,
     },
     /// It is of another version that speaks another protocol.
-    #[error("the `rum up` of guest `{name}` is rum {version}, this is rum {}", env!("CARGO_PKG_VERSION"))]
+    #[error("the `rum up` of guest `{name}` is rum {version}, this is rum {VERSION}")]
     Version {
         /// The guest.
         name: String,

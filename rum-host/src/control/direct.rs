@@ -125,7 +125,7 @@ fn describe(
     };
     let info = ControlInfo {
         protocol: CONTROL_PROTOCOL,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::VERSION.to_owned(),
         name: settings.name.clone(),
         kind: settings.guest.name().to_owned(),
         pid: 0,

@@ -16,7 +16,7 @@
 //! `5` for a number of a running domain first.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rum_shared::text::clean;
 use rum_shared::transport::Endpoint;
@@ -260,7 +260,6 @@ impl Libvirt {
     /// As [`super::Guest::stop`].
     pub async fn stop(mut self, deadline: Duration) -> Stopped {
         let at_once = deadline.is_zero();
-        let begun = Instant::now();
         if self.ours && !at_once {
             let boots = false;
             self.tell.say(Progress::PoweringOff { deadline, boots });
@@ -288,8 +287,7 @@ impl Libvirt {
             (true, true) => Stopped::Killed,
             (true, false) => {
                 // Which is all there is to tell.
-                let after = begun.elapsed();
-                self.tell.say(Progress::SwitchedOff { after });
+                self.tell.say(Progress::SwitchedOff { deadline });
                 Stopped::Clean
             }
             (false, _) => {

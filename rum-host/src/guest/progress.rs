@@ -73,8 +73,8 @@ pub enum Progress {
     },
     /// It did not, and was switched off.
     SwitchedOff {
-        /// Since it was asked.
-        after: Duration,
+        /// How long it had.
+        deadline: Duration,
     },
 }
 
@@ -161,10 +161,10 @@ impl fmt::Display for Progress {
                     false => "",
                 }
             ),
-            Self::SwitchedOff { after } => write!(
+            Self::SwitchedOff { deadline } => write!(
                 f,
                 "The guest did not power off within {} s and was switched off",
-                after.as_secs()
+                deadline.as_secs()
             ),
         }
     }
@@ -248,7 +248,7 @@ mod tests {
                 deadline,
                 boots: true,
             },
-            Progress::SwitchedOff { after: deadline },
+            Progress::SwitchedOff { deadline },
         ];
         let lines: Vec<_> = all
             .iter()

@@ -224,6 +224,7 @@ mod tests {
         let come = [(0, stopped(5000)), (1, blocked.clone())];
         assert_eq!(said(&come), [stopped(5000), blocked]);
     }
+
     #[test]
     fn a_block_that_is_there_again_at_once_is_no_news() {
         let (key, now) = (Key::Auto(PORT), Instant::now());

@@ -177,8 +177,9 @@ impl<'a> Trouble<'a> {
             true => "--config --live",
             false => "--config",
         };
+        let device: String = SNIPPET.lines().map(str::trim).collect();
         let attach = format!(
-            "echo \"{DEVICE}\" | {} /dev/stdin {flags}",
+            "echo \"{device}\" | {} /dev/stdin {flags}",
             self.virsh("attach-device")
         );
         let hint = match self.no_vhost {
@@ -194,8 +195,7 @@ impl<'a> Trouble<'a> {
     }
 }
 
-/// [`SNIPPET`] on one line, without double quotes.
-const DEVICE: &str = "<vsock model='virtio'><cid auto='yes'/></vsock>";
+/// Without double quotes, for a shell.
 const SNIPPET: &str = "<vsock model='virtio'>\n  <cid auto='yes'/>\n</vsock>";
 
 /// Continues "hint: ".

@@ -391,24 +391,21 @@ impl Qemu {
             Some(qmp) => qmp.execute(command).await.is_ok(),
             None => false,
         };
-        if !deadline.is_zero() {
+        if !deadline.is_zero() && ask("system_powerdown").await {
             let boots = !self.agent_was_up;
             self.tell.say(Progress::PoweringOff { deadline, boots });
-            let begun = Instant::now();
-            let pressing = async {
-                while ask("system_powerdown").await {
-                    let ended = tokio::time::timeout(PRESS_AGAIN, process.ended());
-                    if ended.await.is_ok() {
-                        return true;
-                    }
+            let ended = async {
+                while tokio::time::timeout(PRESS_AGAIN, process.ended())
+                    .await
+                    .is_err()
+                {
+                    ask("system_powerdown").await;
                 }
-                false
             };
-            if let Ok(true) = tokio::time::timeout(deadline, pressing).await {
+            if tokio::time::timeout(deadline, ended).await.is_ok() {
                 return Stopped::Clean;
             }
-            let after = begun.elapsed();
-            self.tell.say(Progress::SwitchedOff { after });
+            self.tell.say(Progress::SwitchedOff { deadline });
         }
         // QEMU writes its caches first.
         let quit = async {

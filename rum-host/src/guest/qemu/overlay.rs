@@ -113,12 +113,7 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Over
         .with_hint("`rum up --reset` starts anew and discards what the guest wrote"));
     }
     let _ = fs::remove_file(state.base());
-    let info: &[&OsStr] = &[
-        "info".as_ref(),
-        "--output=json".as_ref(),
-        base.image.as_ref(),
-    ];
-    let format = format_of(&run(info).await?)?;
+    let format = Info::of(&base.image).await?.format;
     let overlay = state.overlay();
     let create: &[&OsStr] = &[
         "create".as_ref(),
@@ -147,8 +142,7 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Over
 /// # Errors
 /// It is larger already; `qemu-img` fails.
 pub async fn grow(overlay: &Path, mib: u32) -> Result<(), GuestError> {
-    let info: &[&OsStr] = &["info".as_ref(), "--output=json".as_ref(), overlay.as_ref()];
-    let now = size_of(&run(info).await?)?;
+    let now = Info::of(overlay).await?.virtual_size;
     let wanted = u64::from(mib) << 20;
     if now > wanted {
         let now = now.div_ceil(1 << 20);
@@ -173,29 +167,29 @@ pub async fn grow(overlay: &Path, mib: u32) -> Result<(), GuestError> {
     Ok(())
 }
 
-#[derive(Facet)]
+/// What `qemu-img` tells of a disk.
+#[derive(Debug, Facet)]
+#[facet(rename_all = "kebab-case")]
 struct Info {
     format: String,
-}
-
-#[derive(Facet)]
-#[facet(rename_all = "kebab-case")]
-struct Size {
+    /// What the guest has, in bytes.
     virtual_size: u64,
 }
 
-fn size_of(info: &[u8]) -> Result<u64, GuestError> {
-    facet_json::from_slice::<Size>(info)
-        .ok()
-        .map(|info| info.virtual_size)
-        .ok_or_else(|| GuestError::vm(format!("{QEMU_IMG} does not tell the disk's size")))
-}
+impl Info {
+    async fn of(disk: &Path) -> Result<Self, GuestError> {
+        let info: &[&OsStr] = &["info".as_ref(), "--output=json".as_ref(), disk.as_ref()];
+        Self::read(&run(info).await?)
+    }
 
-fn format_of(info: &[u8]) -> Result<String, GuestError> {
-    facet_json::from_slice::<Info>(info)
-        .ok()
-        .map(|info| info.format)
-        .ok_or_else(|| GuestError::vm(format!("{QEMU_IMG} does not tell the image's format")))
+    fn read(info: &[u8]) -> Result<Self, GuestError> {
+        let error = |_| {
+            GuestError::vm(format!(
+                "{QEMU_IMG} does not tell format and size of a disk"
+            ))
+        };
+        facet_json::from_slice(info).map_err(error)
+    }
 }
 
 async fn run(args: &[&OsStr]) -> Result<Vec<u8>, GuestError> {
@@ -238,8 +232,8 @@ mod tests {
         let info = br#"{"virtual-size": 1048576, "filename": "a", "format": "qcow2",
             "actual-size": 200704, "format-specific": {"type": "qcow2", "data": {"compat": "1.1"}},
             "children": [{"name": "file", "info": {"format": "file"}}], "dirty-flag": false}"#;
-        assert_eq!(format_of(info).unwrap(), "qcow2");
-        format_of(b"{}").unwrap_err();
-        assert_eq!(size_of(info).unwrap(), 1 << 20);
+        let read = Info::read(info).unwrap();
+        assert_eq!((&*read.format, read.virtual_size), ("qcow2", 1 << 20));
+        Info::read(b"{}").unwrap_err();
     }
 }

@@ -1,8 +1,8 @@
 //! From a [`Spec`] to a machine that runs: what is on this host, the files, the processes.
 //!
-//! Whether KVM works is tried before (`kvm`), but not known before QEMU has, and neither is whether a CID is free. So the start itself is the probe: QEMU answers on
-//! QMP only when the machine is set up, and if it ends before that it is started once more with
-//! what its last words suggest.
+//! Whether KVM works is tried before (`kvm`), but not known before QEMU has tried, and neither is
+//! whether a CID is free. So the start itself is the probe: QEMU answers on QMP only when the machine
+//! is set up, and if it ends before that it is started once more with what its last words suggest.
 //!
 //! What worked is kept in a [`Launcher`], which starts the same machine again when its guest has
 //! rebooted: with its disk, its logs and its CID.
@@ -284,22 +284,17 @@ fn in_path(program: &str) -> Option<PathBuf> {
 
 /// What to try first, and why it is nothing faster.
 async fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestError> {
-    Ok(match accel {
-        Accel::Tcg => (Engine::Tcg, Some("as rum.toml says".to_owned())),
-        Accel::Kvm => match kvm::works().await {
-            Ok(()) => (Engine::Kvm, None),
-            Err(why) => {
-                return Err(GuestError::vm(why).with_hint(
-                    "load the module `kvm_intel` or `kvm_amd`, join the group `kvm`, or write \
-                     `accel = \"auto\"`",
-                ));
-            }
-        },
-        Accel::Auto => match kvm::works().await {
-            Ok(()) => (Engine::Kvm, None),
-            Err(why) => (Engine::Tcg, Some(why)),
-        },
-    })
+    if accel == Accel::Tcg {
+        return Ok((Engine::Tcg, Some("as rum.toml says".to_owned())));
+    }
+    match kvm::works().await {
+        Ok(()) => Ok((Engine::Kvm, None)),
+        Err(why) if accel == Accel::Auto => Ok((Engine::Tcg, Some(why))),
+        Err(why) => Err(GuestError::vm(why).with_hint(
+            "load the module `kvm_intel` or `kvm_amd`, join the group `kvm`, or write \
+             `accel = \"auto\"`",
+        )),
+    }
 }
 
 /// Makes what the machine boots from.

@@ -119,7 +119,7 @@ pub struct Facts {
 }
 
 /// Tries everything. To be called on the process's first thread, inside a tokio runtime; takes
-/// some tens of milliseconds.
+/// some tens of milliseconds, and two seconds more where KVM executes nothing.
 pub async fn gather() -> Facts {
     let base = runtime_dir::base();
     let dir = runtime_dir::private_dir(&base).map(drop);

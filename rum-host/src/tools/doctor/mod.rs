@@ -37,7 +37,7 @@ impl Report {
         let guests = facts.guests.as_deref().unwrap_or_default();
         Self {
             schema_version: SCHEMA_VERSION,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::VERSION.to_owned(),
             uid: facts.uid,
             checks: verdict::checks(facts),
             guests: guests.iter().map(GuestLine::from).collect(),
