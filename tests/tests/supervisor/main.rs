@@ -14,7 +14,7 @@ use rum_host::supervisor::{Options, Stop, Summary, Supervisor};
 use rum_tests::fake_agent::FakeAgent;
 use rum_tests::netns::in_netns;
 use rum_tests::wait::DEADLINE;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 struct Host {
@@ -84,7 +84,18 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
-        runtime.expect("a runtime").block_on(test());
+        // By a clock of its own: a bound by tokio's is none where that stands still.
+        let (tx, late) = oneshot::channel();
+        std::thread::spawn(move || {
+            std::thread::sleep(2 * DEADLINE);
+            tx.send(())
+        });
+        runtime.expect("a runtime").block_on(async {
+            tokio::select! {
+                () = test() => {}
+                _ = late => panic!("waited in vain"),
+            }
+        });
     });
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use rum_tests::rum::{agent_below, below};
 use rum_tests::wait::until;
 
@@ -29,9 +30,10 @@ pub struct Used {
 /// What one process used, all its threads together.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
-    /// On a processor, in nanoseconds (proc(5), schedstat).
+    /// On a processor, in nanoseconds.
     pub ns: u64,
-    /// Voluntary context switches (proc(5), status): how often it slept, and so was woken.
+    /// Voluntary context switches of the threads that live (proc(5), status): how often it slept, and so
+    /// was woken.
     pub wakes: u64,
 }
 
@@ -79,24 +81,27 @@ impl Used {
 
 /// Nothing, of a process that is gone.
 fn usage(pid: u32) -> Usage {
-    let mut sum = Usage::default();
+    let mut sum = Usage {
+        ns: processor_time(pid),
+        wakes: 0,
+    };
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     for task in tasks.into_iter().flatten().flatten() {
-        let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-        let number = |text: Option<&str>| text.and_then(|n| n.parse().ok()).unwrap_or(0u64);
-        sum.ns += number(read("schedstat").split_whitespace().next());
-        let status = read("status");
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
         let switches = status
             .lines()
             .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
-        sum.wakes += number(switches.map(str::trim));
+        sum.wakes += switches.and_then(|n| n.trim().parse().ok()).unwrap_or(0);
     }
     sum
 }
 
-/// What a process has been on a processor so far, in nanoseconds.
+/// What a process has been on a processor so far, in nanoseconds, by the threads too that have ended
+/// (clock_getcpuclockid(3)); 0 when it is gone.
 pub fn processor_time(pid: u32) -> u64 {
-    usage(pid).ns
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    let time = clock_getcpuclockid(pid).and_then(clock_gettime);
+    time.map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }
 
 /// Resident set in bytes (proc(5), status VmRSS).
