@@ -56,6 +56,7 @@ impl Check<'_> {
             ("append", "qemu"),
             ("cpus", "qemu"),
             ("disk", "qemu"),
+            ("uefi", "qemu"),
             ("memory", "qemu"),
             ("accel", "qemu"),
             ("args", "qemu"),
@@ -148,6 +149,8 @@ impl Check<'_> {
                 }
                 let disk = raw.disk.is_some() && kernel.is_some();
                 self.only_with(at, "disk", disk, "image", "a `kernel` has no disk");
+                let uefi = raw.uefi.is_some() && kernel.is_some();
+                self.only_with(at, "uefi", uefi, "image", "QEMU starts a `kernel` itself");
                 Boot::Kernel {
                     kernel: kernel.unwrap_or_default(),
                     initrd,
@@ -181,6 +184,7 @@ impl Check<'_> {
                 .disk
                 .as_deref()
                 .map(|disk| self.text(at, "disk", disk, values::disk)),
+            uefi: raw.uefi,
             memory_mib: self.text(at, "memory", memory, values::memory),
             accel,
             args: args

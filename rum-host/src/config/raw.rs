@@ -81,6 +81,8 @@ pub struct GuestConfig {
     pub cpus: Option<i64>,
     /// `disk` is the size that the VM's disk has at least, such as `disk = "20G"`
     pub disk: Option<String>,
+    /// `uefi` has the VM boot by UEFI firmware and not by a BIOS: `uefi = true`
+    pub uefi: Option<bool>,
     /// `memory` is the size of the VM's memory, such as `memory = "512M"`
     pub memory: Option<String>,
     /// `accel` is how the VM is run: `accel = "auto"`, `"kvm"` or `"tcg"`

@@ -111,6 +111,8 @@ const TEMPLATE: &str = r#"# What `rum up` forwards from a Linux guest to this ma
 # memory = "512M"
 # What the VM's disk has at least: the image's own size otherwise. The guest grows into it.
 # disk = "20G"
+# Boots by UEFI firmware (package ovmf) and not by a BIOS: images for it alone need that.
+# uefi = true
 # By the processor if that can be, else by translation: "auto", "kvm" or "tcg".
 # accel = "auto"
 # More arguments for QEMU.

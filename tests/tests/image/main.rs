@@ -70,6 +70,10 @@ fn first_boot(debian: &Debian) {
     for property in HARDENED {
         assert!(unit.lines().any(|line| line == *property), "{property}");
     }
+    assert!(
+        debian.try_ssh("ls /sys/firmware/efi").is_none(),
+        "not a BIOS"
+    );
     let status = debian.ssh("cat /proc/$(pidof rum-agent)/status");
     // Its code is kept in memory.
     assert!(!status.contains("VmLck:\t       0 kB"), "{status}");
@@ -94,14 +98,16 @@ fn first_boot(debian: &Debian) {
     assert!(console.contains("reboot: Power down"), "{console}");
 }
 
-/// Boots once more: what was written is there, and the agent is that of this rum again.
+/// Boots once more, by UEFI: what was written is there, and the agent is that of this rum again.
 fn second_boot(debian: &Debian) {
+    debian.set("uefi = true");
     let mut rum = debian.up(&[]);
     rum.stderr.wait("goes on with what it wrote before");
     debian.until_said(&rum, "Agent up after");
     rum.stderr.wait("connected (events: tracepoint)");
     until_served(debian);
     assert_eq!(debian.ssh("cat kept"), "first\n");
+    assert_eq!(debian.ssh("ls -d /sys/firmware/efi"), "/sys/firmware/efi\n");
     let agent = debian.setup.path().join("agent");
     fs::write(&agent, rum_host::payload::agent()).expect("ours");
     let mut sum = Command::new("sha256sum");

@@ -72,6 +72,14 @@ impl Debian {
         Self { setup }
     }
 
+    /// Sets a key of `[guest]`.
+    pub fn set(&self, line: &str) {
+        let file = self.setup.path().join("rum.toml");
+        let config = fs::read_to_string(&file).expect("ours");
+        let config = config.replacen("[guest]\n", &format!("[guest]\n{line}\n"), 1);
+        fs::write(file, config).expect("ours");
+    }
+
     fn path(&self) -> OsString {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let ours = [self.setup.path().join("bin"), assets().join("bin")];

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::firmware::Firmware;
 use super::spec::{Boot, Spec};
 use crate::payload;
 
@@ -27,11 +28,9 @@ pub enum Arch {
 impl Arch {
     /// The one of this machine, by its name in Rust.
     pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "x86_64" => Some(Self::X86_64),
-            "aarch64" => Some(Self::Aarch64),
-            _ => None,
-        }
+        [Self::X86_64, Self::Aarch64]
+            .into_iter()
+            .find(|arch| arch.name() == name)
     }
 
     /// The QEMU that emulates it.
@@ -40,6 +39,27 @@ impl Arch {
             Self::X86_64 => "qemu-system-x86_64",
             Self::Aarch64 => "qemu-system-aarch64",
         }
+    }
+
+    /// Its name, as Rust and QEMU call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// How the names of the machine's type begin, with the version that `machine` leaves open.
+    pub fn machine_type(self) -> &'static str {
+        match self {
+            Self::X86_64 => "pc-q35",
+            Self::Aarch64 => "virt",
+        }
+    }
+
+    /// Whether an image is booted by UEFI if nothing says how: there is nothing else on Arm.
+    pub fn boots_by_uefi(self) -> bool {
+        self == Self::Aarch64
     }
 
     fn machine(self) -> &'static str {
@@ -106,6 +126,8 @@ pub struct Files {
     pub vsock: PathBuf,
     /// The kernel's initramfs with the agent in it.
     pub initramfs: PathBuf,
+    /// The UEFI firmware's variables.
+    pub uefi_vars: PathBuf,
     /// What the guest wrote to its image.
     pub overlay: PathBuf,
     /// The disk that brings the agent to an image.
@@ -127,6 +149,8 @@ pub struct Machine<'a> {
     pub sandbox: bool,
     /// Its vsock device.
     pub device: Device,
+    /// The UEFI firmware that boots it.
+    pub firmware: Option<&'a Firmware>,
     /// Its files.
     pub files: &'a Files,
 }
@@ -145,7 +169,14 @@ pub fn qemu(machine: &Machine<'_>) -> Vec<OsString> {
     let memory = format!("{}M", spec.memory_mib);
     let mut line = Line(vec![arch.program().into()]);
     line.add("-name", machine.name);
-    line.add("-machine", format!("{},memory-backend=mem", arch.machine()));
+    let mut board = format!("{},memory-backend=mem", arch.machine());
+    if let Some(firmware) = machine.firmware {
+        board += ",pflash0=uefi-code";
+        if firmware.vars.is_some() {
+            board += ",pflash1=uefi-vars";
+        }
+    }
+    line.add("-machine", board);
     line.add("-accel", accel);
     line.add("-cpu", cpu);
     line.add("-smp", spec.cpus.to_string());
@@ -183,24 +214,27 @@ pub fn qemu(machine: &Machine<'_>) -> Vec<OsString> {
     line.0
 }
 
+/// The content `path` of a disk or a chip, in `format`, as the node `name`.
+fn node(line: &mut Line, name: &str, path: &Path, format: &str, options: &str) {
+    let file = format!("driver=file,node-name={name}-file{options},filename=");
+    line.add("-blockdev", with(file, path));
+    let format = format!("driver={format},node-name={name},file={name}-file{options}");
+    line.add("-blockdev", format);
+}
+
 fn boot_image(line: &mut Line, machine: &Machine<'_>) {
+    const READ_ONLY: &str = ",read-only=on";
     let Machine { files, spec, .. } = machine;
-    let file = |name: &str, options: &str, path| {
-        with(
-            format!("driver=file,node-name={name}{options},filename="),
-            path,
-        )
-    };
-    line.add("-blockdev", file("overlay-file", "", &files.overlay));
-    let overlay = "driver=qcow2,node-name=overlay,file=overlay-file,discard=unmap";
-    line.add("-blockdev", overlay);
+    if let Some(Firmware { code, vars }) = machine.firmware {
+        let file = Path::new(&code.file);
+        node(line, "uefi-code", file, &code.format, READ_ONLY);
+        if let Some(vars) = vars {
+            node(line, "uefi-vars", &files.uefi_vars, &vars.format, "");
+        }
+    }
+    node(line, "overlay", &files.overlay, "qcow2", ",discard=unmap");
     line.add("-device", "virtio-blk-pci,drive=overlay,bootindex=0");
-    let seed = file("seed-file", ",read-only=on", &files.seed);
-    line.add("-blockdev", seed);
-    line.add(
-        "-blockdev",
-        "driver=raw,node-name=seed,file=seed-file,read-only=on",
-    );
+    node(line, "seed", &files.seed, "raw", READ_ONLY);
     line.add("-device", "virtio-blk-pci,drive=seed");
     let network = |arg: &String| ["-nic", "-net", "-netdev"].contains(&&*arg.replace("--", "-"));
     if !spec.args.iter().any(network) {

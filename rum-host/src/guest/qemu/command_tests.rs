@@ -1,3 +1,4 @@
+use super::super::firmware::Flash;
 use super::super::spec::Accel;
 use super::*;
 
@@ -10,6 +11,7 @@ fn files(dir: &str) -> Files {
         vhost: file("vhost.sock"),
         vsock: file("vm.vsock"),
         initramfs: file("initramfs"),
+        uefi_vars: file("uefi-vars"),
         overlay: file("overlay.qcow2"),
         seed: file("seed.img"),
     }
@@ -21,6 +23,7 @@ fn spec(boot: Boot) -> Spec {
         cpus: 2,
         memory_mib: 512,
         disk_mib: None,
+        uefi: None,
         accel: Accel::Auto,
         args: Vec::new(),
         user_data: None,
@@ -38,17 +41,21 @@ fn kernel(append: &str) -> Spec {
 
 /// An option and its value to a line.
 fn shown(arch: Arch, engine: Engine, device: Device, spec: &Spec, files: &Files) -> String {
-    let machine = Machine {
+    text(&Machine {
         name: "dev",
         arch,
         spec,
         engine,
         sandbox: engine == Engine::Kvm,
         device,
+        firmware: None,
         files,
-    };
+    })
+}
+
+fn text(machine: &Machine<'_>) -> String {
     let mut text = String::new();
-    for arg in qemu(&machine) {
+    for arg in qemu(machine) {
         let arg = arg.to_string_lossy();
         let separator = if arg.starts_with('-') { "\n" } else { " " };
         text += separator;
@@ -73,6 +80,37 @@ fn command_lines() {
     let device = vsock_device(Path::new("/usr/bin/vhost-device-vsock"), &run);
     let device: Vec<_> = device.iter().map(|arg| arg.to_string_lossy()).collect();
     insta::assert_snapshot!("device", device.join("\n"));
+}
+
+#[test]
+fn firmware_is_read_only_and_its_variables_are_the_machines() {
+    let flash = |file: &str, format: &str| Flash {
+        file: file.to_owned(),
+        format: format.to_owned(),
+    };
+    let firmware = Firmware {
+        code: flash("/fw/a,b", "raw"),
+        vars: Some(flash("/fw/vars", "qcow2")),
+    };
+    let (spec, run) = (spec(Boot::Image("/srv/debian.qcow2".into())), files("/run"));
+    let text = |firmware: &Firmware| {
+        text(&Machine {
+            name: "dev",
+            arch: Arch::X86_64,
+            spec: &spec,
+            engine: Engine::Tcg,
+            sandbox: false,
+            device: Device::User,
+            firmware: Some(firmware),
+            files: &run,
+        })
+    };
+    insta::assert_snapshot!("image-uefi", text(&firmware));
+    let stateless = Firmware {
+        vars: None,
+        ..firmware
+    };
+    assert!(!text(&stateless).contains("vars"));
 }
 
 #[test]

@@ -34,6 +34,7 @@ use super::{GuestEnd, GuestError, GuestSpec, Link, Stopped};
 use crate::runtime_dir::RuntimeDir;
 
 mod command;
+mod firmware;
 pub(crate) mod kvm;
 mod log;
 mod overlay;

@@ -13,6 +13,8 @@ pub struct Spec {
     pub memory_mib: u32,
     /// What its disk has at least, in MiB, for images; `None`: what the image has.
     pub disk_mib: Option<u32>,
+    /// Whether UEFI boots it and not a BIOS, for images; `None`: as is usual for its architecture.
+    pub uefi: Option<bool>,
     /// How to run it.
     pub accel: Accel,
     /// More arguments for QEMU; they come last.
@@ -113,6 +115,7 @@ mod tests {
             cpus: 1,
             memory_mib: 64,
             disk_mib: None,
+            uefi: None,
             accel: Accel::Auto,
             args: Vec::new(),
             user_data: Some("a/b".into()),

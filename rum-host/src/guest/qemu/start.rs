@@ -17,11 +17,12 @@ use rum_shared::text::clean;
 use tokio::process::Command;
 
 use super::command::{self, Arch, Device, Engine, Files, Machine, SANDBOX};
+use super::firmware::Firmware;
 use super::process::Process;
 use super::qmp::Qmp;
 use super::spec::{Accel, Boot, Spec, SshKey, is_public_key};
 use super::state::StateDir;
-use super::{kvm, log, overlay};
+use super::{firmware, kvm, log, overlay};
 use crate::guest::progress::{Progress, Tell};
 use crate::guest::{GuestError, GuestSpec};
 use crate::payload;
@@ -58,6 +59,7 @@ pub struct Launcher {
     device: Device,
     /// The device's, if it has one.
     device_program: Option<PathBuf>,
+    firmware: Option<Firmware>,
     files: Files,
     dir: Arc<RuntimeDir>,
     state: StateDir,
@@ -78,7 +80,7 @@ pub async fn start(
     let sandbox = can_sandbox(arch.program()).await?;
     let (device, device_program) = choose_device()?;
     let files = files(dir, state);
-    prepare(guest, spec, state, tell).await?;
+    let firmware = prepare(guest, spec, arch, state, tell).await?;
     let (engine, mut because) = choose_engine(spec.accel).await?;
     let mut launcher = Launcher {
         name: guest.name.clone(),
@@ -88,6 +90,7 @@ pub async fn start(
         sandbox,
         device,
         device_program,
+        firmware,
         files,
         dir: dir.clone(),
         state: state.clone(),
@@ -183,6 +186,7 @@ impl Launcher {
             engine: self.engine,
             sandbox: self.sandbox,
             device: self.device,
+            firmware: self.firmware.as_ref(),
             files,
         }));
         let mut process = Process::start(&self.dir, &programs, log)?;
@@ -225,6 +229,7 @@ fn files(dir: &RuntimeDir, state: &StateDir) -> Files {
         vhost: dir.vhost_socket(),
         vsock: dir.vsock_socket(),
         initramfs: state.initramfs(),
+        uefi_vars: state.uefi_vars(),
         overlay: state.overlay(),
         seed: state.seed(),
     }
@@ -297,13 +302,14 @@ async fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestEr
     }
 }
 
-/// Makes what the machine boots from.
+/// Makes what the machine boots from, and finds the firmware that boots it.
 async fn prepare(
     guest: &GuestSpec,
     spec: &Spec,
+    arch: Arch,
     state: &StateDir,
     tell: &Tell,
-) -> Result<(), GuestError> {
+) -> Result<Option<Firmware>, GuestError> {
     let payload_failed = |error: io::Error| {
         GuestError::vm(format!("cannot put the agent beside the guest: {error}"))
     };
@@ -320,10 +326,16 @@ async fn prepare(
                         .with_hint("paths in [guest] start at the directory of rum.toml")
                 })?;
             }
-            payload::initramfs(initrd.as_deref(), &state.initramfs()).map_err(payload_failed)
+            payload::initramfs(initrd.as_deref(), &state.initramfs()).map_err(payload_failed)?;
+            Ok(None)
         }
         Boot::Image(image) => {
+            let uefi = spec.uefi.unwrap_or(arch.boots_by_uefi());
+            let firmware = uefi.then(|| firmware::find(arch)).transpose()?;
             let overlay = overlay::prepare(image, state, guest.reset).await?;
+            if let Some(template) = firmware.as_ref().and_then(|found| found.vars.as_ref()) {
+                firmware::prepare(template, &state.uefi_vars(), overlay.fresh)?;
+            }
             if let Some(mib) = spec.disk_mib {
                 overlay::grow(&state.overlay(), mib).await?;
             }
@@ -343,7 +355,8 @@ async fn prepare(
                 user_data: user_data.as_deref(),
                 ssh_key: ssh_key.as_deref(),
             };
-            payload::seed_disk(&seed, &state.seed()).map_err(payload_failed)
+            payload::seed_disk(&seed, &state.seed()).map_err(payload_failed)?;
+            Ok(firmware)
         }
     }
 }

@@ -68,6 +68,11 @@ impl StateDir {
         self.0.join("initramfs")
     }
 
+    /// The UEFI firmware's variables.
+    pub fn uefi_vars(&self) -> PathBuf {
+        self.0.join("uefi-vars")
+    }
+
     /// What the guest wrote to its image.
     pub fn overlay(&self) -> PathBuf {
         self.0.join("overlay.qcow2")
