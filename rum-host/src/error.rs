@@ -188,7 +188,8 @@ fn terminal_width() -> usize {
 
 /// Width of a snippet where there is no terminal, in columns.
 const DEFAULT_WIDTH: usize = 80;
-const RED: &str = "\u{1b}[1;31m";
+const ERROR: &str = "\u{1b}[1;31merror:\u{1b}[0m";
+const WARNING: &str = "\u{1b}[1;33mwarning:\u{1b}[0m";
 const BLUE: &str = "\u{1b}[1;36m";
 const PLAIN: &str = "\u{1b}[0m";
 
@@ -197,14 +198,21 @@ pub fn render(error: &RumError, width: usize) -> String {
     let mut out = String::new();
     match &error.0.config {
         Some(config) => render_config(&mut out, config, width),
-        None => render_plain(&mut out, error),
+        None => render_plain(&mut out, ERROR, error),
     }
     .expect("writing to a String cannot fail");
     out
 }
 
-fn render_plain(out: &mut String, error: &RumError) -> fmt::Result {
-    writeln!(out, "{RED}error:{PLAIN} {error}")?;
+/// `error` as a warning, with colours: what somebody should know, and does not end a command.
+pub fn warning(error: &RumError) -> String {
+    let mut out = String::new();
+    render_plain(&mut out, WARNING, error).expect("writing to a String cannot fail");
+    out
+}
+
+fn render_plain(out: &mut String, label: &str, error: &RumError) -> fmt::Result {
+    writeln!(out, "{label} {error}")?;
     let mut source = error.source();
     while let Some(cause) = source {
         writeln!(out, "  caused by: {cause}")?;
@@ -224,7 +232,7 @@ fn render_config(out: &mut String, error: &ConfigError, width: usize) -> fmt::Re
         if i > 0 {
             writeln!(out)?;
         }
-        writeln!(out, "{RED}error:{PLAIN} {problem}")?;
+        writeln!(out, "{ERROR} {problem}")?;
         if problem.has_snippet() {
             out.push_str(&snippet(problem, width)?);
         } else {

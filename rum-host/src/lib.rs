@@ -69,7 +69,8 @@ pub fn main() -> ExitCode {
         })),
         Command::Agent(command) => tools::agent::run(command),
         Command::Init(args) => tools::init::run(args),
-        Command::Check(args) => tools::check::run(args, &cli.global),
+        Command::Check(args) => small_runtime()
+            .and_then(|runtime| runtime.block_on(tools::check::run(args, &cli.global))),
         Command::Doctor(args) => tools::doctor::run(args, &cli.global),
         Command::Completions(args) => tools::completions::run(args),
         Command::Man(args) => tools::man::run(args),

@@ -1,11 +1,21 @@
 //! The small commands around `rum up`, as a user runs them.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
 
+use rum_tests::assets::assets;
 use rum_tests::netns::in_netns;
 use rum_tests::rum::{Setup, binary};
+
+/// The programs that tests/vm-assets has got, too.
+fn path() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::iter::once(assets().join("bin")).chain(std::env::split_paths(&path));
+    std::env::join_paths(dirs).expect("no colon in them")
+}
 
 /// What `rum ARGS` says until it ends.
 fn run(setup: &Setup, args: &[&str]) -> Output {
@@ -97,6 +107,61 @@ fn check_says_what_is_in_the_way() {
         assert_eq!(check.status.code(), Some(2));
         assert_eq!(stdout(&check), "");
         assert!(stderr(&check).contains("`range` is missing"), "{check:?}");
+    });
+}
+
+#[test]
+fn check_and_up_find_the_same_wrong_with_a_vm() {
+    in_netns(|| {
+        let setup = Setup::new();
+        let write =
+            |name: &str, text: &str| fs::write(setup.path().join(name), text).expect("ours");
+        write("file", "x");
+        write("key", "-----BEGIN OPENSSH PRIVATE KEY-----\n");
+        let said = |args: &[&str]| {
+            let mut command = setup.rum(args);
+            let output = command.env("PATH", path()).stdin(Stdio::null()).output();
+            let output = output.expect("rum starts");
+            (output.status.code(), stderr(&output))
+        };
+        let disk = "image = \"file\"\n";
+        for (keys, wrong) in [
+            ("kernel = \"nowhere\"", "cannot read "),
+            ("kernel = \"file\"\ninitrd = \"nowhere\"", "cannot read "),
+            ("image = \"nowhere\"", "cannot read the image "),
+            (&format!("{disk}user_data = \"nowhere\""), "cannot read "),
+            (&format!("{disk}ssh_key = \"key\""), "is a private key"),
+            (&format!("{disk}disk = \"1G\""), ""),
+        ] {
+            let range = "[auto_ports]\nrange = \"5000-5010\"\n";
+            let config = format!("[guest]\nkind = \"qemu\"\naccel = \"tcg\"\n{keys}\n{range}");
+            write("rum.toml", &config);
+            let (code, check) = said(&["check"]);
+            assert_eq!(code, Some(0), "{check}");
+            if wrong.is_empty() {
+                assert_eq!(check, "", "{keys}");
+                continue;
+            }
+            assert!(
+                check.contains(wrong) && check.contains("\nhint: "),
+                "{check}"
+            );
+            let (code, up) = said(&["up"]);
+            assert_eq!(code, Some(1), "{up}");
+            let error = check.replace("warning: ", "error: ");
+            assert!(up.ends_with(&error), "{keys}: {up}, {check}");
+        }
+        write(
+            "rum.toml",
+            "[guest]\nkind = \"unix\"\nsocket = \"vm.vsock\"\n[auto_ports]\nrange = \"5000\"\n",
+        );
+        let (_, check) = said(&["check"]);
+        assert!(
+            check.starts_with("warning: there is no socket vm.vsock\nhint: "),
+            "{check}"
+        );
+        let _there = UnixListener::bind(setup.path().join("vm.vsock")).expect("ours");
+        assert_eq!(said(&["check"]).1, "");
     });
 }
 

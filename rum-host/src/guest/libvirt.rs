@@ -134,6 +134,27 @@ impl Libvirt {
         Ok((endpoint, this))
     }
 
+    /// What keeps the domain from being used, as [`Libvirt::start`] would find it.
+    pub async fn in_the_way(spec: &Spec) -> Option<RumError> {
+        let look = async {
+            let domain = Domain::find(spec).await?;
+            let trouble = Trouble::of(spec);
+            let state = domain.state().await;
+            let state = state.map_err(|failed| trouble.look(failed))?;
+            let next = Next::of(&state);
+            if let Next::Refuse(command) = next {
+                return Err(trouble.state(&state, command));
+            }
+            let description = domain.describe().await;
+            let description = description.map_err(|failed| trouble.look(failed))?;
+            match spec.socket.is_none() && description.vsock.is_none() {
+                true => Err(trouble.no_vsock(!matches!(next, Next::Start))),
+                false => Ok(()),
+            }
+        };
+        look.await.err()
+    }
+
     async fn boot(&mut self) -> Result<(), RumError> {
         // Without a device there is no reason to start it.
         let description = self

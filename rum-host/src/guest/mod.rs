@@ -322,6 +322,21 @@ enum Running {
 /// Time for what runs in the guest to end after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
+/// What of this machine keeps a guest of this kind from being started, as [`Guest::start`] would find it.
+/// Nothing is started. A namespace can only be tried, which `rum doctor` does.
+pub async fn in_the_way(kind: &GuestKind) -> Vec<GuestError> {
+    match kind {
+        GuestKind::Namespace(_) => vec![],
+        GuestKind::Qemu(vm) => qemu::in_the_way(vm).await,
+        GuestKind::Libvirt(domain) => {
+            let found = libvirt::Libvirt::in_the_way(domain).await;
+            found.map(GuestError::Libvirt).into_iter().collect()
+        }
+        GuestKind::Vsock { cid } => vsock::in_the_way(*cid).await.into_iter().collect(),
+        GuestKind::Unix { socket } => unix::in_the_way(socket).into_iter().collect(),
+    }
+}
+
 impl Guest {
     /// Starts the guest, or finds it; its agent can be dialled when this returns, though one in a
     /// VM may keep the dialler waiting. Publishes in `dir` what `rum exec` needs.

@@ -5,7 +5,19 @@ use std::path::Path;
 
 use rum_shared::transport::Endpoint;
 
+use super::GuestError;
+
 /// Where its agent is.
 pub fn endpoint(socket: &Path) -> Endpoint {
     Endpoint::connect(socket)
+}
+
+/// Why the agent cannot be dialled. Not tried by dialling: vhost-device-vsock ends for good when that
+/// comes while its guest boots.
+pub fn in_the_way(socket: &Path) -> Option<GuestError> {
+    let missing = endpoint(socket).missing()?;
+    Some(GuestError::vm(missing).with_hint(
+        "start the VM, or name the socket that its vsock device has: `socket = \"/run/vm.vsock\"`; \
+         `rum up` waits for it",
+    ))
 }

@@ -1,8 +1,30 @@
 //! Kind `vsock`: a VM that somebody else runs, with an agent in it, reached by its context id.
 
-use rum_shared::transport::Endpoint;
+use std::time::Duration;
+
+use rum_shared::transport::{Endpoint, Service};
+
+use super::GuestError;
+
+/// The kernel queues what is sent to a guest without a driver, for two seconds (vhost/vsock.c).
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where its agent is.
 pub fn endpoint(cid: u32) -> Endpoint {
     Endpoint::Vsock { cid }
+}
+
+/// Why the agent cannot be dialled, which is tried.
+pub async fn in_the_way(cid: u32) -> Option<GuestError> {
+    let dial = endpoint(cid);
+    let dialled = tokio::time::timeout(PATIENCE, dial.dial(Service::Rpc)).await;
+    let why = match dialled {
+        Ok(Ok(_)) => return None,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the VM with the CID {cid} does not answer yet"),
+    };
+    Some(GuestError::vm(why).with_hint(
+        "start the VM with this `cid` and an agent in it (`rum agent install` tells how); `rum up` waits \
+         for it",
+    ))
 }

@@ -2,9 +2,10 @@
 //!
 //! What is told about the machine was tried: each address is bound for an instant, without
 //! listening, so that nobody can connect to it. It is about this moment only, so it never
-//! changes the exit code: `rum up` waits for a host port that is taken.
+//! changes the exit code: `rum up` waits for a host port that is taken. What keeps the guest from being
+//! started is looked for by the code that starts it ([`guest::in_the_way`]).
 //!
-//! Invariant: [`summary`] and [`warnings`] are pure; only [`probe`] asks the kernel.
+//! Invariant: [`summary`] and [`warnings`] are pure.
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -17,8 +18,8 @@ use rustix::io::Errno;
 use crate::cli::GlobalArgs;
 use crate::cli::tools::CheckArgs;
 use crate::config::{self, Settings};
-use crate::error::RumError;
-use crate::guest::GuestKind;
+use crate::error::{self, RumError};
+use crate::guest::{self, GuestKind};
 use crate::notice::{Hold, taken};
 use crate::plan::{AutoPolicy, Binds, HostAddr, OnConflict, StaticForward};
 use crate::policy::{RuleAction, Territory};
@@ -28,15 +29,17 @@ use crate::{exit, host_port};
 ///
 /// # Errors
 /// The configuration is wrong, or stdout cannot be written to.
-pub fn run(args: &CheckArgs, global: &GlobalArgs) -> Result<u8, RumError> {
+pub async fn run(args: &CheckArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     let settings = config::load(args.config.as_deref(), &args.overrides())?;
     if !global.quiet {
         super::print(&summary(&settings))?;
     }
     let auto = settings.policy.auto.iter();
     let outgoing = auto.filter_map(|auto| outgoing(auto, local_port_range()));
-    let all = warnings(&settings, probe).into_iter().chain(outgoing);
-    let warnings: String = all.map(|warning| warning.render()).collect();
+    let guest = guest::in_the_way(&settings.guest).await;
+    let guest = guest.into_iter().map(|error| error::warning(&error.into()));
+    let ports = warnings(&settings, probe).into_iter().chain(outgoing);
+    let warnings: String = guest.chain(ports.map(|warning| warning.render())).collect();
     // That stderr is closed is not a reason to fail.
     let _ = anstream::stderr().lock().write_all(warnings.as_bytes());
     Ok(exit::OK)
@@ -150,11 +153,7 @@ struct Warning {
 
 impl Warning {
     fn render(&self) -> String {
-        const YELLOW: &str = "\u{1b}[1;33m";
-        const BLUE: &str = "\u{1b}[1;36m";
-        const PLAIN: &str = "\u{1b}[0m";
-        let Self { message, hint } = self;
-        format!("{YELLOW}warning:{PLAIN} {message}\n{BLUE}hint:{PLAIN} {hint}\n")
+        error::warning(&RumError::new(&*self.message).hint(&*self.hint))
     }
 }
 

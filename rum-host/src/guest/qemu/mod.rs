@@ -45,6 +45,8 @@ mod spec;
 mod start;
 mod state;
 
+pub use start::in_the_way;
+
 pub use spec::{Accel, Boot, Spec, SshKey, is_public_key};
 
 use command::{Device, Engine};

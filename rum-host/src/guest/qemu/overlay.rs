@@ -85,13 +85,7 @@ pub struct Overlay {
 /// The image cannot be read or has changed since; `qemu-img` is not there or fails.
 pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Overlay, GuestError> {
     let fresh = format!("rum-{:016x}", fastrand::u64(..));
-    let mut base = Base::of(image, fresh).map_err(|error| {
-        GuestError::vm(format!(
-            "cannot read the image {}: {error}",
-            image.display()
-        ))
-        .with_hint("`image` in [guest] is the path of a disk, relative to rum.toml")
-    })?;
+    let mut base = Base::of(image, fresh).map_err(|error| unreadable(image, &error))?;
     let known = fs::read(state.base()).ok().filter(|_| !reset);
     if let Some(known) = known.and_then(|text| Base::read(&text))
         && state.overlay().exists()
@@ -143,16 +137,7 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Over
 /// It is larger already; `qemu-img` fails.
 pub async fn grow(overlay: &Path, mib: u32) -> Result<(), GuestError> {
     let now = Info::of(overlay).await?.virtual_size;
-    let wanted = u64::from(mib) << 20;
-    if now > wanted {
-        let now = now.div_ceil(1 << 20);
-        return Err(
-            GuestError::vm(format!("the disk has {now} MiB already, and only grows")).with_hint(
-                format!("write `disk = \"{now}M\"` or more, or leave it out"),
-            ),
-        );
-    }
-    if now < wanted {
+    if grows(now, mib)? {
         let size = format!("{mib}M");
         let resize: &[&OsStr] = &[
             "resize".as_ref(),
@@ -165,6 +150,35 @@ pub async fn grow(overlay: &Path, mib: u32) -> Result<(), GuestError> {
         run(resize).await?;
     }
     Ok(())
+}
+
+/// Whether a disk of `now` bytes has to grow to have `mib` MiB; an error if it is larger.
+fn grows(now: u64, mib: u32) -> Result<bool, GuestError> {
+    let wanted = u64::from(mib) << 20;
+    if now > wanted {
+        let now = now.div_ceil(1 << 20);
+        let error = GuestError::vm(format!("the disk has {now} MiB already, and only grows"));
+        return Err(error.with_hint(format!(
+            "write `disk = \"{now}M\"` or more, or leave it out"
+        )));
+    }
+    Ok(now < wanted)
+}
+
+/// Whether an overlay over `image` could be made, with a disk of `mib` MiB.
+///
+/// # Errors
+/// As for [`prepare`] and [`grow`].
+pub async fn look(image: &Path, mib: Option<u32>) -> Result<(), GuestError> {
+    let base = Base::of(image, String::new()).map_err(|error| unreadable(image, &error))?;
+    let now = Info::of(&base.image).await?.virtual_size;
+    mib.map_or(Ok(false), |mib| grows(now, mib)).map(|_| ())
+}
+
+fn unreadable(image: &Path, error: &io::Error) -> GuestError {
+    let image = image.display();
+    GuestError::vm(format!("cannot read the image {image}: {error}"))
+        .with_hint("`image` in [guest] is the path of a disk, relative to rum.toml")
 }
 
 /// What `qemu-img` tells of a disk.

@@ -73,14 +73,12 @@ pub async fn start(
     state: &StateDir,
     tell: &Tell,
 ) -> Result<(Launcher, Running), GuestError> {
-    let arch = Arch::named(std::env::consts::ARCH).ok_or_else(|| {
-        GuestError::vm(format!("no VMs on {} yet", std::env::consts::ARCH))
-            .with_hint("boot one yourself, and use kind `vsock` or `unix`")
-    })?;
+    let arch = arch()?;
     let sandbox = can_sandbox(arch.program()).await?;
     let (device, device_program) = choose_device()?;
     let files = files(dir, state);
-    let firmware = prepare(guest, spec, arch, state, tell).await?;
+    let inputs = Inputs::of(spec, arch)?;
+    prepare(guest, spec, &inputs, state, tell).await?;
     let (engine, mut because) = choose_engine(spec.accel).await?;
     let mut launcher = Launcher {
         name: guest.name.clone(),
@@ -90,7 +88,7 @@ pub async fn start(
         sandbox,
         device,
         device_program,
-        firmware,
+        firmware: inputs.firmware,
         files,
         dir: dir.clone(),
         state: state.clone(),
@@ -302,14 +300,75 @@ async fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestEr
     }
 }
 
-/// Makes what the machine boots from, and finds the firmware that boots it.
+/// What of this machine keeps the VM from being started, as [`start`] would find it.
+pub async fn in_the_way(spec: &Spec) -> Vec<GuestError> {
+    let arch = match arch() {
+        Ok(arch) => arch,
+        Err(error) => return vec![error],
+    };
+    let mut found = Vec::new();
+    found.extend(can_sandbox(arch.program()).await.err());
+    found.extend(choose_device().err());
+    found.extend(Inputs::of(spec, arch).err());
+    if let Boot::Image(image) = &spec.boot {
+        found.extend(overlay::look(image, spec.disk_mib).await.err());
+    }
+    if spec.accel == Accel::Kvm {
+        found.extend(choose_engine(spec.accel).await.err());
+    }
+    found
+}
+
+/// This machine's architecture.
+fn arch() -> Result<Arch, GuestError> {
+    let name = std::env::consts::ARCH;
+    Arch::named(name).ok_or_else(|| {
+        GuestError::vm(format!("no VMs on {name} yet"))
+            .with_hint("boot one yourself, and use kind `vsock` or `unix`")
+    })
+}
+
+/// What goes into a VM beside its disk.
+struct Inputs {
+    firmware: Option<Firmware>,
+    user_data: Option<String>,
+    ssh_key: Option<String>,
+}
+
+impl Inputs {
+    fn of(spec: &Spec, arch: Arch) -> Result<Self, GuestError> {
+        let uefi = match &spec.boot {
+            Boot::Image(_) => spec.uefi.unwrap_or(arch.boots_by_uefi()),
+            Boot::Kernel { kernel, initrd, .. } => {
+                for file in initrd.iter().chain([kernel]) {
+                    fs::File::open(file).map_err(|error| {
+                        GuestError::vm(format!("cannot read {}: {error}", file.display()))
+                            .with_hint("paths in [guest] start at the directory of rum.toml")
+                    })?;
+                }
+                false
+            }
+        };
+        Ok(Self {
+            firmware: uefi.then(|| firmware::find(arch)).transpose()?,
+            user_data: spec.user_data.as_deref().map(read_text).transpose()?,
+            ssh_key: match &spec.ssh_key {
+                None => None,
+                Some(SshKey::Text(key)) => Some(key.clone()),
+                Some(SshKey::File(file)) => Some(read_key(file)?),
+            },
+        })
+    }
+}
+
+/// Makes what the machine boots from.
 async fn prepare(
     guest: &GuestSpec,
     spec: &Spec,
-    arch: Arch,
+    inputs: &Inputs,
     state: &StateDir,
     tell: &Tell,
-) -> Result<Option<Firmware>, GuestError> {
+) -> Result<(), GuestError> {
     let payload_failed = |error: io::Error| {
         GuestError::vm(format!("cannot put the agent beside the guest: {error}"))
     };
@@ -319,21 +378,13 @@ async fn prepare(
         GuestError::vm(format!("cannot write {}: {error}", path.display()))
     })?;
     match &spec.boot {
-        Boot::Kernel { kernel, initrd, .. } => {
-            for file in initrd.iter().chain([kernel]) {
-                fs::File::open(file).map_err(|error| {
-                    GuestError::vm(format!("cannot read {}: {error}", file.display()))
-                        .with_hint("paths in [guest] start at the directory of rum.toml")
-                })?;
-            }
-            payload::initramfs(initrd.as_deref(), &state.initramfs()).map_err(payload_failed)?;
-            Ok(None)
+        Boot::Kernel { initrd, .. } => {
+            payload::initramfs(initrd.as_deref(), &state.initramfs()).map_err(payload_failed)
         }
         Boot::Image(image) => {
-            let uefi = spec.uefi.unwrap_or(arch.boots_by_uefi());
-            let firmware = uefi.then(|| firmware::find(arch)).transpose()?;
             let overlay = overlay::prepare(image, state, guest.reset).await?;
-            if let Some(template) = firmware.as_ref().and_then(|found| found.vars.as_ref()) {
+            let firmware = inputs.firmware.as_ref();
+            if let Some(template) = firmware.and_then(|firmware| firmware.vars.as_ref()) {
                 firmware::prepare(template, &state.uefi_vars(), overlay.fresh)?;
             }
             if let Some(mib) = spec.disk_mib {
@@ -343,20 +394,13 @@ async fn prepare(
                 image: clean(&image.to_string_lossy(), MAX_PATH),
                 fresh: overlay.fresh,
             });
-            let user_data = spec.user_data.as_deref().map(read_text).transpose()?;
-            let ssh_key = match &spec.ssh_key {
-                None => None,
-                Some(SshKey::Text(key)) => Some(key.clone()),
-                Some(SshKey::File(file)) => Some(read_key(file)?),
-            };
             let seed = payload::Seed {
                 name: &guest.name,
                 instance: &overlay.instance,
-                user_data: user_data.as_deref(),
-                ssh_key: ssh_key.as_deref(),
+                user_data: inputs.user_data.as_deref(),
+                ssh_key: inputs.ssh_key.as_deref(),
             };
-            payload::seed_disk(&seed, &state.seed()).map_err(payload_failed)?;
-            Ok(firmware)
+            payload::seed_disk(&seed, &state.seed()).map_err(payload_failed)
         }
     }
 }
