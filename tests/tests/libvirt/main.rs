@@ -39,13 +39,25 @@ fn config(setup: &Setup, domain: &str, uri: &str) {
     std::fs::write(setup.path().join("rum.toml"), text).expect("a file");
 }
 
-/// `rum up` for a domain of the test driver.
-fn up(domain: &str) -> Rum {
+/// A place with a `rum.toml` for a domain of the test driver.
+fn setup(domain: &str) -> Setup {
     let setup = Setup::new();
     let node = setup.path().join("node.xml");
     std::fs::write(&node, TEST_NODE).expect("a file");
     config(&setup, domain, &format!("test://{}", node.display()));
-    setup.start(["up"])
+    setup
+}
+
+/// Waits for the end of a `rum up` that cannot start with a domain of the test driver, and for what it
+/// says, which is what `rum check` says.
+fn cannot_start(domain: &str, texts: &[&str]) {
+    let setup = setup(domain);
+    let check = setup.rum(["check"]).output().expect("rum starts");
+    let said = String::from_utf8_lossy(&check.stderr);
+    for text in texts {
+        assert!(said.contains(text), "no {text} in {said}");
+    }
+    refused(setup.start(["up"]), texts);
 }
 
 /// Waits for the end of a `rum up` that cannot start, and for what it says.
@@ -58,25 +70,22 @@ fn refused(mut rum: Rum, texts: &[&str]) {
 
 #[test]
 fn what_is_wrong_with_a_domain_is_said() {
-    refused(
-        up("absent"),
+    cannot_start(
+        "absent",
         &[
             "has no domain `absent`",
             "hint: there is `bare`, `crashed`, `off`, `paused`, `with vsock`",
         ],
     );
     // Never an option, nor anything but a name.
-    refused(up("--help"), &["has no domain `--help`"]);
-    refused(up("1"), &["has no domain `1`"]);
+    cannot_start("--help", &["has no domain `--help`"]);
+    cannot_start("1", &["has no domain `1`"]);
     for bare in ["bare", "off"] {
         let message = format!("the domain `{bare}` has no vsock device");
-        refused(
-            up(bare),
-            &[&message, " attach-device ", "<cid auto='yes'/>"],
-        );
+        cannot_start(bare, &[&message, " attach-device ", "<cid auto='yes'/>"]);
     }
-    refused(
-        up("crashed"),
+    cannot_start(
+        "crashed",
         &["the domain `crashed` is crashed", " destroy crashed`"],
     );
 }
@@ -111,7 +120,7 @@ fn a_libvirt_that_cannot_be_reached_is_named() {
 #[test]
 fn the_cid_of_a_running_domain_is_dialled() {
     for (domain, resumed) in [("with vsock", false), ("paused", true)] {
-        let mut rum = up(domain);
+        let mut rum = setup(domain).start(["up"]);
         // Nobody is there; what matters is that it was tried, and goes on.
         rum.stderr.wait("Waiting for the agent");
         let said = rum.stderr.all();
