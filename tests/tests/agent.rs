@@ -9,38 +9,47 @@ use std::process::{Output, Stdio};
 
 use rum_tests::rum::Setup;
 
-/// Runs what it is told in `$VM`, with the VM's programs.
+/// Runs what it is told in `$VM/home`, with the VM's programs, files and processes.
 const SSH: &str = r#"#!/bin/sh
 echo "ssh $*" >>"$VM/log"
 [ "$1" = -t ] && shift
 [ "$1" = -- ] && [ "$2" = me@vm ] || exit 255
-cd "$VM/home" && PATH=$VM/bin:$PATH exec sh -c "$3"
+cd "$VM/home" && exec unshare --mount --pid --fork --mount-proc sh -euc '
+    for dir in etc run usr/local/bin; do mount --bind "$VM/root/$dir" "/$dir"; done
+    PATH=$VM/bin:$PATH
+    sh -c "$0"' "$3"
 "#;
 /// Notes what it was told, and fails at what `$BROKEN` names.
 const TOLD: &str = r#"#!/bin/sh
 echo "$(basename "$0") $*" >>"$VM/log"
 [ "$1" != "$BROKEN" ]
 "#;
-/// As the real one, for a `/` that is the VM's.
-const INSTALL: &str = r#"#!/bin/sh
-echo "install $*" >>"$VM/log"
-exec /usr/bin/install "$1" "$2" "$3" "$4" "$VM$5"
-"#;
-
 struct Vm {
     setup: Setup,
 }
 
 impl Vm {
-    fn new() -> Self {
+    /// One with such an init, by the directory that it has.
+    fn new(init: &str) -> Self {
         let setup = Setup::new();
-        for dir in ["bin", "path", "home"] {
-            fs::create_dir(setup.path().join(dir)).expect("a new directory");
+        fs::create_dir_all(setup.path().join("root").join(init)).expect("a new directory");
+        for dir in [
+            "bin",
+            "path",
+            "home",
+            "root/etc",
+            "root/run",
+            "root/usr/local/bin",
+        ] {
+            fs::create_dir_all(setup.path().join(dir)).expect("a new directory");
         }
         for (name, script) in [
             ("path/ssh", SSH),
             ("bin/systemctl", TOLD),
-            ("bin/install", INSTALL),
+            ("bin/rc-update", TOLD),
+            ("bin/rc-service", TOLD),
+            ("bin/killall", TOLD),
+            ("bin/modprobe", TOLD),
             // Passwords are none of our business.
             ("bin/sudo", "#!/bin/sh\nexec \"$@\"\n"),
         ] {
@@ -63,8 +72,28 @@ impl Vm {
         command.output().expect("rum starts")
     }
 
+    /// The content of a file of the VM.
     fn read(&self, file: &str) -> Vec<u8> {
-        fs::read(self.setup.path().join(file.trim_start_matches('/'))).expect(file)
+        let root = self.setup.path().join("root");
+        fs::read(root.join(file.trim_start_matches('/'))).expect(file)
+    }
+
+    /// What the VM's programs were told, without ssh.
+    fn told(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.setup.path().join("log")).expect("a log");
+        let lines = log.lines().filter(|line| !line.starts_with("ssh "));
+        lines.map(str::to_owned).collect()
+    }
+
+    /// Installs, which has to work, and says so.
+    fn install(&self) -> Output {
+        let done = self.rum(&["agent", "install", "--ssh", "me@vm"], "");
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+        let agent = self.read(rum_host::payload::AGENT_PATH);
+        assert!(agent == rum_host::payload::agent(), "another agent");
+        let mut home = fs::read_dir(self.setup.path().join("home")).expect("it");
+        assert!(home.next().is_none(), "something is left");
+        done
     }
 }
 
@@ -121,27 +150,14 @@ fn a_reader_that_goes_away_gets_an_exit_code() {
 
 #[test]
 fn installing_over_ssh_does_what_it_shows() {
-    let vm = Vm::new();
+    let vm = Vm::new("run/systemd/system");
     let shown = vm.rum(&["agent", "install", "--print", "--ssh", "me@vm"], "");
     assert!(!vm.setup.path().join("log").exists(), "something was run");
-    let done = vm.rum(&["agent", "install", "--ssh", "me@vm"], "");
-    assert_eq!(done.status.code(), Some(0), "{done:?}");
-
-    let agent = vm.read(rum_host::payload::AGENT_PATH);
-    assert!(agent == rum_host::payload::agent(), "another agent");
+    let done = vm.install();
     let unit = vm.read(rum_host::payload::UNIT_PATH);
     assert_eq!(text(&unit), rum_host::payload::unit());
     assert_eq!(
-        fs::read_dir(vm.setup.path().join("home"))
-            .expect("it")
-            .count(),
-        0
-    );
-
-    let log = text(&vm.read("log"));
-    let told: Vec<_> = log.lines().filter(|l| l.starts_with("systemctl")).collect();
-    assert_eq!(
-        told,
+        vm.told(),
         [
             "systemctl daemon-reload",
             "systemctl enable rum-agent.service",
@@ -156,19 +172,57 @@ fn installing_over_ssh_does_what_it_shows() {
 }
 
 #[test]
+fn openrc_gets_a_service() {
+    let vm = Vm::new("run/openrc");
+    for _ in 0..2 {
+        vm.install();
+    }
+    let service = text(&vm.read("etc/init.d/rum-agent"));
+    assert!(service.starts_with("#!/sbin/openrc-run\n"), "{service}");
+    let told = [
+        "rc-update -q add rum-agent default",
+        "rc-service rum-agent restart",
+    ];
+    assert_eq!(vm.told(), told.repeat(2));
+}
+
+#[test]
+fn the_init_of_busybox_gets_a_line() {
+    let vm = Vm::new("etc");
+    let inittab = "# ::sysinit: of the distribution\n::sysinit:/bin/true\n";
+    fs::write(vm.setup.path().join("root/etc/inittab"), inittab).expect("ours");
+    for _ in 0..2 {
+        vm.install();
+    }
+    let now = text(&vm.read("etc/inittab"));
+    assert_eq!(
+        now,
+        format!("{inittab}::respawn:/usr/local/bin/rum-agent --quiet\n")
+    );
+}
+
+#[test]
+fn an_unknown_init_is_said() {
+    let vm = Vm::new("run");
+    let done = vm.install();
+    let said = text(&done.stderr);
+    assert!(
+        said.contains("nothing starts it at the next boot.\nhint: "),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_step_that_fails_is_the_last() {
-    let vm = Vm::new();
+    let vm = Vm::new("run/systemd/system");
     let failed = vm.rum(&["agent", "install", "--ssh", "me@vm"], "enable");
     assert_eq!(failed.status.code(), Some(1));
     let said = text(&failed.stderr);
     assert!(said.contains("failed") && said.contains("hint: "), "{said}");
-    let log = text(&vm.read("log"));
+    let told = vm.told();
     assert!(
-        !log.contains(
-            "
-systemctl restart"
-        ),
-        "went on: {log}"
+        !told.iter().any(|line| line.contains("restart")),
+        "went on: {told:?}"
     );
 
     let nowhere = vm.rum(&["agent", "install", "--ssh", "me@nowhere"], "");

@@ -20,6 +20,15 @@ Exit codes:
   2  the command line is wrong, or stdout is a terminal"
     )]
     Binary,
+    /// Print the script that installs rum-agent
+    #[command(
+        after_help = "For a Linux guest with systemd, OpenRC or the init of busybox. As root there, with the
+program beside it: `sh install-rum-agent`.
+
+Examples:
+  rum agent installer > install-rum-agent"
+    )]
+    Installer,
     /// Print the systemd unit of rum-agent
     #[command(after_help = "Examples:
   rum agent unit > rum-agent.service")]

@@ -1,30 +1,62 @@
-#cloud-boothook
 #!/bin/sh
-# From rum: at each boot, installs the rum-agent that is on this disk and starts it.
+# From rum: installs the rum-agent that is beside this script, and starts it. Run it as root; with
+# --at-boot it is run again at each boot.
 set -eu
+at_boot=${1-}
+here=$(dirname "$0")
+agent=/usr/local/bin/rum-agent
+# The group of processes that keeps the agent running where no init does.
+keeper=/run/rum-agent.pid
 
-seed=$(mktemp -d /run/rum-seed.XXXXXX)
-trap 'umount "$seed" 2>/dev/null || :; rmdir "$seed"' EXIT
-mount -o ro "$(blkid -L CIDATA)" "$seed"
-
-# put FROM TO MODE: on a full disk what is there stays, and is used.
+# put TO MODE: what comes on stdin goes there. At a boot from a full disk what is there stays, and is
+# used.
 put() {
-    cmp -s "$1" "$2" && return
-    install -D -m "$3" "$1" "$2.new" && mv "$2.new" "$2" && return
-    rm -f "$2.new"
-    echo "rum: cannot write $2" >&2
+    mkdir -p "$(dirname "$1")"
+    cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1" && return
+    rm -f "$1.new"
+    echo "rum: cannot write $1" >&2
+    [ -n "$at_boot" ]
 }
-put "$seed/rum-agent" /usr/local/bin/rum-agent 0755
+
+# Keeps the agent running until the machine goes down, and says why it ended on $1.
+keep() {
+    modprobe vmw_vsock_virtio_transport 2>/dev/null || :
+    if [ -s "$keeper" ]; then kill -TERM "-$(cat "$keeper")" 2>/dev/null || :; fi
+    setsid sh -c 'echo $$ >"$0"; while :; do "$1" --quiet; sleep 1; done' "$keeper" "$agent" \
+        </dev/null >/dev/null 2>"$1" &
+}
+
+cmp -s "$here/rum-agent" "$agent" || put "$agent" 0755 <"$here/rum-agent"
 
 if [ -d /run/systemd/system ]; then
-    put "$seed/rum-agent.service" /etc/systemd/system/rum-agent.service 0644
+    put /etc/systemd/system/rum-agent.service 0644 <<'END'
+@UNIT@
+END
     systemctl daemon-reload
-    systemctl enable rum-agent.service || :
-    # Not to be waited for: it starts when the part of the boot that this runs in is over.
-    systemctl --no-block restart rum-agent.service
+    if [ -n "$at_boot" ]; then
+        systemctl enable rum-agent.service || :
+        # Not to be waited for: it starts when the part of the boot that this runs in is over.
+        systemctl --no-block restart rum-agent.service
+    else
+        systemctl enable rum-agent.service
+        systemctl restart rum-agent.service
+    fi
+elif [ -n "$at_boot" ]; then
+    # No init has to know of it.
+    keep /dev/console
+elif [ -d /run/openrc ]; then
+    put /etc/init.d/rum-agent 0755 <<'END'
+@OPENRC@
+END
+    rc-update -q add rum-agent default
+    rc-service rum-agent restart
+elif grep -q '^[^#]*::sysinit:' /etc/inittab 2>/dev/null; then
+    # The init of busybox, which starts it again when it has ended.
+    grep -q "$agent" /etc/inittab || echo "::respawn:$agent --quiet" >>/etc/inittab
+    kill -HUP 1
+    killall rum-agent 2>/dev/null || :
 else
-    # This runs again at the next boot, so no other init has to know of it.
-    modprobe vmw_vsock_virtio_transport 2>/dev/null || :
-    setsid sh -c 'while :; do /usr/local/bin/rum-agent --quiet; sleep 1; done' \
-        </dev/null >/dev/null 2>/dev/console &
+    keep /dev/null
+    echo "rum-agent runs now, but nothing starts it at the next boot." >&2
+    echo "hint: have this machine's init start $agent as root, and again when it ends" >&2
 fi

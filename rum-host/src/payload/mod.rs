@@ -6,7 +6,7 @@
 //! | a kernel and an initramfs | an archive before the initramfs | [`initramfs`] |
 //! | a cloud image | a seed disk for cloud-init | [`seed`] |
 //! | no: a namespace guest | a file in memory that is executed | [`become_agent`] |
-//! | without rum's help | by hand or over ssh (`rum agent install`) | [`unit`](unit()) |
+//! | without rum's help | by hand or over ssh (`rum agent install`) | [`installer`](installer()) |
 //!
 //! The agent is built by `build.rs`, together with rum, so what rum puts into a guest is of
 //! its own version. Invariant: the same input makes the same bytes.
@@ -56,6 +56,17 @@ pub fn too_small_a_limit() -> Option<u64> {
 /// The systemd unit that runs the agent at [`AGENT_PATH`] with as little privilege as it needs.
 pub fn unit() -> String {
     include_str!("rum-agent.service").to_owned()
+}
+
+/// The name that [`installer`] has where it is run.
+pub const INSTALLER: &str = "install-rum-agent";
+
+/// The script that installs the agent that lies beside it, whatever init the machine has: systemd,
+/// OpenRC, that of busybox; with any other it runs until the next boot.
+pub fn installer() -> String {
+    include_str!("install-agent.sh")
+        .replace("@UNIT@", unit().trim_end())
+        .replace("@OPENRC@", include_str!("rum-agent.openrc").trim_end())
 }
 
 /// This process goes on as the agent, with `args`; returns why it cannot.

@@ -7,7 +7,7 @@
 //! | `meta-data` | the instance's id, the host name, the ssh key |
 //! | `user-data` | the user's, untouched, whatever its format |
 //! | `vendor-data` | our part: a boot hook that installs the agent |
-//! | `rum-agent`, `rum-agent.service` | what it installs |
+//! | `rum-agent`, `install-rum-agent` | what it installs, and how |
 //!
 //! Vendor data is what cloud-init has for those who make a machine for others. It spares us to
 //! merge: two cloud-configs with a `runcmd` each would leave one of them, and user data may be
@@ -20,7 +20,7 @@ use std::path::Path;
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
-use super::{AGENT, agent, unit};
+use super::{AGENT, INSTALLER, agent, installer};
 
 /// Space for the file system's own tables and for what each file leaves unused.
 const SLACK: usize = 512 * 1024;
@@ -29,7 +29,7 @@ const LABEL: [u8; 11] = *b"CIDATA     ";
 /// NoCloud wants user data; this says nothing.
 const NO_USER_DATA: &str = "#cloud-config\n{}\n";
 /// The boot hook that installs the agent.
-const VENDOR_DATA: &str = include_str!("install-agent.sh");
+const VENDOR_DATA: &str = include_str!("boothook.sh");
 
 /// What is in a seed disk beside the agent.
 #[derive(Debug, Clone, Copy)]
@@ -49,8 +49,7 @@ pub struct Seed<'a> {
 /// # Errors
 /// When `out` cannot be written.
 pub fn seed_disk(seed: &Seed<'_>, out: &Path) -> io::Result<()> {
-    let unit_name = format!("{AGENT}.service");
-    let (meta_data, unit) = (meta_data(seed), unit());
+    let (meta_data, installer) = (meta_data(seed), installer());
     let files: [(&str, &[u8]); 5] = [
         ("meta-data", meta_data.as_bytes()),
         (
@@ -59,7 +58,7 @@ pub fn seed_disk(seed: &Seed<'_>, out: &Path) -> io::Result<()> {
         ),
         ("vendor-data", VENDOR_DATA.as_bytes()),
         (AGENT, agent()),
-        (&unit_name, unit.as_bytes()),
+        (INSTALLER, installer.as_bytes()),
     ];
     std::fs::write(out, volume(&files)?)
 }

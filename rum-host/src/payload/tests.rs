@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 use std::fs;
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::process::Command;
 
 use super::*;
@@ -121,7 +121,7 @@ fn a_seed_disk_reads_back() {
     };
     let text = |name: &str| String::from_utf8(read(name)).unwrap();
     assert!(read("rum-agent") == agent());
-    assert_eq!(text("rum-agent.service"), unit());
+    assert_eq!(text("install-rum-agent"), installer());
     assert_eq!(text("user-data"), SEED.user_data.unwrap());
     insta::assert_snapshot!("meta-data", text("meta-data"));
     insta::assert_snapshot!("vendor-data", text("vendor-data"));
@@ -130,7 +130,7 @@ fn a_seed_disk_reads_back() {
     let (clean, said) = tool(&["fsck.vfat", "-n", image]);
     assert!(clean, "{said}");
     let (read, said) = tool(&["mdir", "-i", image, "::"]);
-    assert!(read && said.contains("rum-agent.service"), "{said}");
+    assert!(read && said.contains("install-rum-agent"), "{said}");
     let (found, said) = tool(&["blkid", "-p", "-s", "LABEL", "-o", "value", image]);
     assert!(found && said == "CIDATA\n", "{said}");
 }
@@ -182,18 +182,25 @@ fn the_unit_is_one() {
 }
 
 #[test]
-fn the_boot_hook_is_a_script_and_installs_where_the_unit_looks() {
-    let hook = include_str!("install-agent.sh");
-    let script = hook.strip_prefix("#cloud-boothook\n").unwrap();
-    for path in [AGENT_PATH, UNIT_PATH] {
-        assert!(script.contains(&format!(" {path} 0")), "{path}");
-    }
+fn what_installs_is_a_script_and_installs_where_the_unit_looks() {
+    let hook = include_str!("boothook.sh");
+    let hook = hook.strip_prefix("#cloud-boothook\n").unwrap();
+    assert!(hook.contains(&format!("/{INSTALLER}\" --at-boot\n")));
+    let installer = installer();
+    assert!(installer.contains(&format!("\nagent={AGENT_PATH}\n")));
+    assert!(installer.contains(&format!("put {UNIT_PATH} 0644 <<'END'\n{}END\n", unit())));
+    assert!(installer.contains(&format!("\ncommand={AGENT_PATH}\n")));
+    assert!(!installer.contains("\n@"), "something is left out");
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("hook");
-    fs::File::create(&file)
-        .unwrap()
-        .write_all(script.as_bytes())
-        .unwrap();
-    let (good, said) = tool(&["/bin/sh", "-n", file.to_str().unwrap()]);
-    assert!(good, "{said}");
+    let file = dir.path().join("script");
+    let openrc = include_str!("rum-agent.openrc");
+    for script in [hook, &*installer, openrc] {
+        fs::write(&file, script).unwrap();
+        for shell in ["/bin/sh", "busybox sh"] {
+            let mut command: Vec<_> = shell.split(' ').collect();
+            command.extend(["-n", file.to_str().unwrap()]);
+            let (good, said) = tool(&command);
+            assert!(good, "{said}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use crate::cli::agent::{AgentCommand, InstallArgs};
 use crate::error::RumError;
 use crate::exit;
-use crate::payload::{self, AGENT, AGENT_PATH, UNIT_PATH};
+use crate::payload::{self, AGENT, INSTALLER};
 
 /// In place of a destination that nobody has named.
 const SOME_VM: &str = "root@VM";
@@ -22,6 +22,7 @@ pub fn run(command: &AgentCommand) -> Result<u8, RumError> {
     match command {
         AgentCommand::Install(args) => install(args)?,
         AgentCommand::Binary => binary()?,
+        AgentCommand::Installer => super::print(&payload::installer())?,
         AgentCommand::Unit => super::print(&payload::unit())?,
     }
     Ok(exit::OK)
@@ -69,48 +70,34 @@ fn steps(destination: &str) -> [Step; 3] {
         input,
         script,
     };
-    let files = format!("{AGENT} {AGENT}.service");
     [
         step(
             Some(("agent binary", payload::agent().to_vec())),
             format!("cat >{AGENT}"),
         ),
         step(
-            Some(("agent unit", payload::unit().into_bytes())),
-            format!("cat >{AGENT}.service"),
+            Some(("agent installer", payload::installer().into_bytes())),
+            format!("cat >{INSTALLER}"),
         ),
+        // Where there is neither of the two, one should be root.
         step(
             None,
             format!(
-                // Where there is no sudo, one should be root.
-                "$(command -v sudo || echo env) sh -ec \"{}\" && rm {files}",
-                as_root().join("; ")
+                "$(command -v sudo || command -v doas || echo env) sh {INSTALLER} && \
+                 rm {AGENT} {INSTALLER}"
             ),
         ),
-    ]
-}
-
-/// What root does in the VM, in the directory with the two files.
-fn as_root() -> [String; 5] {
-    [
-        format!("install -D -m 0755 {AGENT} {AGENT_PATH}"),
-        format!("install -D -m 0644 {AGENT}.service {UNIT_PATH}"),
-        "systemctl daemon-reload".to_owned(),
-        format!("systemctl enable {AGENT}.service"),
-        format!("systemctl restart {AGENT}.service"),
     ]
 }
 
 /// The steps for somebody who takes them.
 fn instructions(steps: &[Step]) -> String {
     let shown: String = steps.iter().map(|step| step.shown() + "\n").collect();
-    let root = as_root().join("\n");
     format!(
-        "# On this machine, for a VM with ssh ({arch}, systemd):\n\
+        "# On this machine, for a VM with ssh ({arch}):\n\
          {shown}\n\
          # Or copy the two files into the VM in any other way and run there, as root:\n\
-         {root}\n\
-         # Without systemd: have the VM's init start {AGENT_PATH} as root, again when it ends.\n\n\
+         sh {INSTALLER}\n\n\
          # Then, in rum.toml:\n\
          [guest]\n\
          kind = \"vsock\"\n\
@@ -190,6 +177,5 @@ mod tests {
         for step in steps("vm") {
             assert!(!step.script.contains('\''), "{}", step.script);
         }
-        assert!(!as_root().concat().contains(['"', '$', '`', '\\']));
     }
 }
