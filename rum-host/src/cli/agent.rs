@@ -2,6 +2,8 @@
 
 use clap::{Args, Subcommand, ValueHint};
 
+use crate::guest::libvirt::DEFAULT_URI;
+
 /// The commands of `rum agent`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum AgentCommand {
@@ -38,13 +40,14 @@ Examples:
 /// Arguments of `rum agent install`.
 #[derive(Debug, Clone, Default, Args)]
 #[command(
-    after_help = "For a VM that `rum up` did not make. Without --ssh the steps are printed.
-With it they are shown and run; ssh and sudo may ask for passwords.
+    after_help = "For a VM that `rum up` did not make. Without --ssh and --domain the steps
+are printed. With one of them they are shown and run; ssh and sudo may ask for passwords.
 
 Examples:
   rum agent install
   rum agent install --ssh root@192.0.2.7
   rum agent install --ssh ssh://me@localhost:2022
+  rum agent install --domain me@debian
 
 Exit codes:
   0  printed, or installed and started
@@ -55,6 +58,12 @@ pub struct InstallArgs {
     /// Install over ssh, where DEST is [USER@]HOST or what else ssh(1) takes
     #[arg(long, value_name = "DEST", value_parser = destination, value_hint = ValueHint::Hostname)]
     pub ssh: Option<String>,
+    /// Install over ssh in a domain of libvirt, whose address is looked up; USER is root if left out
+    #[arg(long, value_name = "[USER@]NAME", value_parser = destination, conflicts_with = "ssh")]
+    pub domain: Option<String>,
+    /// The libvirt that has the domain
+    #[arg(long, value_name = "URI", default_value = DEFAULT_URI, requires = "domain")]
+    pub uri: String,
     /// Print the steps, run none
     #[arg(long)]
     pub print: bool,

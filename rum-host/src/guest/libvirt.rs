@@ -21,6 +21,7 @@ use std::time::Duration;
 use rum_shared::text::clean;
 use rum_shared::transport::Endpoint;
 
+pub use self::address::address;
 use self::virsh::{DEADLINE, Events, Failed, Virsh};
 use self::words::{MAX_NAME, Trouble};
 use self::xml::Description;
@@ -28,6 +29,7 @@ use super::progress::{Progress, Tell};
 use super::{GuestEnd, Stopped};
 use crate::error::RumError;
 
+mod address;
 #[cfg(test)]
 mod tests;
 mod virsh;

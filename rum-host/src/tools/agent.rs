@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use crate::cli::agent::{AgentCommand, InstallArgs};
 use crate::error::RumError;
 use crate::exit;
+use crate::guest::libvirt;
 use crate::payload::{self, AGENT, INSTALLER};
 
 /// In place of a destination that nobody has named.
@@ -40,9 +41,10 @@ fn binary() -> Result<(), RumError> {
 }
 
 fn install(args: &InstallArgs) -> Result<(), RumError> {
-    let destination = args.ssh.as_deref().unwrap_or(SOME_VM);
-    let steps = steps(destination);
-    let Some(destination) = args.ssh.as_ref().filter(|_| !args.print) else {
+    let found = args.domain.as_ref().map(|domain| in_domain(domain, args));
+    let named = found.transpose()?.or_else(|| args.ssh.clone());
+    let steps = steps(named.as_deref().unwrap_or(SOME_VM));
+    let Some(destination) = named.filter(|_| !args.print) else {
         return super::print(&instructions(&steps));
     };
     for step in &steps {
@@ -53,6 +55,18 @@ fn install(args: &InstallArgs) -> Result<(), RumError> {
         "Installed and started rum-agent {} on {destination}\n",
         env!("CARGO_PKG_VERSION")
     ))
+}
+
+/// The destination that is meant with a domain of libvirt, with a user or without.
+fn in_domain(name: &str, args: &InstallArgs) -> Result<String, RumError> {
+    let (user, domain) = name.split_once('@').unwrap_or(("root", name));
+    let spec = libvirt::Spec {
+        domain: domain.to_owned(),
+        uri: args.uri.clone(),
+        socket: None,
+    };
+    let address = crate::small_runtime()?.block_on(libvirt::address(&spec))?;
+    Ok(format!("{user}@{address}"))
 }
 
 /// One command.

@@ -230,3 +230,31 @@ fn ports_of_a_domain_are_forwarded_and_it_is_powered_off() {
         assert_eq!(libvirt.state("box"), "shut off (shutdown)", "{console}");
     });
 }
+
+#[test]
+fn the_agent_is_installed_at_the_address_of_a_domain() {
+    let setup = Setup::new();
+    let install = |domain: &str| {
+        let domain = format!("--domain={domain}");
+        let uri = "--uri=test:///default";
+        let output = setup
+            .rum(["agent", "install", "--print", &domain, uri])
+            .output();
+        let output = output.expect("rum starts");
+        let [said, wrong] =
+            [output.stdout, output.stderr].map(|said| String::from_utf8(said).expect("text"));
+        (output.status.code(), said, wrong)
+    };
+    // Of the test driver's own.
+    let (code, said, wrong) = install("test");
+    assert_eq!((code, &*wrong), (Some(0), ""));
+    assert!(
+        said.contains("| ssh root@192.168.122.3 'cat >rum-agent'\n"),
+        "{said}"
+    );
+    assert!(install("me@test").1.contains("| ssh me@192.168.122.3 "));
+    let (code, _, wrong) = install("absent");
+    assert_eq!(code, Some(1));
+    assert!(wrong.contains("has no domain `absent`\nhint: "), "{wrong}");
+    assert_eq!(install("-oProxyCommand=x").0, Some(2));
+}

@@ -98,6 +98,20 @@ impl<'a> Trouble<'a> {
         self.failed("cannot look at", failed)
     }
 
+    /// Nobody knows an address of it.
+    pub fn no_address(&self) -> RumError {
+        RumError::new(format!(
+            "libvirt knows no address of the domain `{}`",
+            self.domain
+        ))
+        .hint(format!(
+            "it has one when it runs and is in a network of libvirt's (`{}`); else find it on its console \
+             (`{}`), and use `rum agent install --ssh root@ADDRESS`",
+            self.virsh("start"),
+            self.virsh("console")
+        ))
+    }
+
     /// It cannot be resumed.
     pub fn resume(&self, failed: Failed) -> RumError {
         self.failed("cannot resume", failed)

@@ -1,0 +1,68 @@
+//! The address of a domain, for those who want to log in: what libvirt knows, or can ask.
+
+use std::net::IpAddr;
+
+use super::virsh::DEADLINE;
+use super::words::Trouble;
+use super::{Domain, Spec};
+use crate::error::RumError;
+
+/// Who may know it (virsh(1), domifaddr), the surest first: libvirt's DHCP server, QEMU's agent in
+/// the domain, this machine's neighbours.
+const SOURCES: [&str; 3] = ["lease", "agent", "arp"];
+
+/// An address of the running domain.
+///
+/// # Errors
+/// libvirt cannot be reached or has no such domain; nobody knows an address of it.
+pub async fn address(spec: &Spec) -> Result<IpAddr, RumError> {
+    let domain = Domain::find(spec).await?;
+    for source in SOURCES {
+        let options = [format!("--source={source}")];
+        match domain.run("domifaddr", &options, DEADLINE).await {
+            Ok(said) => {
+                if let Some(address) = best(&said) {
+                    return Ok(address);
+                }
+            }
+            Err(failed) => tracing::debug!(source, ?failed, "no address of the domain"),
+        }
+    }
+    Err(Trouble::of(spec).no_address())
+}
+
+/// The address to log in at, of a table of name, MAC, protocol and address: one that leads there from
+/// this machine, IPv4 first.
+fn best(table: &str) -> Option<IpAddr> {
+    let addresses = table.lines().filter_map(|line| {
+        let address = line.split_ascii_whitespace().last()?;
+        address.split('/').next()?.parse().ok()
+    });
+    let leads = |address: &IpAddr| match address {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    addresses.filter(leads).min_by_key(IpAddr::is_ipv6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_leads_there_is_chosen() {
+        let table = " lo         00:00:00:00:00:00    ipv4         127.0.0.1/8
+ -          -                    ipv6         ::1/128
+ eth0       52:54:00:11:22:33    ipv6         fe80::5054:ff:fe11:2233/64
+ -          -                    ipv6         2001:db8::7/64
+ eth1       52:54:00:11:22:34    ipv4         192.168.122.7/24
+";
+        assert_eq!(best(table), "192.168.122.7".parse().ok());
+        let without = table.lines().take(4).collect::<Vec<_>>().join("\n");
+        assert_eq!(best(&without), "2001:db8::7".parse().ok());
+        let without = table.lines().take(3).collect::<Vec<_>>().join("\n");
+        assert_eq!(best(&without), None);
+        assert_eq!(best(""), None);
+        assert_eq!(best("error: -oProxyCommand=x/1"), None);
+    }
+}
