@@ -4,19 +4,20 @@
 //! each forward and one if it has none. Only `since` and `previous_state` are left open, which the
 //! board fills in.
 //!
-//! Invariant: `forwarded` only what is bound on the host and was in the latest dump; every other
-//! state has a reason, which says what to do where there is something to do.
+//! Invariant: `forwarded` only what is bound on the host, and in the guest was in the latest dump or served
+//! the last client; every other state has a reason, which says what to do where there is something to do.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use rum_shared::channel::DialStatus;
 use rum_shared::listener::{BoundAddr, Listener, Process};
 
 use crate::control::model::{
     Bytes, Connections, OtherHolder, PortStatus, ProcessName, Reason, State,
 };
-use crate::forwarder::Stats;
+use crate::forwarder::{Refusal, Stats};
 use crate::notice::{BlockReason, taken};
 use crate::plan::{GuestPort, HostAddr, Key, Verdict};
 
@@ -203,8 +204,12 @@ fn address(listener: &Listener, addr: &BoundAddr) -> String {
     }
 }
 
-/// What clients of a forwarded port meet that they should not, the worst first.
-fn trouble(stats: &Stats, lacks: Option<(HostAddr, &BlockReason)>) -> Option<Reason> {
+/// What clients of a port that `listens` meet that they should not, the worst first.
+fn trouble(
+    stats: &Stats,
+    listens: bool,
+    lacks: Option<(HostAddr, &BlockReason)>,
+) -> Option<Reason> {
     let count = |n: u64, what: &str| match n {
         1 => format!("1 connection {what}"),
         n => format!("{n} connections {what}"),
@@ -238,7 +243,13 @@ fn trouble(stats: &Stats, lacks: Option<(HostAddr, &BlockReason)>) -> Option<Rea
     }
     let refusal = stats.last_refusal()?;
     let refused = count(stats.refused.load(Relaxed), "reset");
-    let message = format!("{refused}, the last one because {}", refusal.words());
+    let why = match refusal {
+        Refusal::Agent(DialStatus::Refused) if listens => {
+            "the guest refused it, though a program listens: its firewall may reject connections"
+        }
+        refusal => refusal.words(),
+    };
+    let message = format!("{refused}, the last one because {why}");
     Some(reason("refused", message, None))
 }
 
@@ -399,11 +410,29 @@ impl Facts<'_> {
         match self.knowledge {
             Knowledge::Current if self.listener.is_some() => {
                 let several = || self.listener.and_then(several_programs);
-                (State::Forwarded, trouble(stats, lacks).or_else(several))
+                (
+                    State::Forwarded,
+                    trouble(stats, true, lacks).or_else(several),
+                )
+            }
+            Knowledge::Current if stats.serves() => {
+                let led = || {
+                    let message = format!(
+                        "nothing listens on guest port {}, and yet its connections are served: a rule of the \
+                         guest's firewall leads them elsewhere",
+                        self.port
+                    );
+                    reason("led-elsewhere", message, None)
+                };
+                (
+                    State::Forwarded,
+                    trouble(stats, false, lacks).or_else(|| Some(led())),
+                )
             }
             Knowledge::Current => {
                 let message = format!("nothing listens on guest port {} yet", self.port);
-                let hint = "start its program in the guest; until then connections are reset";
+                let hint = "start its program in the guest; until then connections are reset, but for those \
+                            that the guest's firewall leads elsewhere";
                 let reason = reason("not-listening", message, Some(hint));
                 (State::Pending, Some(reason))
             }

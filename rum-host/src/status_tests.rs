@@ -176,6 +176,36 @@ fn a_forward_that_cannot_accept_says_so() {
 }
 
 #[test]
+fn what_the_last_client_met_is_told_until_another_meets_something_else() {
+    let (listener, stats) = (listener(), Stats::default());
+    let told = |listener| {
+        let mut facts = facts(listener, &Knowledge::Current);
+        facts.forwards.push(bound(Key::Static(host(5000)), &stats));
+        let (state, text) = told(&facts);
+        (
+            state,
+            text.split(" | ").next().unwrap_or_default().to_owned(),
+        )
+    };
+    let refused = Err(Refusal::Agent(DialStatus::Refused));
+    assert_eq!(told(None), (State::Pending, "not-listening".into()));
+    stats.ended(stats.turn(), Ok(()));
+    assert_eq!(told(None), (State::Forwarded, "led-elsewhere".into()));
+    stats.ended(stats.turn(), refused);
+    assert_eq!(told(None), (State::Pending, "not-listening".into()));
+    assert_eq!(told(Some(&listener)), (State::Forwarded, "refused".into()));
+    stats.ended(stats.turn(), Ok(()));
+    assert_eq!(told(Some(&listener)), (State::Forwarded, String::new()));
+    // Its program ends: that it served says nothing about those to come, nor does a late answer.
+    let before = stats.turn();
+    stats.changed_hands();
+    assert_eq!(told(None), (State::Pending, "not-listening".into()));
+    stats.ended(before, Ok(()));
+    assert_eq!(told(None), (State::Pending, "not-listening".into()));
+    assert_eq!(stats.refused.load(Relaxed), 1);
+}
+
+#[test]
 fn bound_is_not_enough() {
     let (listener, stats) = (listener(), Stats::default());
     let is_static = Key::Static(host(5000));

@@ -130,21 +130,52 @@ fn clients_of_a_program_that_accepts_nobody_cost_others_nothing() {
 }
 
 #[test]
-fn a_refusal_is_shown_with_its_reason() {
+fn what_clients_meet_is_shown_until_they_meet_something_else() {
     in_netns(|| {
         let setup = Setup::new();
         let config = "[[ports]]\nhost = 8080\nguest = 80\n[auto_ports]\nrange = \"5000\"\n";
         std::fs::write(setup.path().join("rum.toml"), config).expect("a file");
-        let (rum, mut guest) = setup.start_guest(&[]);
+        let (rum, mut guest) = setup.start_guest(&["--privileged"]);
         rum.stderr.wait("Forwarding 127.0.0.1:8080");
-        connect(8080).read(&mut [0]).expect_err("nobody listens");
-        guest.tell("listen 127.0.0.1:80 echo");
         let id = "static:127.0.0.1:8080";
-        let shown = until_reason(&setup, id, "refused");
-        assert_eq!(shown["connections"]["refused"], 1);
-        let says = "1 connection reset, the last one because nothing listens on it in the guest";
-        assert_eq!(shown["reason"]["message"], says);
+        let shown = |state: &str, reason: Value| {
+            let is = |port: &Value| port["state"] == state && port["reason"]["code"] == reason;
+            until_shown(&setup, id, is)
+        };
+        connect(8080).read(&mut [0]).expect_err("nobody listens");
+        shown("pending", "not-listening".into());
+        guest.tell("listen 127.0.0.1:80 echo");
+        // What was before it is counted, and no news any more.
+        let now = shown("forwarded", Value::Null);
+        assert_eq!(now["connections"]["refused"], 1);
         assert_eq!(exchange(8080, "hello").expect("echo"), "hello");
+
+        // A firewall rejects them.
+        let reject = "-p tcp --dport 80 -j REJECT --reject-with tcp-reset";
+        guest.tell(&format!("sh iptables -I INPUT {reject}"));
+        until("a reset", || connect(8080).read(&mut [0]).err());
+        let now = shown("forwarded", "refused".into());
+        let message = now["reason"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("though a program listens"), "{message}");
+        guest.tell(&format!("sh iptables -D INPUT {reject}"));
+        until("an echo", || {
+            exchange(8080, "again").ok().filter(|echo| echo == "again")
+        });
+        shown("forwarded", Value::Null);
+
+        // Or leads them to where a program listens.
+        guest.tell("close 127.0.0.1:80");
+        shown("pending", "not-listening".into());
+        guest.tell("listen 127.0.0.1:8081 echo");
+        let lead = "-t nat -I OUTPUT -p tcp --dport 80 -j REDIRECT --to-ports 8081";
+        guest.tell(&format!("sh iptables {lead}"));
+        until("an echo", || {
+            exchange(8080, "led").ok().filter(|echo| echo == "led")
+        });
+        shown("forwarded", "led-elsewhere".into());
+        guest.tell("close 127.0.0.1:8081");
+        until("a reset", || connect(8080).read(&mut [0]).err());
+        shown("pending", "not-listening".into());
     });
 }
 

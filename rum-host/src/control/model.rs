@@ -110,7 +110,7 @@ pub struct OtherHolder {
 pub struct Reason {
     /// A word for programs: `host-port-taken`, `host-port-privileged`, `no-host-address`, `bind-failed`,
     /// `not-listening`, `exhausted`, `agent-exhausted`, `not-accepted`, `refused`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
-    /// `agent-lost`, `not-running`, `unreachable`, `several-programs`; others may come.
+    /// `agent-lost`, `not-running`, `unreachable`, `several-programs`, `led-elsewhere`; others may come.
     pub code: String,
     /// What is the case, in words: `127.0.0.1:5432 is taken by postgres (pid 4121)`.
     pub message: String,

@@ -70,6 +70,7 @@ impl Connection {
             cut,
         } = self;
         let counted = stats.clone();
+        let turn = stats.turn();
         let _active = Counted::new(&counted.active);
         let opened = {
             let mut opening = pin!(async {
@@ -91,6 +92,8 @@ impl Connection {
         };
         drop(waiting);
         let Some(opened) = opened else { return };
+        let refusal = opened.as_ref().map(drop).map_err(|refusal| *refusal);
+        stats.ended(turn, refusal);
         let outcome = match opened {
             Ok(Connected::Framed(channel)) => {
                 let relay = |turn: Arc<relay::Turn>| async move {
@@ -109,7 +112,6 @@ impl Connection {
                 dialer.bulk.run(relay).await
             }
             Err(refusal) => {
-                stats.refuse(refusal);
                 tracing::debug!(guest_port = guest.0, ?refusal, "connection refused");
                 return;
             }

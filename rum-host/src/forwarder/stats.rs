@@ -1,8 +1,7 @@
 //! What a forward has done so far, for `rum ports`. Written by its connections, read at any time.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rum_shared::relay::Counters;
 
@@ -27,21 +26,58 @@ pub struct Stats {
     pub exhausted: AtomicBool,
     /// Bytes relayed.
     pub bytes: Counters,
-    /// Why the last of `refused` was.
-    refusal: Mutex<Option<Refusal>>,
+    /// What became of the last client.
+    last: Mutex<Last>,
 }
 
+/// What became of the last client whose connection was asked for since the guest's port changed hands.
+#[derive(Debug, Default)]
+struct Last {
+    turn: Turn,
+    outcome: Option<Result<(), Refusal>>,
+}
+
+/// How often the guest's port has changed hands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Turn(u64);
+
 impl Stats {
-    /// A client was reset.
-    pub(super) fn refuse(&self, why: Refusal) {
-        self.refused.fetch_add(1, Relaxed);
-        // Nothing can panic under the lock.
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    /// Somebody else listens on the guest's port, or nobody: what was before says nothing about it.
+    pub fn changed_hands(&self) {
+        let mut last = self.last();
+        last.turn.0 += 1;
+        last.outcome = None;
     }
 
-    /// Why the last client that was reset was.
+    /// For a connection that is asked for now.
+    pub(crate) fn turn(&self) -> Turn {
+        self.last().turn
+    }
+
+    /// A client, whose connection was asked for in `turn`, has got it, or was reset.
+    pub(crate) fn ended(&self, turn: Turn, outcome: Result<(), Refusal>) {
+        if outcome.is_err() {
+            self.refused.fetch_add(1, Relaxed);
+        }
+        let mut last = self.last();
+        if last.turn == turn {
+            last.outcome = Some(outcome);
+        }
+    }
+
+    /// Why the last client was reset, if it was.
     pub fn last_refusal(&self) -> Option<Refusal> {
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last().outcome?.err()
+    }
+
+    /// Whether the last client was served.
+    pub fn serves(&self) -> bool {
+        self.last().outcome == Some(Ok(()))
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        // Nothing can panic under the lock.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -23,6 +23,10 @@ impl Supervisor {
         self.covers = Some(range);
         if self.agent != AgentState::Up {
             self.agent = AgentState::Up;
+            // What came and went meanwhile is unknown.
+            for active in self.forwarders.values() {
+                active.forwarder.stats().changed_hands();
+            }
             self.notes.connected();
             self.notes.everything();
         }
@@ -47,7 +51,25 @@ impl Supervisor {
                 active.after_close = self.planner.policy().drain_after_close(listener);
             }
         }
+        for port in change.closed.iter().copied() {
+            self.changes_hands(GuestPort(port));
+        }
+        for listener in &change.opened {
+            self.changes_hands(GuestPort(listener.port));
+        }
         self.guest.apply(change, at);
+    }
+
+    /// What clients of `port` met says nothing about those to come.
+    fn changes_hands(&self, port: GuestPort) {
+        let statics = self.planner.policy().statics.iter();
+        let statics = statics.filter(|s| s.guest == port);
+        let keys = statics
+            .map(|s| Key::Static(s.host))
+            .chain([Key::Auto(port)]);
+        for active in keys.filter_map(|key| self.forwarders.get(&key)) {
+            active.forwarder.stats().changed_hands();
+        }
     }
 
     /// Takes note of what the connections to the agent report.
