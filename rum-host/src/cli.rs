@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod ports;
+pub mod ssh;
 pub mod tools;
 
 use std::ffi::OsString;
@@ -149,6 +150,13 @@ Exit codes:
     /// Open a shell in the guest of a running `rum up`
     #[command(after_help = "Starts $SHELL, or /bin/sh. Exit codes are those of `rum exec`.")]
     Shell(ShellArgs),
+    /// Open a shell in a VM, or run a program in it, by ssh
+    Ssh(ssh::SshArgs),
+    /// Print a block for ~/.ssh/config, for scp, rsync, git and editors
+    SshConfig(ssh::SshConfigArgs),
+    /// Relay between stdin, stdout and a port of a VM
+    #[command(hide = true)]
+    SshProxy(ssh::SshProxyArgs),
     /// Get rum-agent into a VM that rum did not make
     #[command(subcommand)]
     Agent(agent::AgentCommand),
@@ -329,6 +337,8 @@ mod tests {
             ("help-wait", &["wait", "-h"]),
             ("help-exec", &["help", "exec"]),
             ("help-shell", &["shell", "-h"]),
+            ("help-ssh", &["ssh", "-h"]),
+            ("help-ssh-config", &["ssh-config", "-h"]),
             ("help-console", &["help", "console"]),
             ("help-init", &["init", "-h"]),
             ("help-check", &["check", "-h"]),
@@ -360,6 +370,8 @@ mod tests {
             ("usage-no-dashes", &["up", "psql"]),
             ("usage-exec-nothing", &["exec"]),
             ("usage-misspelt", &["upp"]),
+            ("usage-ssh-guest", &["ssh", "dev"]),
+            ("usage-ssh-user", &["ssh", "-oProxyCommand=x@"]),
             ("usage-since", &["ports", "--watch", "--since", "42"]),
             (
                 "usage-since-alone",

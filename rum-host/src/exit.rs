@@ -12,6 +12,8 @@ pub const TIMEOUT: u8 = 124;
 pub const LOST: u8 = 125;
 /// `exec` and `shell`: rum itself failed, so that the command never ran.
 pub const NOT_RUN: u8 = 125;
+/// `ssh`: rum or ssh failed, as ssh(1) has it.
+pub const SSH: u8 = 255;
 /// The command was found but cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
 /// The command was not found.

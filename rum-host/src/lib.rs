@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::cli::ports::{PortsArgs, WaitArgs};
+use crate::cli::ssh::{SshArgs, SshConfigArgs, SshProxyArgs};
 use crate::cli::{Cli, Command, ConsoleArgs, DownArgs, GlobalArgs, UpArgs};
 use crate::error::RumError;
 
@@ -40,6 +41,7 @@ pub mod reload;
 pub mod runtime_dir;
 pub mod sandbox;
 pub mod signals;
+mod ssh;
 pub mod stack;
 pub mod status;
 pub mod supervisor;
@@ -67,6 +69,9 @@ pub fn main() -> ExitCode {
         Command::Shell(args) => Err(run_inside(args.name.clone(), |name| {
             exec::shell(name, &args.workdir.path())
         })),
+        Command::Ssh(args) => Err(run_ssh(args)),
+        Command::SshConfig(args) => run_ssh_config(args),
+        Command::SshProxy(args) => run_ssh_proxy(args),
         Command::Agent(command) => tools::agent::run(command),
         Command::Init(args) => tools::init::run(args),
         Command::Check(args) => small_runtime()
@@ -155,6 +160,29 @@ fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
 fn run_wait(args: &WaitArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
     small_runtime()?.block_on(wait::wait(args, name.as_deref()))
+}
+
+/// This process becomes ssh, or there is an error.
+fn run_ssh(args: &SshArgs) -> RumError {
+    match guest_name(args.name.as_ref()) {
+        Ok(name) => ssh::ssh(name.as_deref(), args),
+        Err(error) => error,
+    }
+}
+
+fn run_ssh_config(args: &SshConfigArgs) -> Result<u8, RumError> {
+    let name = guest_name(args.name.as_ref())?;
+    tools::print(&ssh::config(name.as_deref(), args)?)?;
+    Ok(exit::OK)
+}
+
+fn run_ssh_proxy(args: &SshProxyArgs) -> Result<u8, RumError> {
+    let guest = ssh::find(args.name.as_deref())?;
+    let runtime = small_runtime()?;
+    let relayed = runtime.block_on(ssh::proxy(&guest, args.port));
+    // A thread that reads stdin must not keep an ended rum alive.
+    runtime.shutdown_background();
+    relayed.map(|()| exit::OK)
 }
 
 /// `exec` and `shell`: this process becomes the one that enters the guest, or there is an error.

@@ -57,6 +57,7 @@ const STATE_NEW: &str = "guest.new";
 const RPC: &str = "agent-rpc.sock";
 const CHANNEL: &str = "agent-channel.sock";
 const CONTROL: &str = "control.sock";
+const STREAMS: &str = "streams.sock";
 const QMP: &str = "qmp.sock";
 /// The pipe of which a namespace guest's init has the writing end, for as long as it lives.
 const ALIVE: &str = "alive";
@@ -67,11 +68,12 @@ const VSOCK: &str = "vm.vsock";
 /// Where the agent of a VM knocks (see `rum_shared::transport`).
 const KNOCK: &str = "vm.vsock_2224";
 /// Everything rum ever creates in the directory; `lock` is last, since it guards the others.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     ALIVE,
     RPC,
     CHANNEL,
     CONTROL,
+    STREAMS,
     QMP,
     CONSOLE,
     CONSOLE_LOCK,
@@ -202,6 +204,11 @@ impl RuntimeDir {
     /// Where `rum up` answers other `rum` processes.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join(CONTROL)
+    }
+
+    /// Where `rum up` gives them connections into a VM.
+    pub fn streams_socket(&self) -> PathBuf {
+        self.path.join(STREAMS)
     }
 
     /// Where the QEMU of a VM takes commands.
@@ -462,6 +469,11 @@ impl RunningGuest {
     /// Where its `rum up` answers.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join(CONTROL)
+    }
+
+    /// Where its `rum up` gives connections into it, if it is a VM.
+    pub fn streams_socket(&self) -> PathBuf {
+        self.path.join(STREAMS)
     }
 
     /// Where the serial console of a VM is.

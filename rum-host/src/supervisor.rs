@@ -31,6 +31,7 @@ use self::publish::Notes;
 use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
 use crate::clock;
 use crate::control::board::Board;
+use crate::control::streams::Streams;
 use crate::forwarder::{Dialer, Forwarder};
 use crate::host_port::Taken;
 use crate::notice::{BlockReason, Notice};
@@ -123,6 +124,7 @@ pub struct Supervisor {
     endpoint: Endpoint,
     changes: Option<watch::Receiver<Policy>>,
     stream: bool,
+    streams: Option<Streams>,
     guest: Guest,
     planner: Planner,
     reconciler: Reconciler,
@@ -226,6 +228,7 @@ impl Supervisor {
             endpoint: options.endpoint,
             changes: options.changes,
             stream: options.stream,
+            streams: None,
             guest: Guest::default(),
             planner: Planner::new(options.policy),
             reconciler: Reconciler::default(),
@@ -247,6 +250,13 @@ impl Supervisor {
             missing_at: (!options.puts_agent).then(|| clock::now() + MISSING_AFTER),
             summary: Summary::default(),
         }
+    }
+
+    /// Serves `streams` as well.
+    #[must_use]
+    pub fn serving(mut self, streams: Option<Streams>) -> Self {
+        self.streams = streams;
+        self
     }
 
     /// Runs until `stop` says otherwise and everything has ended. `notify` is called for
@@ -273,11 +283,13 @@ impl Supervisor {
             successions,
         };
         let ready = dialer.clone();
+        let streams = self.streams.take();
         tasks.spawn(async move {
             // Ends with the loop, which drops the receiver of the events.
             tokio::select! {
                 () = client.run(events_tx, link_tx, poll_rx) => {}
                 () = ready.keep_ready() => {}
+                () = serve(streams, &ready) => {}
             }
             Done::Agent
         });
@@ -436,6 +448,14 @@ impl Supervisor {
         }
         self.summary.repaired = self.reconciler.repaired;
         self.summary
+    }
+}
+
+/// Serves `streams`, if there are any. Never completes.
+async fn serve(streams: Option<Streams>, dialer: &Dialer) {
+    match streams {
+        Some(streams) => streams.serve(dialer).await,
+        None => std::future::pending().await,
     }
 }
 

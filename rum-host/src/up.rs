@@ -30,6 +30,7 @@ use crate::config::Settings;
 use crate::control::board::{Board, timestamp};
 use crate::control::model::{CONTROL_PROTOCOL, ControlInfo};
 use crate::control::server::{Ask, Server};
+use crate::control::streams::Streams;
 use crate::error::RumError;
 use crate::exit;
 use crate::guest::progress::Tell;
@@ -178,6 +179,11 @@ pub async fn up(
     let board = Arc::new(Board::new(info.boot.clone(), reload::status(settings)));
     let control = Server::bind(&dir, info, board.clone())
         .map_err(limits::failed("listen on the control socket"))?;
+    let streams = match &settings.guest {
+        // It is entered without a network.
+        GuestKind::Namespace(_) => None,
+        _ => Some(Streams::bind(&dir).map_err(limits::failed("listen on the stream socket"))?),
+    };
     let asked = control.asked();
     let command = start_command(&guest, args)?;
     let (new_policy, policy) = watch::channel(settings.policy.clone());
@@ -199,7 +205,8 @@ pub async fn up(
                 }
                 ui.say(&notice);
             };
-            Supervisor::new(options).run(stopped, tell).await
+            let supervisor = Supervisor::new(options).serving(streams);
+            supervisor.run(stopped, tell).await
         }
     });
     let mut running = Running {

@@ -2,7 +2,7 @@
 //! ask of it.
 //!
 //! The supervisor writes on the [`board`]; the [`server`] lets any number of readers follow it,
-//! each at its own pace; the [`client`] is the reader's end.
+//! each at its own pace; the [`client`] is the reader's end. Beside it [`streams`] has connections into the guest.
 
 pub mod board;
 pub mod client;
@@ -12,6 +12,7 @@ mod peer;
 mod places;
 pub mod server;
 mod service;
+pub mod streams;
 
 use crate::guest::GuestError;
 use crate::runtime_dir::{self, RunningGuest, check_name};

@@ -43,10 +43,10 @@ const BRIEF: Duration = Duration::from_secs(5);
 /// A client that has not read all for this long may lose its place.
 const BEHIND: Duration = Duration::from_secs(1);
 /// The socket's place is looked at this often: `rum` finds nobody while it is gone.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed, or before the spare descriptor is asked for again (EMFILE and its
 /// kin pass).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a client asked `rum up` to do. Only ever raised.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -194,10 +194,10 @@ impl Server {
 
 /// The file at a path: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place(u64, u64);
+pub(super) struct Place(u64, u64);
 
 impl Place {
-    fn of(path: &Path) -> Option<Self> {
+    pub(super) fn of(path: &Path) -> Option<Self> {
         let meta = path.symlink_metadata().ok()?;
         Some(Self(meta.dev(), meta.ino()))
     }

@@ -181,6 +181,30 @@ impl Dialer {
         }
     }
 
+    /// A channel to `guest` for somebody who relays its frames himself.
+    ///
+    /// # Errors
+    /// Why there is none; `None`: no agent answered.
+    pub async fn channel(&mut self, guest: GuestPort) -> Result<Stream, Option<DialStatus>> {
+        let room = self.room().await;
+        match self.open(guest, room, &Stats::default()).await {
+            Ok(Connected::Framed(channel)) => Ok(channel),
+            // Only a guest on the same kernel has sockets to hand over, and such a one needs no frames.
+            Ok(Connected::Direct(_)) => Err(Some(DialStatus::Denied)),
+            Err(Refusal::Agent(status)) => Err(Some(status)),
+            Err(Refusal::NoAgent) => Err(None),
+            Err(Refusal::Failed) => Err(Some(DialStatus::Failed)),
+        }
+    }
+
+    /// Completes when another agent has taken the place of the one that was dialled last.
+    pub async fn succeeded(&mut self) {
+        if self.successions.changed().await.is_err() {
+            // rum is stopping, and whoever waits will be dropped.
+            std::future::pending().await
+        }
+    }
+
     /// A connection without the agent: over a socket that it has handed over. `None`: the agent
     /// has to be asked.
     async fn direct(&self, guest: GuestPort) -> Option<Result<TcpStream, DialStatus>> {

@@ -254,8 +254,7 @@ impl GuestError {
             Self::Setup(failure) => failure.hint.clone(),
             Self::Io { source, .. } => limits::hint(source).map(str::to_owned),
             Self::NoCommands { .. } => Some(
-                "commands are for guests of kind `namespace`; log in to a VM in its own way, \
-                 for instance with ssh"
+                "commands are for guests of kind `namespace`; log in to a VM with `rum ssh`"
                     .to_owned(),
             ),
             Self::NotRunning { running, .. } if !running.is_empty() => {

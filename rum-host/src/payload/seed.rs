@@ -4,7 +4,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `meta-data` | the instance's id, the host name, the ssh key |
+//! | `meta-data` | the instance's id, the host name, the ssh keys |
 //! | `user-data` | the user's, untouched, whatever its format |
 //! | `vendor-data` | our part: a boot hook that installs the agent |
 //! | `rum-agent`, `install-rum-agent` | what it installs, and how |
@@ -12,8 +12,8 @@
 //! Vendor data is what cloud-init has for those who make a machine for others. It spares us to
 //! merge: two cloud-configs with a `runcmd` each would leave one of them, and user data may be
 //! a script, a template or compressed. A hook runs early and at each boot, so the agent is in
-//! place before services start, and is replaced when the host's rum is. A key in the meta-data
-//! is added to those that the user data has.
+//! place before services start, and is replaced when the host's rum is. Keys in the meta-data
+//! are added to those that the user data has.
 
 use std::io::{self, Cursor, Write as _};
 use std::path::Path;
@@ -40,8 +40,8 @@ pub struct Seed<'a> {
     pub instance: &'a str,
     /// The user's own user data, in any format that cloud-init takes.
     pub user_data: Option<&'a str>,
-    /// A public ssh key for the image's usual user, in one line.
-    pub ssh_key: Option<&'a str>,
+    /// Public ssh keys for the image's usual user, each in one line.
+    pub ssh_keys: &'a [&'a str],
 }
 
 /// Writes the disk to the file `out`.
@@ -85,8 +85,11 @@ fn meta_data(seed: &Seed<'_>) -> String {
         quoted(seed.instance),
         quoted(&host)
     );
-    if let Some(key) = seed.ssh_key {
-        text += &format!("public-keys:\n  - {}\n", quoted(key.trim()));
+    if !seed.ssh_keys.is_empty() {
+        text += "public-keys:\n";
+    }
+    for key in seed.ssh_keys {
+        text += &format!("  - {}\n", quoted(key.trim()));
     }
     text
 }

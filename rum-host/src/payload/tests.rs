@@ -95,7 +95,10 @@ const SEED: Seed<'static> = Seed {
     name: "web_1",
     instance: "web_1-5eed",
     user_data: Some("#!/bin/sh\necho \"of the user\"\n"),
-    ssh_key: Some("ssh-ed25519 AAAA \"me\" \\o/\n"),
+    ssh_keys: &[
+        "ssh-ed25519 AAAA \"me\" \\o/\n",
+        "ssh-ed25519 BBBB rum-web_1",
+    ],
 };
 
 #[test]
@@ -141,7 +144,7 @@ fn a_seed_without_the_users_part_is_complete() {
     let out = dir.path().join("seed.img");
     let seed = Seed {
         user_data: None,
-        ssh_key: None,
+        ssh_keys: &[],
         ..SEED
     };
     seed_disk(&seed, &out).unwrap();

@@ -85,7 +85,7 @@ mod tests {
         for command in &commands {
             let name = format!("rum-{}.1", command.get_name());
             let (_, text) = pages.iter().find(|(n, _)| *n == name).expect("a page");
-            let listed = format!("rum\\-{}(1)", command.get_name());
+            let listed = format!("rum\\-{}(1)", command.get_name().replace('-', "\\-"));
             assert!(pages[0].1.contains(&listed), "{listed} is not in rum.1");
             let shown = command.get_arguments().filter(|a| !a.is_hide_set());
             for long in shown.filter_map(|a| a.get_long()) {

@@ -57,6 +57,15 @@ fn until_served(debian: &Debian) {
 fn first_boot(debian: &Debian) {
     let mut rum = debian.up(&[]);
     rum.stderr.wait("an overlay of its own");
+    // Before the guest can answer: it waits for that, for as long as a boot usually takes, and asks as whom
+    // to log in.
+    let user = until_within(BOOT, "rum ssh", || {
+        let output = debian.rum_ssh("id -un; exit 3").output().expect("rum");
+        (output.status.code() == Some(3)).then_some(output)
+    });
+    assert_eq!(String::from_utf8_lossy(&user.stdout), "debian\n");
+    let said = String::from_utf8_lossy(&user.stderr);
+    assert!(!said.contains("error"), "{said}");
     debian.until_said(&rum, "Booting for ");
     debian.until_said(&rum, "Agent up after");
     rum.stderr.wait("connected (events: tracepoint)");
@@ -107,6 +116,10 @@ fn second_boot(debian: &Debian) {
     rum.stderr.wait("connected (events: tracepoint)");
     until_served(debian);
     assert_eq!(debian.ssh("cat kept"), "first\n");
+    // Its sshd is known by now, and so is its user.
+    let again = debian.rum_ssh("cat kept").output().expect("rum");
+    assert_eq!(String::from_utf8_lossy(&again.stdout), "first\n");
+    assert_eq!(String::from_utf8_lossy(&again.stderr), "");
     assert_eq!(debian.ssh("ls -d /sys/firmware/efi"), "/sys/firmware/efi\n");
     let agent = debian.setup.path().join("agent");
     fs::write(&agent, rum_host::payload::agent()).expect("ours");
@@ -147,6 +160,7 @@ fn a_debian_boots_with_the_agent_and_keeps_what_it_wrote() {
         let written = fs::metadata(debian.state("overlay.qcow2"))
             .expect("it stays")
             .len();
+        assert!(debian.state("known_hosts").exists());
         let mut rum = debian.up(&["--reset"]);
         rum.stderr.wait("an overlay of its own");
         rum.stderr.wait("Machine runs");
@@ -154,6 +168,7 @@ fn a_debian_boots_with_the_agent_and_keeps_what_it_wrote() {
             .expect("a new one")
             .len();
         assert!(fresh < written / 2, "{fresh} of {written} bytes are left");
+        assert!(!debian.state("known_hosts").exists(), "of another disk");
         rum.signal(Signal::KILL);
         rum.wait();
         assert_eq!(debian.hash(), before, "the image was written to");

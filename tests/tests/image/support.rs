@@ -1,4 +1,5 @@
-//! A Debian from an image, and a way into it: ssh through a port that rum forwards.
+//! A Debian from an image, and two ways into it: ssh through a port that rum forwards, with the user's key,
+//! and `rum ssh` with rum's.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -92,6 +93,14 @@ impl Debian {
         let mut command = self.setup.rum(args);
         command.env("PATH", self.path()).stdin(Stdio::null());
         command.env("KEY", self.setup.path().join("key"));
+        command
+    }
+
+    /// `rum ssh -- SCRIPT`, with the system's ssh and rum's own key.
+    pub fn rum_ssh(&self, script: &str) -> Command {
+        let mut command = self.setup.rum(["ssh", "--", script]);
+        command.stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 

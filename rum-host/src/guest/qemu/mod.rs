@@ -45,16 +45,15 @@ mod spec;
 mod start;
 mod state;
 
-pub use start::in_the_way;
-
 pub use spec::{Accel, Boot, Spec, SshKey, is_public_key};
+pub use start::in_the_way;
+pub use state::StateDir;
 
 use command::{Device, Engine};
 use process::Process;
 use qmp::{Event, Qmp};
 use reboots::{Next, Reboots};
 use start::Launcher;
-use state::StateDir;
 
 /// Without an agent for so long something is probably wrong; translated instructions take longer.
 const AGENT_DEADLINE: Duration = Duration::from_secs(120);

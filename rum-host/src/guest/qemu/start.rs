@@ -394,11 +394,24 @@ async fn prepare(
                 image: clean(&image.to_string_lossy(), MAX_PATH),
                 fresh: overlay.fresh,
             });
+            if overlay.fresh {
+                state.ssh().forget();
+            }
+            let own = state.ssh().make_key(&guest.name).await;
+            let own = own
+                .inspect_err(|why| tracing::warn!("`rum ssh` has no key for this guest: {why}"))
+                .ok();
+            let keys: Vec<_> = inputs
+                .ssh_key
+                .iter()
+                .chain(&own)
+                .map(String::as_str)
+                .collect();
             let seed = payload::Seed {
                 name: &guest.name,
                 instance: &overlay.instance,
                 user_data: inputs.user_data.as_deref(),
-                ssh_key: inputs.ssh_key.as_deref(),
+                ssh_keys: &keys,
             };
             payload::seed_disk(&seed, &state.seed()).map_err(payload_failed)
         }

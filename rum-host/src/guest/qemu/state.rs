@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::guest::GuestError;
 use crate::runtime_dir;
+use crate::ssh::Files;
 
 /// A VM's state directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +82,11 @@ impl StateDir {
     /// What the overlay lies over.
     pub fn base(&self) -> PathBuf {
         self.0.join("overlay.base")
+    }
+
+    /// What `rum ssh` keeps.
+    pub fn ssh(&self) -> Files {
+        Files::in_dir(&self.0)
     }
 
     /// The disk that brings the agent to an image.
