@@ -348,6 +348,7 @@ mod tests {
             ("help-agent", &["agent", "-h"]),
             ("help-agent-binary", &["agent", "binary", "-h"]),
             ("help-agent-install", &["agent", "install", "-h"]),
+            ("help-agent-seed", &["agent", "seed", "-h"]),
         ] {
             let (text, code) = printed(args);
             assert_eq!(code, 0);

@@ -359,3 +359,52 @@ fn the_benchmark_measures_nothing_unasked() {
         assert!(stderr(&output).contains("hint: "), "{output:?}");
     }
 }
+
+#[test]
+fn a_seed_disk_for_others_is_what_cloud_init_reads() {
+    let setup = Setup::new();
+    let file = |name: &str| setup.path().join(name);
+    fs::write(file("key"), "ssh-ed25519 AAAA me@here\n").expect("ours");
+    fs::write(file("user"), "#!/bin/sh\ntrue\n").expect("ours");
+    let given = ["--ssh-key", "key", "--user-data", "user"];
+    let seed = |more: &[&str]| run(&setup, &[&["agent", "seed", "seed.img"], more].concat());
+    let written = seed(&given);
+    assert_eq!(written.status.code(), Some(0), "{written:?}");
+    assert!(stdout(&written).contains("give the VM seed.img as one more disk"));
+    let read = |name: &str| {
+        let mut mtype = setup.command("mtype");
+        mtype.args(["-i", "seed.img", &format!("::{name}")]);
+        stdout(&mtype.output().expect("tests/run installs mtools"))
+    };
+    let meta = read("meta-data");
+    assert!(meta.starts_with("instance-id: \"rum-"), "{meta}");
+    assert!(
+        meta.ends_with("public-keys:\n  - \"ssh-ed25519 AAAA me@here\"\n"),
+        "{meta}"
+    );
+    assert!(!meta.contains("hostname"), "{meta}");
+    assert_eq!(read("user-data"), "#!/bin/sh\ntrue\n");
+    let mut label = Command::new("blkid");
+    label
+        .args(["-p", "-s", "LABEL", "-o", "value"])
+        .arg(file("seed.img"));
+    assert_eq!(stdout(&label.output().expect("util-linux")), "CIDATA\n");
+
+    // One of rum's own is written anew, something else is not.
+    assert_eq!(seed(&["--name", "web"]).status.code(), Some(0));
+    assert!(read("meta-data").contains("local-hostname: \"web\"\n"));
+    fs::write(file("seed.img"), "precious").expect("ours");
+    let refused = seed(&given);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        stderr(&refused).contains("hint: name another file"),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read(file("seed.img")).expect("ours"), b"precious");
+    assert_eq!(seed(&["--force"]).status.code(), Some(0));
+    // What must not leave this machine does not.
+    fs::write(file("key"), "-----BEGIN OPENSSH PRIVATE KEY-----\n").expect("ours");
+    let refused = seed(&["--ssh-key", "key"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("is a private key"), "{refused:?}");
+}

@@ -1,7 +1,10 @@
 //! Arguments of `rum agent`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueHint};
 
+use crate::config::values;
 use crate::guest::libvirt::DEFAULT_URI;
 
 /// The commands of `rum agent`.
@@ -9,6 +12,8 @@ use crate::guest::libvirt::DEFAULT_URI;
 pub enum AgentCommand {
     /// Install rum-agent in a running VM, or say how
     Install(InstallArgs),
+    /// Write a disk for cloud-init that installs rum-agent in a VM
+    Seed(SeedArgs),
     /// Write the program rum-agent to stdout
     #[command(
         after_help = "A static program for a Linux guest of this machine's architecture.
@@ -67,6 +72,41 @@ pub struct InstallArgs {
     /// Print the steps, run none
     #[arg(long)]
     pub print: bool,
+}
+
+/// Arguments of `rum agent seed`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "For images with cloud-init in VMs that `rum up` does not make: libvirt and
+others. The VM needs FILE as one more disk, and a vsock device. cloud-init finds
+it by its label (data source NoCloud) and installs the agent at each boot.
+
+Examples:
+  rum agent seed seed.img --ssh-key ~/.ssh/id_ed25519.pub
+  virt-install --import --disk debian.qcow2 --disk seed.img,format=raw \\
+    --vsock cid.auto=yes --name debian --memory 2048 --osinfo detect=on
+
+Exit codes:
+  0  written
+  1  it cannot be written, or is there and no such disk
+  2  the command line is wrong"
+)]
+pub struct SeedArgs {
+    /// Where to write it; a seed disk of rum's there is replaced
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Host name for the guest [default: its own]
+    #[arg(long, value_parser = values::name)]
+    pub name: Option<String>,
+    /// File with a public key that may log in as the image's usual user
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub ssh_key: Option<PathBuf>,
+    /// File with user data of your own for cloud-init
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub user_data: Option<PathBuf>,
+    /// Write over whatever FILE is
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// A destination for ssh, which must be no option and one word.

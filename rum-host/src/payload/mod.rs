@@ -27,7 +27,7 @@ pub mod initramfs;
 pub mod seed;
 
 pub use initramfs::{RDINIT, initramfs};
-pub use seed::{Seed, seed_disk};
+pub use seed::{Seed, is_seed_disk, seed_disk, seed_image};
 
 /// Name of the agent's program, and of its systemd unit without `.service`.
 pub const AGENT: &str = "rum-agent";

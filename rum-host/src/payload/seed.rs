@@ -15,7 +15,8 @@
 //! place before services start, and is replaced when the host's rum is. Keys in the meta-data
 //! are added to those that the user data has.
 
-use std::io::{self, Cursor, Write as _};
+use std::io::{self, Cursor, Read, Write as _};
+use std::ops::Range;
 use std::path::Path;
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
@@ -26,6 +27,10 @@ use super::{AGENT, INSTALLER, agent, installer};
 const SLACK: usize = 512 * 1024;
 /// The label that NoCloud looks for, as the volume has it: 11 bytes.
 const LABEL: [u8; 11] = *b"CIDATA     ";
+/// The volume's serial number, by which a disk of ours is known.
+const SERIAL: u32 = u32::from_le_bytes(*b"rum\x01");
+/// Where serial number and label are in the first sector, with the tables of this size (FAT12, FAT16).
+const MARK: Range<usize> = 39..54;
 /// NoCloud wants user data; this says nothing.
 const NO_USER_DATA: &str = "#cloud-config\n{}\n";
 /// The boot hook that installs the agent.
@@ -34,8 +39,8 @@ const VENDOR_DATA: &str = include_str!("boothook.sh");
 /// What is in a seed disk beside the agent.
 #[derive(Debug, Clone, Copy)]
 pub struct Seed<'a> {
-    /// Becomes the host name.
-    pub name: &'a str,
+    /// Becomes the host name; `None`: the guest's own stays.
+    pub name: Option<&'a str>,
     /// The instance's id: cloud-init does what it does once whenever this is another one.
     pub instance: &'a str,
     /// The user's own user data, in any format that cloud-init takes.
@@ -49,6 +54,21 @@ pub struct Seed<'a> {
 /// # Errors
 /// When `out` cannot be written.
 pub fn seed_disk(seed: &Seed<'_>, out: &Path) -> io::Result<()> {
+    std::fs::write(out, seed_image(seed)?)
+}
+
+/// Whether `file` is a disk that [`seed_disk`] wrote.
+pub fn is_seed_disk(mut file: impl Read) -> bool {
+    let mut head = [0; MARK.end];
+    let ours = [&SERIAL.to_le_bytes()[..], &LABEL].concat();
+    file.read_exact(&mut head).is_ok() && head[MARK] == ours
+}
+
+/// The bytes of the disk.
+///
+/// # Errors
+/// None is known.
+pub fn seed_image(seed: &Seed<'_>) -> io::Result<Vec<u8>> {
     let (meta_data, installer) = (meta_data(seed), installer());
     let files: [(&str, &[u8]); 5] = [
         ("meta-data", meta_data.as_bytes()),
@@ -60,14 +80,17 @@ pub fn seed_disk(seed: &Seed<'_>, out: &Path) -> io::Result<()> {
         (AGENT, agent()),
         (INSTALLER, installer.as_bytes()),
     ];
-    std::fs::write(out, volume(&files)?)
+    volume(&files)
 }
 
 /// A vfat volume with `files` in its root.
 fn volume(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
     let size: usize = files.iter().map(|(_, content)| content.len()).sum();
     let mut disk = Cursor::new(vec![0; (size + SLACK).next_multiple_of(SLACK)]);
-    fatfs::format_volume(&mut disk, FormatVolumeOptions::new().volume_label(LABEL))?;
+    let options = FormatVolumeOptions::new()
+        .volume_label(LABEL)
+        .volume_id(SERIAL);
+    fatfs::format_volume(&mut disk, options)?;
     let volume = FileSystem::new(&mut disk, FsOptions::new())?;
     for (name, content) in files {
         volume.root_dir().create_file(name)?.write_all(content)?;
@@ -78,13 +101,12 @@ fn volume(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
 
 /// The file `meta-data`, as YAML.
 fn meta_data(seed: &Seed<'_>) -> String {
-    // Our names may have an underscore, host names may not.
-    let host = seed.name.replace('_', "-");
-    let mut text = format!(
-        "instance-id: {}\nlocal-hostname: {}\n",
-        quoted(seed.instance),
-        quoted(&host)
-    );
+    let mut text = format!("instance-id: {}\n", quoted(seed.instance));
+    if let Some(name) = seed.name {
+        // Our names may have an underscore, host names may not.
+        let host = name.replace('_', "-");
+        text += &format!("local-hostname: {}\n", quoted(&host));
+    }
     if !seed.ssh_keys.is_empty() {
         text += "public-keys:\n";
     }

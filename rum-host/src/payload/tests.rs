@@ -92,7 +92,7 @@ fn cpio_reads_the_initramfs() {
 }
 
 const SEED: Seed<'static> = Seed {
-    name: "web_1",
+    name: Some("web_1"),
     instance: "web_1-5eed",
     user_data: Some("#!/bin/sh\necho \"of the user\"\n"),
     ssh_keys: &[

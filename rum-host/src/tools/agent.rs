@@ -3,6 +3,8 @@
 //! Installing is three commands, and what is printed is what is run. The files go through the
 //! home directory, since only the last command needs root and may ask for a password.
 
+mod seed;
+
 use std::io::{self, IsTerminal, Write};
 use std::process::{Child, Command, Stdio};
 
@@ -22,6 +24,7 @@ const SOME_VM: &str = "root@VM";
 pub fn run(command: &AgentCommand) -> Result<u8, RumError> {
     match command {
         AgentCommand::Install(args) => install(args)?,
+        AgentCommand::Seed(args) => seed::run(args)?,
         AgentCommand::Binary => binary()?,
         AgentCommand::Installer => super::print(&payload::installer())?,
         AgentCommand::Unit => super::print(&payload::unit())?,

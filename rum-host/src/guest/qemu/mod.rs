@@ -35,6 +35,7 @@ use crate::runtime_dir::RuntimeDir;
 
 mod command;
 mod firmware;
+mod given;
 pub(crate) mod kvm;
 mod log;
 mod overlay;
@@ -45,6 +46,7 @@ mod spec;
 mod start;
 mod state;
 
+pub use given::{read_key, read_text};
 pub use spec::{Accel, Boot, Spec, SshKey, is_public_key};
 pub use start::in_the_way;
 pub use state::StateDir;

@@ -18,9 +18,10 @@ use tokio::process::Command;
 
 use super::command::{self, Arch, Device, Engine, Files, Machine, SANDBOX};
 use super::firmware::Firmware;
+use super::given::{read_key, read_text};
 use super::process::Process;
 use super::qmp::Qmp;
-use super::spec::{Accel, Boot, Spec, SshKey, is_public_key};
+use super::spec::{Accel, Boot, Spec, SshKey};
 use super::state::StateDir;
 use super::{firmware, kvm, log, overlay};
 use crate::guest::progress::{Progress, Tell};
@@ -36,8 +37,6 @@ const LOOK: Duration = Duration::from_millis(10);
 const ATTEMPTS: usize = 4;
 /// Lines of QEMU's log that an error shows.
 const LOG_LINES: usize = 5;
-/// Largest user-data or key that is read, in bytes: what fits into a seed disk many times over.
-const MAX_FILE: u64 = 1 << 20;
 /// Most characters of a path that are shown.
 const MAX_PATH: usize = 300;
 /// The vsock device for hosts without /dev/vhost-vsock.
@@ -408,7 +407,7 @@ async fn prepare(
                 .map(String::as_str)
                 .collect();
             let seed = payload::Seed {
-                name: &guest.name,
+                name: Some(&guest.name),
                 instance: &overlay.instance,
                 user_data: inputs.user_data.as_deref(),
                 ssh_keys: &keys,
@@ -416,39 +415,6 @@ async fn prepare(
             payload::seed_disk(&seed, &state.seed()).map_err(payload_failed)
         }
     }
-}
-
-/// The public key in `path`.
-fn read_key(path: &Path) -> Result<String, GuestError> {
-    let text = read_text(path)?;
-    let key = text.trim();
-    if is_public_key(key) {
-        return Ok(key.to_owned());
-    }
-    let shown = path.display();
-    Err(match key.contains("PRIVATE KEY") {
-        true => GuestError::vm(format!(
-            "{shown} is a private key, which must not leave this machine"
-        ))
-        .with_hint(format!("name the public one: `ssh_key = \"{shown}.pub\"`")),
-        false => GuestError::vm(format!("{shown} holds no public key on one line")).with_hint(
-            "`ssh_key` names a file as ssh-keygen(1) writes it, such as \"~/.ssh/id_ed25519.pub\"",
-        ),
-    })
-}
-
-fn read_text(path: &Path) -> Result<String, GuestError> {
-    let read = || {
-        let length = fs::metadata(path)?.len();
-        match length {
-            0..=MAX_FILE => fs::read_to_string(path),
-            _ => Err(io::Error::other("it is larger than 1 MiB")),
-        }
-    };
-    read().map_err(|error| {
-        GuestError::vm(format!("cannot read {}: {error}", path.display()))
-            .with_hint("`user_data` and `ssh_key` name text files, relative to rum.toml")
-    })
 }
 
 /// What came of a start.
@@ -469,31 +435,5 @@ async fn until_there(process: &mut Process, socket: &Path) -> Result<(), String>
     tokio::select! {
         ended = process.ended() => Err(ended),
         () = appears => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_private_key_stays_where_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("id");
-        let key = |text: &str| {
-            fs::write(&file, text).unwrap();
-            read_key(&file)
-        };
-        let public = "ssh-ed25519 AAAAC3Nza me@here";
-        assert_eq!(key(&format!("{public}\n")).unwrap(), public);
-        let private = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n";
-        let error = key(private).unwrap_err();
-        assert!(error.to_string().contains("is a private key"), "{error}");
-        assert!(error.hint().unwrap().contains("id.pub"));
-        for other in ["", "AAAAC3Nza", "ssh-rsa AAAA a\nssh-rsa AAAA b\n"] {
-            let error = key(other).unwrap_err();
-            assert!(error.to_string().contains("no public key"), "{error}");
-        }
     }
 }
