@@ -195,6 +195,7 @@ fn doctor_says_what_is_true() {
             );
             assert!(says(&report, level, "events", fact), "{user}: {report}");
             assert!(says(&report, "ok", "sock_diag", "lists"), "{report}");
+            assert!(says(&report, "ok", "ssh", "/bin/ssh"), "{report}");
             let left = fs::read_dir(setup.path().join("run")).expect("the runtime directory");
             assert_eq!(left.count(), 0, "{user}: the trial guest left something");
 

@@ -8,6 +8,21 @@ use rum_shared::range::PortRanges;
 use crate::config::{Overrides, values};
 use crate::policy::Binds;
 
+/// A kind of guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// A network namespace
+    Namespace,
+    /// A VM that rum boots
+    Qemu,
+    /// A domain of libvirt
+    Libvirt,
+    /// A VM by its CID
+    Vsock,
+    /// A VM by a Unix socket
+    Unix,
+}
+
 /// Arguments of `rum init`.
 #[derive(Debug, Clone, Default, Args)]
 #[command(after_help = "Never writes over a file.
@@ -15,6 +30,7 @@ use crate::policy::Binds;
 Examples:
   rum init
   rum init --name dev --range 3000-3999,8080
+  rum init --kind qemu
 
 Exit codes:
   0      written
@@ -27,6 +43,9 @@ pub struct InitArgs {
     /// Name of the guest [default: default]
     #[arg(long, value_parser = values::name)]
     pub name: Option<String>,
+    /// Kind of the guest: namespace, qemu, libvirt, vsock or unix [default: namespace]
+    #[arg(long, value_name = "KIND", hide_possible_values = true)]
+    pub kind: Option<Kind>,
     /// Ports to forward when something listens [default: 5000-6000]
     #[arg(long, value_name = "R")]
     pub range: Option<PortRanges>,

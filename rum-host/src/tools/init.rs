@@ -8,9 +8,10 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 
+use clap::ValueEnum as _;
 use rum_shared::range::PortRanges;
 
-use crate::cli::tools::InitArgs;
+use crate::cli::tools::{InitArgs, Kind};
 use crate::config::{DEFAULT_NAME, FILE_NAME};
 use crate::error::RumError;
 use crate::exit;
@@ -24,15 +25,19 @@ const RANGE: &str = "5000-6000";
 /// The file is there already, or cannot be written.
 pub fn run(args: &InitArgs) -> Result<u8, RumError> {
     let path = args.config.as_deref().unwrap_or(Path::new(FILE_NAME));
-    let text = text(args.name.as_deref(), args.range.as_ref());
+    let text = text(args.name.as_deref(), args.range.as_ref(), args.kind);
     create(path, &text).map_err(|error| refused(path, error))?;
     let shown = path.display();
     let option = match &args.config {
         Some(_) => format!(" -c {shown}"),
         None => String::new(),
     };
+    let first = match args.kind.map_or("", needed) {
+        "" => String::new(),
+        needed => format!("set `{}` in it, then ", key(needed)),
+    };
     super::print(&format!(
-        "Wrote {shown}\nnext: rum check{option}, then rum up{option}\n"
+        "Wrote {shown}\nnext: {first}rum check{option}, then rum up{option}\n"
     ))?;
     Ok(exit::OK)
 }
@@ -59,14 +64,49 @@ fn refused(path: &Path, error: io::Error) -> RumError {
         .hint("name a file that you may write with `-c FILE`")
 }
 
+/// The line that a guest of this kind needs beside the kind, with an example's value; empty: none.
+fn needed(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Namespace => "",
+        Kind::Qemu => "image = \"debian.qcow2\"",
+        Kind::Libvirt => "domain = \"debian\"",
+        Kind::Vsock => "cid = 3",
+        Kind::Unix => "socket = \"/run/vm/vsock.sock\"",
+    }
+}
+
+fn key(line: &str) -> &str {
+    line.split(' ').next().unwrap_or(line)
+}
+
+/// `template` with the lines that make the guest one of this kind no longer commented out.
+fn of_kind(template: &str, kind: Kind) -> String {
+    let value = kind.to_possible_value();
+    let name = value.as_ref().map_or("", |value| value.get_name());
+    let start = format!("\n# kind = \"{name}\"\n");
+    let Some((before, block)) = template.split_once(&start) else {
+        return template.to_owned();
+    };
+    let needed = needed(kind);
+    let block = match needed {
+        "" => block.to_owned(),
+        line => block.replacen(&format!("# {line}\n"), &format!("{line}\n"), 1),
+    };
+    format!("{before}\nkind = \"{name}\"\n{block}")
+}
+
 /// The file.
-fn text(name: Option<&str>, range: Option<&PortRanges>) -> String {
+fn text(name: Option<&str>, range: Option<&PortRanges>, kind: Option<Kind>) -> String {
     let name = match name {
         Some(name) => format!("name = \"{name}\""),
         None => format!("# name = \"{DEFAULT_NAME}\""),
     };
     let range = range.map_or(RANGE.to_owned(), ToString::to_string);
-    TEMPLATE.replace("{name}", &name).replace("{range}", &range)
+    let text = TEMPLATE.replace("{name}", &name).replace("{range}", &range);
+    match kind {
+        Some(kind) => of_kind(&text, kind),
+        None => text,
+    }
 }
 
 /// What is commented out is optional and shows its default, or an example.
@@ -178,18 +218,39 @@ mod tests {
 
     #[test]
     fn the_file() {
-        insta::assert_snapshot!(text(Some("dev"), None));
+        insta::assert_snapshot!(text(Some("dev"), None, None));
     }
 
     #[test]
     fn it_parses_and_says_what_was_asked_for() {
-        let settings = config::parse(&text(None, None), "rum.toml").unwrap();
+        let settings = config::parse(&text(None, None, None), "rum.toml").unwrap();
         assert_eq!(settings.name, DEFAULT_NAME);
         assert_eq!(settings.policy.auto.unwrap().ranges.to_string(), RANGE);
         let range = "3000-3999,8080".parse().unwrap();
-        let settings = config::parse(&text(Some("dev"), Some(&range)), "rum.toml").unwrap();
+        let settings = config::parse(&text(Some("dev"), Some(&range), None), "rum.toml").unwrap();
         assert_eq!(settings.name, "dev");
         assert_eq!(settings.policy.auto.unwrap().ranges, range);
+    }
+
+    #[test]
+    fn each_kind_is_what_it_says_and_the_rest_stays_a_comment() {
+        let plain = text(None, None, None);
+        for kind in Kind::value_variants() {
+            let text = text(None, None, Some(*kind));
+            let settings = config::parse(&text, "rum.toml").unwrap();
+            let name = kind.to_possible_value().unwrap().get_name().to_owned();
+            assert_eq!(settings.guest.name(), name);
+            let lines = plain.lines().zip(text.lines());
+            let changed: Vec<_> = lines.filter(|(before, after)| before != after).collect();
+            assert_eq!(
+                changed.len(),
+                1 + usize::from(!needed(*kind).is_empty()),
+                "{name}"
+            );
+            for (before, after) in changed {
+                assert_eq!(before, format!("# {after}"));
+            }
+        }
     }
 
     /// Each line `# key = value` as if it were not commented out.
@@ -203,7 +264,7 @@ mod tests {
 
     #[test]
     fn what_is_commented_out_is_the_default_or_right() {
-        let text = text(None, None);
+        let text = text(None, None, None);
         // One kind of guest at a time.
         let start = text.find("# A running VM with").unwrap();
         let end = text.find("# Forward whatever").unwrap();

@@ -23,6 +23,7 @@ use rustix::process::{Gid, Resource, Uid};
 use rustix::thread::UnshareFlags;
 
 use crate::agent::client;
+use crate::guest::libvirt;
 use crate::guest::qemu::kvm;
 use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link};
 use crate::runtime_dir::{self, RunningGuest, RuntimeDir};
@@ -32,6 +33,8 @@ use crate::tools::check;
 
 /// For a guest to start and to answer; it takes milliseconds.
 const GUEST_DEADLINE: Duration = Duration::from_secs(20);
+/// For libvirt to answer: milliseconds, or a second where it is started on demand.
+const LIBVIRT_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest text of another program that is shown, in bytes.
 const MAX_TEXT: usize = 120;
 /// The user and group `nobody`.
@@ -106,6 +109,12 @@ pub struct Facts {
     pub qemu: Tried<String>,
     /// Where `qemu-img` is.
     pub qemu_img: Option<PathBuf>,
+    /// What libvirt runs, as virsh says, cleaned.
+    pub libvirt: Tried<String>,
+    /// Where `ssh` is.
+    pub ssh: Option<PathBuf>,
+    /// Where `ssh-keygen` is.
+    pub ssh_keygen: Option<PathBuf>,
     /// Open files, soft and hard; None is unlimited.
     pub open_files: [Option<u64>; 2],
     /// Port 1 of this machine, bound for an instant.
@@ -119,7 +128,7 @@ pub struct Facts {
 }
 
 /// Tries everything. To be called on the process's first thread, inside a tokio runtime; takes
-/// some tens of milliseconds, and two seconds more where KVM executes nothing.
+/// some tens of milliseconds, and seconds more where KVM executes nothing or libvirt does not answer.
 pub async fn gather() -> Facts {
     let base = runtime_dir::base();
     let dir = runtime_dir::private_dir(&base).map(drop);
@@ -142,6 +151,9 @@ pub async fn gather() -> Facts {
         kvm: kvm::works().await.map_err(No::new),
         qemu: qemu(),
         qemu_img: in_path("qemu-img"),
+        libvirt: libvirt().await,
+        ssh: in_path("ssh"),
+        ssh_keygen: in_path("ssh-keygen"),
         open_files: {
             let limit = rustix::process::getrlimit(Resource::Nofile);
             [limit.current, limit.maximum]
@@ -317,4 +329,12 @@ fn qemu() -> Tried<String> {
             said.status
         ))),
     }
+}
+
+async fn libvirt() -> Tried<String> {
+    let said = libvirt::hypervisor(LIBVIRT_DEADLINE).await;
+    said.map(|text| clean(&text, MAX_TEXT)).map_err(|error| No {
+        remedy: error.one_line_hint(),
+        why: chain(&error),
+    })
 }

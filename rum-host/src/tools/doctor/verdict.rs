@@ -294,8 +294,8 @@ fn runtime_dir(facts: &Facts) -> Check {
     tried("runtime directory", result, &good, Level::Fail, remedy)
 }
 
-/// What guests of kind `vsock` and `unix` need; nobody else misses it.
-fn virtual_machines(facts: &Facts) -> [Check; 7] {
+/// What virtual machines need; nobody else misses it.
+fn virtual_machines(facts: &Facts) -> [Check; 9] {
     let warn = Level::Warn;
     [
         tried(
@@ -355,6 +355,28 @@ fn virtual_machines(facts: &Facts) -> [Check; 7] {
                 warn,
                 "not in the PATH",
                 "only for guests of kind \"qemu\" with an `image`: install qemu-utils",
+            ),
+        },
+        match &facts.libvirt {
+            Ok(hypervisor) => ok("libvirt", hypervisor),
+            Err(No { why, remedy }) => {
+                let remedy = remedy.as_deref().unwrap_or(
+                    "start it, be in the group `libvirt`, or write `uri = \"qemu:///session\"`",
+                );
+                let remedy = format!("only for guests of kind \"libvirt\": {remedy}");
+                bad("libvirt", warn, why, remedy)
+            }
+        },
+        match (&facts.ssh, &facts.ssh_keygen) {
+            (Some(path), Some(_)) => ok("ssh", path.display().to_string()),
+            (ssh, _) => bad(
+                "ssh",
+                warn,
+                match ssh {
+                    None => "no ssh in the PATH",
+                    Some(_) => "no ssh-keygen in the PATH",
+                },
+                "only for `rum ssh`: install openssh-client (openssh-clients on Fedora)",
             ),
         },
     ]
