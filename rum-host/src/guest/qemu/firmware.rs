@@ -121,7 +121,11 @@ impl Description {
             Some("stateless") => None,
             _ => return None,
         };
-        fits.then_some(Firmware { code: code?, vars })
+        let firmware = Firmware { code: code?, vars };
+        let mut all = std::iter::once(&firmware.code).chain(&firmware.vars);
+        // It becomes part of QEMU's command line.
+        let known = all.all(|flash| ["raw", "qcow2"].contains(&&*flash.format));
+        (fits && known).then_some(firmware)
     }
 }
 
