@@ -190,7 +190,12 @@ fn bulk_has_echoes_and_opens_beside_each_number_of_downloads() {
             run.assert_row("bulk", &format!("open to first byte, {load}"), way);
         }
         for load in ["1 download", "4 downloads"] {
-            run.assert_above_zero("bulk", &format!("throughput of {load}"), way);
+            let what = format!("throughput of {load}");
+            match way {
+                "direct" | "rum" => run.assert_above_zero("bulk", &what, way),
+                // On a busy machine nothing of theirs may get through in so short a turn.
+                _ => run.assert_row("bulk", &what, way),
+            }
         }
     }
     for (way, processes) in [

@@ -4,7 +4,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::time::Duration;
 
 use rum_host::control::model::{PortStatus, State};
 use rum_tests::Fnv;
@@ -371,9 +370,13 @@ fn a_healthy_run_repairs_nothing() {
     in_netns(|| {
         let (rum, mut guest) = Setup::new().start_guest(&["--range", "5000-6000", "-v"]);
         for round in 0..40u16 {
-            guest.tell(&format!("many {} 20", 5000 + round * 20));
-            std::thread::sleep(Duration::from_millis(60));
-            guest.tell(&format!("close-many {} 20", 5000 + round * 20));
+            let first = 5000 + round * 20;
+            guest.tell(&format!("many {first} 20"));
+            // On a busy machine one that is gone sooner is never heard of.
+            let last = first + 19;
+            rum.stderr
+                .wait(&format!("Auto-forwarding 127.0.0.1:{last} "));
+            guest.tell(&format!("close-many {first} 20"));
         }
         guest.tell("listen 127.0.0.1:6000 echo");
         rum.stderr.wait("Auto-forwarding 127.0.0.1:6000");
