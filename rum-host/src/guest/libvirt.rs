@@ -88,7 +88,7 @@ impl Libvirt {
     /// libvirt cannot be reached, has no such domain, or cannot start it; the domain is in no
     /// state to be used, or has no vsock device.
     pub async fn start(spec: &Spec, tell: Tell) -> Result<(Endpoint, Self), RumError> {
-        let domain = Domain::find(spec).await?;
+        let (domain, next) = Domain::find_usable(spec).await?;
         let mut this = Self {
             spec: spec.clone(),
             domain,
@@ -100,12 +100,7 @@ impl Libvirt {
             pause: LOOK_SOON,
             end: None,
         };
-        let state = this
-            .domain
-            .state()
-            .await
-            .map_err(|failed| this.trouble().look(failed))?;
-        match Next::of(&state) {
+        match next {
             Next::Use => {}
             Next::Start => this.boot().await?,
             Next::Resume => {
@@ -114,7 +109,6 @@ impl Libvirt {
                 let resumed = this.domain.run("resume", &[], START_DEADLINE).await;
                 resumed.map_err(|failed| this.trouble().resume(failed))?;
             }
-            Next::Refuse(command) => return Err(this.trouble().state(&state, command)),
         }
         // First this: what happens from now on must wake us.
         this.listen();
@@ -141,34 +135,15 @@ impl Libvirt {
     /// What keeps the domain from being used, as [`Libvirt::start`] would find it.
     pub async fn in_the_way(spec: &Spec) -> Option<RumError> {
         let look = async {
-            let domain = Domain::find(spec).await?;
-            let trouble = Trouble::of(spec);
-            let state = domain.state().await;
-            let state = state.map_err(|failed| trouble.look(failed))?;
-            let next = Next::of(&state);
-            if let Next::Refuse(command) = next {
-                return Err(trouble.state(&state, command));
-            }
-            let description = domain.describe().await;
-            let description = description.map_err(|failed| trouble.look(failed))?;
-            match spec.socket.is_none() && description.vsock.is_none() {
-                true => Err(trouble.no_vsock(!matches!(next, Next::Start))),
-                false => Ok(()),
-            }
+            let (domain, next) = Domain::find_usable(spec).await?;
+            domain.check_vsock(spec, next != Next::Start).await
         };
         look.await.err()
     }
 
     async fn boot(&mut self) -> Result<(), RumError> {
         // Without a device there is no reason to start it.
-        let description = self
-            .domain
-            .describe()
-            .await
-            .map_err(|failed| self.trouble().look(failed))?;
-        if self.spec.socket.is_none() && description.vsock.is_none() {
-            return Err(self.trouble().no_vsock(false));
-        }
+        self.domain.check_vsock(&self.spec, false).await?;
         let name = self.domain.shown();
         self.tell.say(Progress::DomainStarting { name });
         // Before it is: should we be dropped meanwhile, it is ended.
@@ -361,6 +336,29 @@ impl Domain {
         }
     }
 
+    /// As [`Domain::find`], with what its state asks for; an error where that is the user's to do.
+    async fn find_usable(spec: &Spec) -> Result<(Self, Next), RumError> {
+        let domain = Self::find(spec).await?;
+        let trouble = Trouble::of(spec);
+        let state = domain.state().await;
+        let state = state.map_err(|failed| trouble.look(failed))?;
+        match Next::of(&state) {
+            Ok(next) => Ok((domain, next)),
+            Err(command) => Err(trouble.state(&state, command)),
+        }
+    }
+
+    /// Whether there is a way to its agent, as far as its description goes.
+    async fn check_vsock(&self, spec: &Spec, runs: bool) -> Result<(), RumError> {
+        let trouble = Trouble::of(spec);
+        let description = self.describe().await;
+        let description = description.map_err(|failed| trouble.look(failed))?;
+        match spec.socket.is_none() && description.vsock.is_none() {
+            true => Err(trouble.no_vsock(runs)),
+            false => Ok(()),
+        }
+    }
+
     /// Whether libvirt still knows it.
     async fn exists(&self) -> Result<bool, Failed> {
         let known = known(&self.virsh).await?;
@@ -423,26 +421,25 @@ enum Next {
     Use,
     Start,
     Resume,
-    /// Nothing that rum would do unasked; the virsh command that helps, if one does.
-    Refuse(Option<&'static str>),
 }
 
 impl Next {
-    /// For the state as `virsh domstate --reason` says it.
-    fn of(state: &str) -> Self {
+    /// For the state as `virsh domstate --reason` says it. An error: nothing that rum would do unasked, and
+    /// the virsh command that helps, if one does.
+    fn of(state: &str) -> Result<Self, Option<&'static str>> {
         let (state, reason) = match state.split_once(" (") {
             Some((state, reason)) => (state, reason.trim_end_matches(')')),
             None => (state, "unknown"),
         };
         match (state, reason) {
-            ("running" | "idle", _) => Self::Use,
-            ("shut off", _) => Self::Start,
+            ("running" | "idle", _) => Ok(Self::Use),
+            ("shut off", _) => Ok(Self::Start),
             // Not one that is paused for the time of an operation, or whose disk is full.
-            ("paused", "user" | "unknown" | "from snapshot") => Self::Resume,
-            ("paused", "I/O error") => Self::Refuse(Some("resume")),
-            ("crashed", _) | ("paused", "crashed") => Self::Refuse(Some("destroy")),
-            ("pmsuspended", _) => Self::Refuse(Some("dompmwakeup")),
-            _ => Self::Refuse(None),
+            ("paused", "user" | "unknown" | "from snapshot") => Ok(Self::Resume),
+            ("paused", "I/O error") => Err(Some("resume")),
+            ("crashed", _) | ("paused", "crashed") => Err(Some("destroy")),
+            ("pmsuspended", _) => Err(Some("dompmwakeup")),
+            _ => Err(None),
         }
     }
 }

@@ -59,19 +59,19 @@ fn a_description_tells_run_and_cid() {
 #[test]
 fn what_a_state_asks_for() {
     let cases = [
-        ("running (booted)", Next::Use),
-        ("running", Next::Use),
-        ("idle (unknown)", Next::Use),
-        ("shut off (destroyed)", Next::Start),
-        ("shut off (saved)", Next::Start),
-        ("paused (user)", Next::Resume),
-        ("paused (migrating)", Next::Refuse(None)),
-        ("paused (I/O error)", Next::Refuse(Some("resume"))),
-        ("paused (crashed)", Next::Refuse(Some("destroy"))),
-        ("crashed (panicked)", Next::Refuse(Some("destroy"))),
-        ("pmsuspended (unknown)", Next::Refuse(Some("dompmwakeup"))),
-        ("in shutdown (user)", Next::Refuse(None)),
-        ("", Next::Refuse(None)),
+        ("running (booted)", Ok(Next::Use)),
+        ("running", Ok(Next::Use)),
+        ("idle (unknown)", Ok(Next::Use)),
+        ("shut off (destroyed)", Ok(Next::Start)),
+        ("shut off (saved)", Ok(Next::Start)),
+        ("paused (user)", Ok(Next::Resume)),
+        ("paused (migrating)", Err(None)),
+        ("paused (I/O error)", Err(Some("resume"))),
+        ("paused (crashed)", Err(Some("destroy"))),
+        ("crashed (panicked)", Err(Some("destroy"))),
+        ("pmsuspended (unknown)", Err(Some("dompmwakeup"))),
+        ("in shutdown (user)", Err(None)),
+        ("", Err(None)),
     ];
     for (state, next) in cases {
         assert_eq!(Next::of(state), next, "{state}");
