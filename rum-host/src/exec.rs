@@ -73,18 +73,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::runtime_dir::ProcessId;
-    use crate::sandbox::isolation::Isolation;
 
     #[test]
     fn opens_only_what_can_be_entered() {
-        let mut guest = RunningGuest {
-            name: "a".to_owned(),
-            path: "/nowhere".into(),
-            rum: None,
-            kind: None,
-            init: None,
-            isolation: Isolation::default(),
-        };
+        let mut guest = RunningGuest::starting("a", "/nowhere");
         let me = ProcessId::current().unwrap();
         assert!(matches!(open(&guest), Err(GuestError::NotReady { .. })));
         guest.kind = Some(NAMESPACE.to_owned());

@@ -466,6 +466,19 @@ pub struct RunningGuest {
 }
 
 impl RunningGuest {
+    /// One that is being started, of which nothing else is known.
+    #[cfg(test)]
+    pub fn starting(name: &str, path: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: path.into(),
+            rum: None,
+            kind: None,
+            init: None,
+            isolation: Isolation::default(),
+        }
+    }
+
     /// Where its `rum up` answers.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join(CONTROL)

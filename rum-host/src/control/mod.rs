@@ -12,6 +12,7 @@ mod peer;
 mod places;
 pub mod server;
 mod service;
+mod socket;
 pub mod streams;
 
 use crate::guest::GuestError;
@@ -57,17 +58,9 @@ mod timers_tests;
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::sandbox::isolation::Isolation;
 
     fn guests(names: &[&str]) -> Vec<RunningGuest> {
-        let guest = |name: &&str| RunningGuest {
-            name: (*name).to_owned(),
-            path: "/nowhere".into(),
-            rum: None,
-            kind: None,
-            init: None,
-            isolation: Isolation::default(),
-        };
+        let guest = |name: &&str| RunningGuest::starting(name, "/nowhere");
         names.iter().map(guest).collect()
     }
 

@@ -11,14 +11,12 @@
 use std::error::Error as _;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use roam::{Rx, Tx};
 use rum_shared::session::{Limits, serve};
-use rum_shared::transport::{Acceptor, ListenAddr, Stream};
+use rum_shared::transport::Stream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -27,6 +25,7 @@ use super::model::{ControlInfo, Stay, Update, WatchRequest};
 use super::peer;
 use super::places::{MAX_FOLLOWING, MAX_WAITING, Place as Seat, Places};
 use super::service::{HEARTBEAT, RumControl, RumControlDispatcher};
+use super::socket::Socket;
 use crate::clock;
 use crate::descriptors::{is_exhaustion, stand_in};
 use crate::error::RumError;
@@ -63,11 +62,8 @@ pub enum Ask {
 /// The control socket, bound.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
+    socket: Socket,
     dir: Weak<RuntimeDir>,
-    /// What was made at the path.
-    place: Option<Place>,
-    acceptor: Acceptor,
     service: Service,
     asked: watch::Receiver<Ask>,
 }
@@ -90,8 +86,7 @@ impl Server {
     /// # Errors
     /// As bind(2); AddrInUse when a live one is there.
     pub fn bind(dir: &Arc<RuntimeDir>, info: ControlInfo, board: Arc<Board>) -> io::Result<Self> {
-        let path = dir.control_socket();
-        let acceptor = ListenAddr::Unix(path.clone()).bind()?;
+        let socket = Socket::bind(dir.control_socket())?;
         let (ask, asked) = watch::channel(Ask::default());
         let service = Service {
             inside: false,
@@ -102,10 +97,8 @@ impl Server {
             seat: Weak::new(),
         };
         Ok(Self {
-            place: Place::of(&path),
-            path,
+            socket,
             dir: Arc::downgrade(dir),
-            acceptor,
             service,
             asked,
         })
@@ -162,18 +155,14 @@ impl Server {
             return Ok(());
         };
         let mended = dir.mend()?;
-        let is_there = self.place.is_some() && Place::of(&self.path) == self.place;
+        let is_there = self.socket.is_there();
         if mended == Mended::Whole && is_there {
             return Ok(());
         }
         if !is_there {
-            let socket = ListenAddr::Unix(self.path.clone());
-            // What is there is a dead one's, or no socket: who has the lock may remove it.
-            let _ = std::fs::remove_file(&self.path);
             let failed =
                 |error| RumError::new("cannot listen on the control socket").caused_by(error);
-            self.acceptor = socket.bind().map_err(failed)?;
-            self.place = Place::of(&self.path);
+            self.socket.make_anew().map_err(failed)?;
         }
         let dir = dir.path().display();
         tracing::warn!(
@@ -184,22 +173,11 @@ impl Server {
 
     /// The next client, in the place of `spare` where there is no other. Cancel-safe.
     async fn accept(&mut self, spare: &mut Option<OwnedFd>) -> io::Result<Stream> {
-        let mut accepted = self.acceptor.accept().await;
+        let accepted = self.socket.accept().await;
         if matches!(&accepted, Err(error) if is_exhaustion(error)) && spare.take().is_some() {
-            accepted = self.acceptor.accept().await;
+            return self.socket.accept().await;
         }
-        accepted.map(|(stream, _)| stream)
-    }
-}
-
-/// The file at a path: device and inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place(u64, u64);
-
-impl Place {
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        let meta = path.symlink_metadata().ok()?;
-        Some(Self(meta.dev(), meta.ino()))
+        accepted
     }
 }
 

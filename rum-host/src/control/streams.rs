@@ -9,16 +9,16 @@
 //! Who can open the socket is the same user or root (0600 in 0700). When somebody removes it, it is made anew.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use rum_shared::channel::{self, DialStatus};
-use rum_shared::transport::{Acceptor, ListenAddr, Stream};
+use rum_shared::transport::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 use super::peer;
-use super::server::{ACCEPT_PAUSE, LOOK, Place};
+use super::server::{ACCEPT_PAUSE, LOOK};
+use super::socket::Socket;
 use crate::forwarder::Dialer;
 use crate::plan::GuestPort;
 use crate::runtime_dir::RuntimeDir;
@@ -30,12 +30,7 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The stream socket, bound.
 #[derive(Debug)]
-pub struct Streams {
-    path: PathBuf,
-    /// What was made at the path.
-    place: Option<Place>,
-    acceptor: Acceptor,
-}
+pub struct Streams(Socket);
 
 impl Streams {
     /// Binds the socket of `dir`. Call it inside a tokio runtime.
@@ -43,13 +38,7 @@ impl Streams {
     /// # Errors
     /// As bind(2); AddrInUse when a live one is there.
     pub fn bind(dir: &RuntimeDir) -> io::Result<Self> {
-        let path = dir.streams_socket();
-        let acceptor = ListenAddr::Unix(path.clone()).bind()?;
-        Ok(Self {
-            place: Place::of(&path),
-            path,
-            acceptor,
-        })
+        Socket::bind(dir.streams_socket()).map(Self)
     }
 
     /// Serves until dropped, which cuts what is served.
@@ -58,8 +47,8 @@ impl Streams {
         let mut look = tokio::time::interval(LOOK);
         loop {
             tokio::select! {
-                accepted = self.acceptor.accept(), if clients.len() < MAX_STREAMS => match accepted {
-                    Ok((stream, _)) => {
+                accepted = self.0.accept(), if clients.len() < MAX_STREAMS => match accepted {
+                    Ok(stream) => {
                         clients.spawn(client(stream, dialer.clone()));
                     }
                     Err(error) => {
@@ -76,15 +65,11 @@ impl Streams {
     /// Makes the socket anew where it was removed. That of the directory is the control socket's server's
     /// work: until then this fails, and is tried again.
     fn look_after(&mut self) {
-        if self.place.is_some() && Place::of(&self.path) == self.place {
+        if self.0.is_there() {
             return;
         }
-        match ListenAddr::Unix(self.path.clone()).bind() {
-            Ok(acceptor) => {
-                self.acceptor = acceptor;
-                self.place = Place::of(&self.path);
-            }
-            Err(error) => tracing::debug!(%error, "cannot make the stream socket anew"),
+        if let Err(error) = self.0.make_anew() {
+            tracing::debug!(%error, "cannot make the stream socket anew");
         }
     }
 }

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::sandbox::isolation::Isolation;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,14 +74,7 @@ impl RumControl for Dying {
 }
 
 fn guest(dir: &Path) -> RunningGuest {
-    RunningGuest {
-        name: "dying".to_owned(),
-        path: dir.to_owned(),
-        rum: None,
-        kind: None,
-        init: None,
-        isolation: Isolation::default(),
-    }
+    RunningGuest::starting("dying", dir)
 }
 
 #[tokio::test]

@@ -48,11 +48,14 @@ impl Files {
 
     /// Whether there is a key pair.
     pub fn has_key(&self) -> bool {
-        self.key.is_file() && self.public_key().is_some()
+        self.public_key().is_some()
     }
 
-    /// The public key.
+    /// The public key of a pair, if both halves are there.
     fn public_key(&self) -> Option<String> {
+        if !self.key.is_file() {
+            return None;
+        }
         let key = read(&self.public()).ok()?;
         let key = key.trim();
         is_public_key(key).then(|| key.to_owned())
@@ -63,7 +66,7 @@ impl Files {
     /// # Errors
     /// Why there is none, in words.
     pub async fn make_key(&self, guest: &str) -> Result<String, String> {
-        if let (true, Some(key)) = (self.key.is_file(), self.public_key()) {
+        if let Some(key) = self.public_key() {
             return Ok(key);
         }
         for half in [&self.key, &self.public()] {

@@ -152,18 +152,10 @@ fn program() -> Command {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::sandbox::isolation::Isolation;
 
     #[test]
     fn only_a_vm_that_runs_is_reached_by_ssh() {
-        let mut guest = RunningGuest {
-            name: "a".to_owned(),
-            path: "/nowhere".into(),
-            rum: None,
-            kind: None,
-            init: None,
-            isolation: Isolation::default(),
-        };
+        let mut guest = RunningGuest::starting("a", "/nowhere");
         let hint = |guest: &RunningGuest| check(guest).unwrap_err().one_line_hint().unwrap();
         assert!(hint(&guest).contains("`rum up` says"));
         guest.kind = Some(NAMESPACE.to_owned());

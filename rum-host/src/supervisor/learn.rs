@@ -51,11 +51,9 @@ impl Supervisor {
                 active.after_close = self.planner.policy().drain_after_close(listener);
             }
         }
-        for port in change.closed.iter().copied() {
+        let opened = change.opened.iter().map(|listener| listener.port);
+        for port in change.closed.iter().copied().chain(opened) {
             self.changes_hands(GuestPort(port));
-        }
-        for listener in &change.opened {
-            self.changes_hands(GuestPort(listener.port));
         }
         self.guest.apply(change, at);
     }

@@ -8,6 +8,7 @@ mod seed;
 use std::io::{self, IsTerminal, Write};
 use std::process::{Child, Command, Stdio};
 
+use crate::VERSION;
 use crate::cli::agent::{AgentCommand, InstallArgs};
 use crate::error::RumError;
 use crate::exit;
@@ -55,8 +56,7 @@ fn install(args: &InstallArgs) -> Result<(), RumError> {
         step.run()?;
     }
     super::print(&format!(
-        "Installed and started rum-agent {} on {destination}\n",
-        env!("CARGO_PKG_VERSION")
+        "Installed and started rum-agent {VERSION} on {destination}\n"
     ))
 }
 

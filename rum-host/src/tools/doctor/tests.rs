@@ -3,7 +3,6 @@
 use super::facts::{GuestFacts, No, Tried};
 use super::*;
 use crate::runtime_dir::RunningGuest;
-use crate::sandbox::isolation::Isolation;
 
 fn no<T>(why: &str, remedy: Option<&str>) -> Tried<T> {
     Err(No {
@@ -44,21 +43,11 @@ fn everything() -> Facts {
         runtime_dir: ("/run/rum".into(), Ok(())),
         guests: Ok(vec![
             RunningGuest {
-                name: "dev".to_owned(),
-                path: "/run/rum/dev".into(),
                 rum: Some("4121 1".parse().unwrap()),
                 kind: Some("name\u{1b}space".to_owned()),
-                init: None,
-                isolation: Isolation::default(),
+                ..RunningGuest::starting("dev", "/run/rum/dev")
             },
-            RunningGuest {
-                name: "new".to_owned(),
-                path: "/run/rum/new".into(),
-                rum: None,
-                kind: None,
-                init: None,
-                isolation: Isolation::default(),
-            },
+            RunningGuest::starting("new", "/run/rum/new"),
         ]),
     }
 }
