@@ -19,23 +19,28 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 
+mod base;
 mod error;
 mod kept;
 mod process_id;
+mod running;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use base::{INSIDE, inside, to_hide};
+pub use base::{base, passed_over};
 pub use error::RuntimeDirError;
 use error::io_error;
 pub use kept::Mended;
 pub use process_id::ProcessId;
+pub use running::{RunningGuest, list, list_in};
 
 use crate::sandbox::isolation::Isolation;
 
@@ -446,239 +451,4 @@ fn read_text(file: impl AsFd) -> String {
 
 fn read_holder(lock: &OwnedFd) -> Option<ProcessId> {
     read_text(lock).trim().parse().ok()
-}
-
-/// A guest that some `rum up` of this user holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunningGuest {
-    /// Its name.
-    pub name: String,
-    /// Its runtime directory.
-    pub path: PathBuf,
-    /// The `rum up` that holds it, where it is known.
-    pub rum: Option<ProcessId>,
-    /// Its kind; None while it is being started.
-    pub kind: Option<String>,
-    /// The first process in it, for kinds that have one on this machine.
-    pub init: Option<ProcessId>,
-    /// How far it is kept apart, for those kinds.
-    pub isolation: Isolation,
-}
-
-impl RunningGuest {
-    /// One that is being started, of which nothing else is known.
-    #[cfg(test)]
-    pub fn starting(name: &str, path: impl Into<PathBuf>) -> Self {
-        Self {
-            name: name.to_owned(),
-            path: path.into(),
-            rum: None,
-            kind: None,
-            init: None,
-            isolation: Isolation::default(),
-        }
-    }
-
-    /// Where its `rum up` answers.
-    pub fn control_socket(&self) -> PathBuf {
-        self.path.join(CONTROL)
-    }
-
-    /// Where its `rum up` gives connections into it, if it is a VM.
-    pub fn streams_socket(&self) -> PathBuf {
-        self.path.join(STREAMS)
-    }
-
-    /// Where the serial console of a VM is.
-    pub fn console_socket(&self) -> PathBuf {
-        self.path.join(CONSOLE)
-    }
-
-    /// Whether its `rum up` or a helper of that is still there.
-    pub(crate) fn is_held(&self) -> bool {
-        open_private(&self.path).is_ok_and(|dir| holder_of(&dir).is_some())
-    }
-
-    /// What is locked, with flock(2), by who is attached to that console.
-    pub fn console_lock(&self) -> PathBuf {
-        self.path.join(CONSOLE_LOCK)
-    }
-}
-
-/// The running guests of this user, sorted by name.
-pub fn list() -> Result<Vec<RunningGuest>, RuntimeDirError> {
-    list_in(&base())
-}
-
-/// As [`list`], below `base`.
-pub fn list_in(base: &Path) -> Result<Vec<RunningGuest>, RuntimeDirError> {
-    match fs::symlink_metadata(base) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        _ => open_private(base)?,
-    };
-    let entries = fs::read_dir(base).map_err(|source| RuntimeDirError::Io {
-        action: "read",
-        path: base.to_owned(),
-        source,
-    })?;
-    let mut running: Vec<_> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| check_name(name).is_ok())
-        .filter_map(|name| look(base, name))
-        .collect();
-    running.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(running)
-}
-
-fn open_in(dir: &OwnedFd, file: &str) -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, file, flags, Mode::empty()).ok()
-}
-
-/// The lock file of a directory that somebody holds.
-fn holder_of(dir: &OwnedFd) -> Option<OwnedFd> {
-    let lock = open_in(dir, LOCK)?;
-    // Held for an instant if it was free; a `rum up` that meets us there tries again.
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => None,
-        Err(_) => Some(lock),
-    }
-}
-
-/// None if nobody holds the directory, or if it is not fit to be read.
-fn look(base: &Path, name: String) -> Option<RunningGuest> {
-    let path = base.join(&name);
-    let dir = open_private(&path).ok()?;
-    let rum = read_holder(&holder_of(&dir)?);
-    if rum.is_some_and(|rum| !rum.is_alive()) {
-        // Its helpers are about to end the guest.
-        return None;
-    }
-    let state = open_in(&dir, STATE).map(read_text).unwrap_or_default();
-    let field = |key: &str| {
-        state
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
-    };
-    Some(RunningGuest {
-        rum,
-        kind: field("kind").map(str::to_owned),
-        init: field("init").and_then(|text| text.parse().ok()),
-        isolation: field("isolation")
-            .and_then(Isolation::parse)
-            .unwrap_or_default(),
-        name,
-        path,
-    })
-}
-
-/// The directory below which this user's guests are.
-pub fn base() -> PathBuf {
-    let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
-    let uid = rustix::process::geteuid().as_raw();
-    choose_base(
-        set("RUM_RUNTIME_DIR").map(PathBuf::from),
-        set("XDG_RUNTIME_DIR").map(PathBuf::from),
-        uid,
-        |path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid),
-    )
-}
-
-/// A file that lies in what a guest sees in the place of a directory for guests; it has the guest's
-/// name. Its own name is none that a guest can have.
-pub(crate) const INSIDE: &str = ".inside";
-
-/// The guest of rum in which this process is, if it would look for guests there.
-pub(crate) fn inside() -> Option<String> {
-    let name = fs::read_to_string(base().join(INSIDE)).ok()?;
-    check_name(&name).is_ok().then_some(name)
-}
-
-/// The directories that the guest with the runtime directory `path` must not see: all for guests that this
-/// environment of the user `uid` can mean, that are there. One that is for other things, too, stays; then it
-/// is only the guests in it.
-pub(crate) fn to_hide(path: &Path, uid: u32) -> Vec<PathBuf> {
-    let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
-    let rum = |dir: PathBuf| dir.join("rum");
-    let mut named = vec![
-        rum(PathBuf::from(format!("/run/user/{uid}"))),
-        PathBuf::from(format!("/tmp/rum-{uid}")),
-    ];
-    named.extend(set("XDG_RUNTIME_DIR").map(|dir| rum(dir.into())));
-    if uid == 0 {
-        named.push("/run/rum".into());
-    }
-    let chosen = set("RUM_RUNTIME_DIR").map(PathBuf::from);
-    let chosen = chosen.into_iter().chain(path.parent().map(Path::to_owned));
-    let mut hidden = named;
-    for base in chosen {
-        let (guests, others) = entries(&base);
-        match others {
-            false => hidden.push(base),
-            true => hidden.extend(guests),
-        }
-    }
-    hidden.retain(|dir| dir.is_absolute() && open_private(dir).is_ok());
-    hidden.sort();
-    hidden.dedup();
-    hidden
-}
-
-/// The directories of guests in `base`, and whether there is anything else.
-fn entries(base: &Path) -> (Vec<PathBuf>, bool) {
-    let names = |dir: &Path| {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name())
-    };
-    let is_guest = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let known = |file: std::ffi::OsString| FILES.iter().any(|known| file == **known);
-        name.is_some_and(|name| check_name(name).is_ok()) && path.is_dir() && names(path).all(known)
-    };
-    let (guests, others): (Vec<_>, Vec<_>) =
-        names(base).map(|name| base.join(name)).partition(is_guest);
-    (guests, !others.is_empty())
-}
-
-/// Why `XDG_RUNTIME_DIR` is not where this user's guests are, though it is set.
-pub fn passed_over() -> Option<String> {
-    let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
-    let xdg = PathBuf::from(set("XDG_RUNTIME_DIR")?);
-    let uid = rustix::process::geteuid().as_raw();
-    if uid == 0 || set("RUM_RUNTIME_DIR").is_some() || base().starts_with(&xdg) {
-        return None;
-    }
-    let why = match fs::symlink_metadata(&xdg) {
-        _ if !xdg.is_absolute() => "is not an absolute path".to_owned(),
-        Err(error) => format!("cannot be used: {error}"),
-        Ok(meta) if !meta.is_dir() => "is not a directory".to_owned(),
-        Ok(meta) => format!("belongs to another user (uid {})", meta.uid()),
-    };
-    let (xdg, base) = (xdg.display(), base());
-    let base = base.display();
-    Some(format!(
-        "XDG_RUNTIME_DIR {xdg} {why}; rum's sockets are in {base}"
-    ))
-}
-
-/// The rule of this module's documentation; `ours` says whether a directory exists and is ours.
-fn choose_base(
-    given: Option<PathBuf>,
-    xdg: Option<PathBuf>,
-    uid: u32,
-    ours: impl Fn(&Path) -> bool,
-) -> PathBuf {
-    if let Some(given) = given {
-        return given;
-    }
-    if uid == 0 {
-        return PathBuf::from("/run/rum");
-    }
-    xdg.into_iter()
-        .chain([PathBuf::from(format!("/run/user/{uid}"))])
-        .find(|path| path.is_absolute() && ours(path))
-        .map_or_else(
-            || PathBuf::from(format!("/tmp/rum-{uid}")),
-            |path| path.join("rum"),
-        )
 }

@@ -2,6 +2,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
+use super::base::choose_base;
 use super::*;
 
 fn base() -> tempfile::TempDir {
