@@ -1,24 +1,28 @@
 //! Step 5 of the data flow, the guest's end: from a channel to the listener that it asks for.
 //!
-//! The host names a port; the agent dials the listener where it can be reached and answers one
+//! The host names a port, or an address in the guest's networks and a port there; the agent dials the
+//! listener where it can be reached, or that address, and answers one
 //! status byte; from then on [`rum_shared::relay`] moves the bytes (step 6), or the
 //! host does it alone with the socket that it is handed. Loopback comes
 //! first where the listener takes it, else the address that it is bound to ([`crate::reach`]). A port
 //! that is not in the set is tried on loopback all the same: it may have opened a moment ago.
 //!
-//! Invariants: the agent dials this machine only, see [`crate::reach`]. Every wait has a deadline, and the number of channels is bounded by [`MAX_CHANNELS`].
+//! Invariants: where the host names a port, the agent dials this machine only, see [`crate::reach`]. Every wait has a deadline, and the number of channels is bounded by [`MAX_CHANNELS`].
 
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rum_shared::channel::{self, DialStatus};
+use rum_shared::channel::{self, DialStatus, Header};
+use rum_shared::destination::Destination;
 use rum_shared::handover;
 use rum_shared::relay::{Bulk, Counters, Turn, prepare, relay};
 use rum_shared::transport::Stream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::SocketType;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -101,24 +105,28 @@ impl Forwarder {
             Ok(_) => READY_DEADLINE,
             Err(_) => HEADER_DEADLINE,
         };
-        let port = timeout(patience, channel::read_header(stream)).await??;
+        let header = timeout(patience, channel::read_header(stream)).await??;
         drop(ready);
-        if let Stream::Unix(unix) = &*stream
-            && port == handover::REQUEST
-            && self.hand_over
-        {
-            handover::offer(unix).await?;
-            return Ok(None);
-        }
+        let destination = match (header, &*stream) {
+            (Some(Header::Destination(destination)), _) => destination,
+            (Some(Header::Sockets), Stream::Unix(unix)) if self.hand_over => {
+                handover::offer(unix).await?;
+                return Ok(None);
+            }
+            (Some(Header::Sockets) | None, _) => {
+                channel::write_status(stream, DialStatus::Denied).await?;
+                return Ok(None);
+            }
+        };
         let opened = match self.places.try_acquire() {
             Ok(place) => tokio::select! {
                 biased;
-                dialled = self.dial(port) => dialled.map(|tcp| (tcp, place)),
+                dialled = self.dial(destination) => dialled.map(|tcp| (tcp, place)),
                 left = left(stream) => return Err(left),
             },
             Err(_) => Err(DialStatus::Exhausted),
         };
-        trace!(port, refused = ?opened.as_ref().err(), "a channel");
+        trace!(%destination, refused = ?opened.as_ref().err(), "a channel");
         match opened {
             Ok((tcp, place)) if self.hand_over => {
                 let kept = channel::hand_over(stream, tcp).await?;
@@ -136,15 +144,20 @@ impl Forwarder {
         }
     }
 
-    /// Connects to what listens on `port`.
-    async fn dial(&self, port: u16) -> Result<std::net::TcpStream, DialStatus> {
+    /// Connects to `destination`.
+    async fn dial(&self, destination: Destination) -> Result<std::net::TcpStream, DialStatus> {
+        let Destination { port, ip } = destination;
         if port == 0 {
             return Err(DialStatus::Denied);
+        }
+        if let Some(ip) = ip {
+            let connected = self.connect(begin_at(SocketAddr::new(ip, port))).await;
+            return connected.map_err(|error| status(&error));
         }
         let routes = reach::routes(self.hub.current().get(port));
         let mut first = None;
         for route in routes {
-            let status = match self.connect(route, port).await {
+            let status = match self.connect(begin(route, port)).await {
                 Ok(tcp) => return Ok(tcp),
                 Err(error) => status(&error),
             };
@@ -157,12 +170,15 @@ impl Forwarder {
         Err(first.unwrap_or(DialStatus::Unreachable))
     }
 
-    /// Connects to `port` by `route`. A listener whose accept queue is full is waited for as the kernel does
+    /// Goes on with a connection that has `begun`. A listener whose accept queue is full is waited for as the kernel does
     /// (`net.ipv4.tcp_syn_retries`, tcp(7)). The socket is non-blocking and not registered with the
     /// event loop: most are handed over, and over loopback a connection is made before connect(2)
     /// returns, so that there is nothing to wait for.
-    async fn connect(&self, route: Route, port: u16) -> io::Result<std::net::TcpStream> {
-        let mut tcp = begin(route, port)?;
+    async fn connect(
+        &self,
+        begun: io::Result<std::net::TcpStream>,
+    ) -> io::Result<std::net::TcpStream> {
+        let mut tcp = begun?;
         let mut writable = [PollFd::new(&tcp, PollFlags::OUT)];
         if poll(&mut writable, Some(&Timespec::default()))? == 0 {
             let Ok(_waiting) = self.waiting.try_acquire() else {
@@ -202,6 +218,23 @@ fn begin(route: Route, port: u16) -> io::Result<std::net::TcpStream> {
         Errno::ADDRNOTAVAIL => Errno::HOSTUNREACH,
         error => error,
     })?;
+    start(socket, address)
+}
+
+/// Begins to connect to `address`, wherever that leads from this machine.
+fn begin_at(address: SocketAddr) -> io::Result<std::net::TcpStream> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    start(
+        socket_with(family, SocketType::STREAM, flags, None)?,
+        address,
+    )
+}
+
+fn start(socket: OwnedFd, address: SocketAddr) -> io::Result<std::net::TcpStream> {
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket.into()),
         Err(error) => Err(error.into()),

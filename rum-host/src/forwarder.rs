@@ -1,7 +1,7 @@
 //! Step 5 of the data flow: binds host addresses, accepts, opens a channel to the agent for each
 //! connection and hands both to the relay.
 //!
-//! A [`Forwarder`] leads to one guest port. It owns its listening sockets, and one task that owns the
+//! A [`Forwarder`] leads to one [`Destination`]. It owns its listening sockets, and one task that owns the
 //! tasks of its connections: nothing is detached. [`Forwarder::close`] takes the sockets out of the
 //! LISTEN state before it returns, so that the next connect is refused and the next bind succeeds.
 //! Connections are their two ends' own: they go on for as long as those want, or as the caller lets
@@ -33,7 +33,7 @@ pub use self::dialer::{Dialer, LINK_DEADLINE, Refusal};
 pub use self::stats::Stats;
 use crate::clock;
 use crate::descriptors::{Room, is_exhaustion};
-use crate::plan::{GuestPort, HostAddr};
+use crate::plan::{Destination, HostAddr};
 
 mod bound;
 mod connection;
@@ -58,7 +58,7 @@ struct Orders {
 /// A forward: bound, or with connections that live on, or both. Clones are the same one.
 #[derive(Debug, Clone)]
 pub struct Forwarder {
-    guest: GuestPort,
+    guest: Destination,
     dialer: Dialer,
     orders: watch::Sender<Orders>,
     cut: CancellationToken,
@@ -68,7 +68,7 @@ pub struct Forwarder {
 /// The running half of a [`Forwarder`]: its accept loop and its connections.
 #[derive(Debug)]
 pub struct ForwardTask {
-    guest: GuestPort,
+    guest: Destination,
     dialer: Dialer,
     orders: watch::Receiver<Orders>,
     cut: CancellationToken,
@@ -83,7 +83,7 @@ pub struct ForwardTask {
 
 impl Forwarder {
     /// One that is bound nowhere yet. Cancelling `cut` resets all its connections.
-    pub fn new(guest: GuestPort, dialer: &Dialer, cut: CancellationToken) -> Self {
+    pub fn new(guest: Destination, dialer: &Dialer, cut: CancellationToken) -> Self {
         Self {
             guest,
             dialer: dialer.clone(),
@@ -144,7 +144,7 @@ impl Forwarder {
     }
 
     /// Where it leads.
-    pub fn guest(&self) -> GuestPort {
+    pub fn guest(&self) -> Destination {
         self.guest
     }
 
@@ -273,7 +273,7 @@ impl ForwardTask {
             }
             if !std::mem::replace(&mut self.said, true) {
                 tracing::warn!(
-                    guest_port = self.guest.0,
+                    guest = %self.guest,
                     waiting,
                     "its program does not accept its connections; more wait in the kernel's queue"
                 );
@@ -292,7 +292,7 @@ impl ForwardTask {
                     Poll::Ready(Ok((client, _))) => return Poll::Ready(Ok((client, room))),
                     // A connection that failed before it was accepted (accept(2)): not ours.
                     Poll::Ready(Err(error)) if is_passing(&error) => {
-                        tracing::debug!(guest_port = self.guest.0, %error, "accept");
+                        tracing::debug!(guest = %self.guest, %error, "accept");
                         cx.waker().wake_by_ref();
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -315,7 +315,7 @@ impl ForwardTask {
         self.dialer.pool.clear();
         if !self.stats.exhausted.swap(true, Relaxed) {
             tracing::warn!(
-                guest_port = self.guest.0,
+                guest = %self.guest,
                 %error,
                 "cannot accept; connections wait until there is room"
             );

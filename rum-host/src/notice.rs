@@ -9,7 +9,7 @@ use rum_shared::rpc::AgentInfo;
 
 use crate::VERSION;
 use crate::guest::progress::Progress;
-use crate::plan::{GuestPort, HostAddr, Key};
+use crate::plan::{Destination, HostAddr, Key};
 use crate::reconcile::Repair;
 
 /// Something that happened.
@@ -50,7 +50,7 @@ pub enum Notice {
         /// Where it is bound.
         host: HostAddr,
         /// Where it leads.
-        guest: GuestPort,
+        guest: Destination,
         /// The host port that it should have had, if that was taken.
         instead_of: Option<HostAddr>,
     },
@@ -61,7 +61,7 @@ pub enum Notice {
         /// Where it was bound.
         host: HostAddr,
         /// Where it led.
-        guest: GuestPort,
+        guest: Destination,
         /// Connections that live on.
         connections: u32,
         /// For how long at most, if that is limited.
@@ -74,7 +74,7 @@ pub enum Notice {
         /// The address.
         host: HostAddr,
         /// Where it would lead.
-        guest: GuestPort,
+        guest: Destination,
         /// Why.
         reason: BlockReason,
     },
@@ -93,7 +93,7 @@ pub enum Notice {
     /// Connections outlived the drain time.
     Cut {
         /// Where they led.
-        guest: GuestPort,
+        guest: Destination,
         /// How many.
         connections: usize,
     },

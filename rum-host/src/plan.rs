@@ -31,8 +31,8 @@ use self::candidate::{Reserved, Taken};
 use self::open::Next;
 use crate::policy::Territory;
 pub use crate::policy::{
-    AutoPolicy, Binds, DRAIN, GuestPort, HostAddr, Key, OnConflict, Policy, StaticForward, Verdict,
-    Want,
+    AutoPolicy, Binds, DRAIN, Destination, GuestPort, HostAddr, Key, OnConflict, Policy,
+    StaticForward, Verdict, Want,
 };
 
 mod candidate;
@@ -165,7 +165,7 @@ pub struct Planner {
     /// Those of the policy.
     territories: Vec<Territory>,
     /// The static forwards of the policy.
-    statics: BTreeMap<HostAddr, (GuestPort, Binds)>,
+    statics: BTreeMap<HostAddr, (Destination, Binds)>,
     /// None of them is [`Wish::Nothing`] without a binding once it was looked at.
     forwards: BTreeMap<Key, Forward>,
     reserved: Reserved,
@@ -416,7 +416,7 @@ impl Planner {
         let port = match key {
             Key::Auto(port) => port,
             Key::Static(host) => {
-                let want = |(guest, binds): &(GuestPort, Binds)| Want {
+                let want = |(guest, binds): &(Destination, Binds)| Want {
                     guest: *guest,
                     host,
                     binds: *binds,

@@ -187,7 +187,7 @@ fn a_static_forward_needs_no_listener_and_survives_it() {
     host.policy.statics.push(StaticForward {
         host: addr,
         binds: addr.0.ip().into(),
-        guest: GuestPort(80),
+        guest: Destination::own(80),
         label: None,
     });
     host.settle(&[]);
@@ -439,7 +439,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
                         0 => Binds::LOCALHOST,
                         _ => IpAddr::from([127, 0, 0, 1]).into(),
                     },
-                    guest: GuestPort(guest),
+                    guest: Destination::own(guest),
                     label: None,
                 })
                 .collect(),

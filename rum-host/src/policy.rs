@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+pub use rum_shared::destination::Destination;
 use rum_shared::listener::Listener;
 use rum_shared::range::{PortRange, PortRanges};
 
@@ -89,7 +90,7 @@ pub struct StaticForward {
     /// The address of `host`, and those beside it.
     pub binds: Binds,
     /// Where to go in the guest.
-    pub guest: GuestPort,
+    pub guest: Destination,
     /// What the user calls it.
     pub label: Option<String>,
 }
@@ -132,9 +133,9 @@ impl Territory {
     }
 
     /// Whether a forward of `guest` may be bound at `at`, be it instead of its own port.
-    pub(crate) fn may_bind(&self, guest: GuestPort, at: HostAddr) -> bool {
+    pub(crate) fn may_bind(&self, guest: Destination, at: HostAddr) -> bool {
         let number = i32::from(at.0.port()) - self.offset;
-        self.guest.contains(guest.0)
+        self.guest.contains(guest.port)
             && self.bind.first() == at.0.ip()
             && u16::try_from(number).is_ok_and(|port| self.guest.contains(port))
     }
@@ -218,10 +219,10 @@ pub(crate) fn others(
     territories: &[Territory],
 ) -> impl Iterator<Item = RangeInclusive<u16>> + use<> {
     let first = want.host.0.port();
-    let offset = i32::from(first) - i32::from(want.guest.0);
+    let offset = i32::from(first) - i32::from(want.guest.port);
     let same = |t: &&Territory| t.offset == offset && t.bind == want.binds;
     // What lies beyond its own, it may not keep: see `may_bind`.
-    let own = |t: &&Territory| t.guest.contains(want.guest.0);
+    let own = |t: &&Territory| t.guest.contains(want.guest.port);
     let territories = territories.iter().filter(same).filter(own);
     let host = territories.fold(PortRanges::default(), |all, t| all.union(&t.host()));
     let ranges: Vec<PortRange> = host.iter().collect();
@@ -306,7 +307,7 @@ impl Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want {
     /// Where it leads.
-    pub guest: GuestPort,
+    pub guest: Destination,
     /// Where it should be bound.
     pub host: HostAddr,
     /// The addresses of the forward.
@@ -348,7 +349,7 @@ impl Policy {
         let statics = self
             .statics
             .iter()
-            .filter_map(|s| PortRange::single(s.guest.0));
+            .filter_map(|s| PortRange::single(s.guest.port));
         let auto = self.auto.as_ref().and_then(|auto| auto.ranges.hull());
         statics.chain(auto).reduce(PortRange::hull)
     }
@@ -401,7 +402,7 @@ impl Policy {
         // A port that does not exist is in no range; a checked configuration has none.
         match u16::try_from(i32::from(listener.port) + offset) {
             Ok(port) if port != 0 => Verdict::Forward(Want {
-                guest: GuestPort(listener.port),
+                guest: Destination::own(listener.port),
                 host: HostAddr(SocketAddr::new(bind.first(), port)),
                 binds: bind,
                 on_conflict: auto.on_conflict,

@@ -39,7 +39,7 @@ const MAX_ERROR: usize = 300;
 #[derive(Debug)]
 pub enum Told {
     /// A line.
-    Notice(Notice),
+    Notice(Box<Notice>),
     /// Why the file can't be used.
     Error(RumError),
 }
@@ -156,13 +156,16 @@ impl Reload {
             Err(error) => {
                 self.status.error = Some(clean(&error.to_string(), MAX_ERROR));
                 self.board.put_config(self.status.clone());
-                return vec![Told::Error(error), Told::Notice(Notice::NotReloaded)];
+                return vec![
+                    Told::Error(error),
+                    Told::Notice(Box::new(Notice::NotReloaded)),
+                ];
             }
         };
         let mut told = Vec::new();
         let identity = (settings.name.clone(), settings.guest.clone());
         if identity != self.latest && identity != self.running {
-            told.push(Told::Notice(Notice::NextTime));
+            told.push(Told::Notice(Box::new(Notice::NextTime)));
         }
         self.latest = identity;
         let changed = self.policy.send_if_modified(|policy| {
@@ -175,7 +178,7 @@ impl Reload {
             return told;
         }
         if !changed {
-            told.push(Told::Notice(Notice::Unchanged));
+            told.push(Told::Notice(Box::new(Notice::Unchanged)));
         }
         self.status = status(&settings);
         self.board.put_config(self.status.clone());

@@ -5,21 +5,22 @@
 //! board fills in.
 //!
 //! Invariant: `forwarded` only what is bound on the host, and in the guest was in the latest dump or served
-//! the last client; every other state has a reason, which says what to do where there is something to do.
+//! the last client, or leads to an address, which nobody watches, that reset no client; every other state has a reason, which says what to do where there is something to do.
 
-use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use rum_shared::channel::DialStatus;
-use rum_shared::listener::{BoundAddr, Listener, Process};
+use rum_shared::listener::Listener;
 
-use crate::control::model::{
-    Bytes, Connections, OtherHolder, PortStatus, ProcessName, Reason, State,
+use self::reasons::{
+    address, named, not_bound, other_holders, reason, several_programs, trouble, unreachable,
 };
-use crate::forwarder::{Refusal, Stats};
-use crate::notice::{BlockReason, taken};
-use crate::plan::{GuestPort, HostAddr, Key, Verdict};
+use crate::control::model::{Bytes, Connections, PortStatus, Reason, State};
+use crate::forwarder::Stats;
+use crate::notice::BlockReason;
+use crate::plan::{Destination, GuestPort, HostAddr, Key, Verdict};
+
+mod reasons;
 
 /// What to do about a host address that is not there.
 const ADDRESS_HINT: &str = "give it to an interface, then it serves by itself; or change `bind`";
@@ -68,6 +69,8 @@ pub enum Standing<'a> {
 pub struct Forward<'a> {
     /// What names it.
     pub key: Key,
+    /// Where it leads.
+    pub guest: Destination,
     /// How it stands.
     pub standing: Standing<'a>,
     /// From the configuration.
@@ -79,6 +82,8 @@ pub struct Forward<'a> {
 pub struct Draining<'a> {
     /// What named it.
     pub key: Key,
+    /// Where it leads.
+    pub guest: Destination,
     /// Where it was bound.
     pub at: HostAddr,
     /// What went through it.
@@ -118,7 +123,8 @@ pub fn rows(facts: &Facts<'_>) -> Vec<PortStatus> {
         && !facts.forwards.iter().any(is_auto)
     {
         // A static forward leads there: that it is not forwarded a second time is no news.
-        let unforwarded = facts.forwards.is_empty();
+        let leads_there = |f: &Forward<'_>| f.guest.own_port().is_some();
+        let unforwarded = !facts.forwards.iter().any(leads_there);
         rows.extend(unforwarded.then(|| facts.without(verdict)).flatten());
     }
     for draining in &facts.draining {
@@ -140,7 +146,7 @@ pub fn rows(facts: &Facts<'_>) -> Vec<PortStatus> {
 pub fn not_running(facts: &Facts<'_>) -> PortStatus {
     let message = "no `rum up` runs, so nothing is forwarded";
     let reason = reason("not-running", message, Some("start `rum up`"));
-    facts.row(id(Key::Auto(facts.port)), State::Pending, Some(reason))
+    facts.own_row(id(Key::Auto(facts.port)), State::Pending, Some(reason))
 }
 
 fn id(key: Key) -> String {
@@ -150,165 +156,58 @@ fn id(key: Key) -> String {
     }
 }
 
-/// Why `at` is not bound.
-fn not_bound(at: HostAddr, why: &BlockReason, hint: Option<&str>) -> Reason {
-    let (code, message) = match why {
-        BlockReason::Conflict { holder, by } => {
-            ("host-port-taken", taken(at, holder.as_ref(), *by))
-        }
-        BlockReason::Privileged => (
-            "host-port-privileged",
-            format!("{at} needs privilege, as any port below 1024"),
-        ),
-        BlockReason::NoAddress => (
-            "no-host-address",
-            format!("this machine does not have the address {}", at.0.ip()),
-        ),
-        BlockReason::Other(why) => ("bind-failed", format!("cannot bind {at}: {why}")),
-    };
-    let holder = match why {
-        BlockReason::Conflict {
-            holder: Some(p), ..
-        } => Some(ProcessName {
-            pid: p.pid,
-            name: p.name.clone(),
-        }),
-        _ => None,
-    };
-    Reason {
-        holder,
-        ..reason(code, message, hint)
-    }
-}
-
-fn reason(code: &str, message: impl Into<String>, hint: Option<&str>) -> Reason {
-    Reason {
-        code: code.to_owned(),
-        message: message.into(),
-        hint: hint.map(str::to_owned),
-        holder: None,
-    }
-}
-
-/// Where `listener` is bound, as `ss` writes it.
-fn address(listener: &Listener, addr: &BoundAddr) -> String {
-    let ip = match addr.ip {
-        IpAddr::V6(ip) if ip.is_unspecified() && addr.dual_stack => "*".to_owned(),
-        ip => ip.to_string(),
-    };
-    let known = listener.devices.iter().find(|d| d.index == addr.device);
-    match known {
-        Some(device) if !device.name.is_empty() => format!("{ip}%{}", device.name),
-        _ if addr.device != 0 => format!("{ip}%{}", addr.device),
-        _ => ip,
-    }
-}
-
-/// What clients of a port that `listens` meet that they should not, the worst first.
-fn trouble(
+/// How a bound forward stands that leads to an address in the guest's networks. Nobody watches what listens
+/// there: what became of its last client is all that is known.
+fn elsewhere(
+    guest: Destination,
     stats: &Stats,
-    listens: bool,
     lacks: Option<(HostAddr, &BlockReason)>,
-) -> Option<Reason> {
-    let count = |n: u64, what: &str| match n {
-        1 => format!("1 connection {what}"),
-        n => format!("{n} connections {what}"),
-    };
-    if stats.exhausted.load(Relaxed) {
-        let message = "connections wait: rum has no file descriptors or memory left";
-        let hint = "close some connections, or start rum with a higher `ulimit -n`";
-        return Some(reason("exhausted", message, Some(hint)));
+) -> (State, Option<Reason>) {
+    let trouble = trouble(guest, stats, false, lacks);
+    if stats.last_refusal().is_some() {
+        return (State::Pending, trouble);
     }
-    let unserved = stats.unserved.load(Relaxed);
-    if unserved > 0 {
-        let message = count(unserved.into(), "waiting: the agent has no room for more");
-        let hint = "close some connections, or give the agent more file descriptors";
-        return Some(reason("agent-exhausted", message, Some(hint)));
-    }
-    let slow = stats.slow.load(Relaxed);
-    if slow > 0 {
-        let message = count(
-            slow.into(),
-            "waiting: the program in the guest does not accept them",
+    let unwatched = || {
+        let message = format!(
+            "what listens at {guest} is not watched: whether it serves shows when a client comes"
         );
-        let hint = "look whether it is stopped or busy, or whether the guest's firewall drops them";
-        return Some(reason("not-accepted", message, Some(hint)));
-    }
-    if let Some((at, why)) = lacks {
-        let hint = match why {
-            BlockReason::NoAddress => ADDRESS_HINT,
-            _ => "free it; until then clients that use this address do not reach the guest",
-        };
-        return Some(not_bound(at, why, Some(hint)));
-    }
-    let refusal = stats.last_refusal()?;
-    let refused = count(stats.refused.load(Relaxed), "reset");
-    let why = match refusal {
-        Refusal::Agent(DialStatus::Refused) if listens => {
-            "the guest refused it, though a program listens: its firewall may reject connections"
-        }
-        refusal => refusal.words(),
+        reason("not-watched", message, None)
     };
-    let message = format!("{refused}, the last one because {why}");
-    Some(reason("refused", message, None))
-}
-
-fn named(process: &Process) -> ProcessName {
-    ProcessName {
-        pid: process.pid,
-        name: process.name.clone(),
-    }
-}
-
-/// Who else listens on the port of `listener`.
-fn other_holders(listener: &Listener) -> Vec<OtherHolder> {
-    let others = listener.others.iter();
-    let others = others.map(|other| OtherHolder {
-        address: address(listener, &other.address),
-        process: named(&other.process),
-    });
-    others.collect()
-}
-
-/// That several programs listen on the port of `listener`, and which of them is reached.
-fn several_programs(listener: &Listener) -> Option<Reason> {
-    let others = other_holders(listener);
-    let first = others.first()?;
-    let of = |process: &ProcessName| format!("{} (pid {})", process.name, process.pid);
-    let reached = match &listener.process {
-        Some(process) => of(&named(process)),
-        None => "another process".to_owned(),
+    let reason = match stats.serves() {
+        true => trouble,
+        false => trouble.or_else(|| Some(unwatched())),
     };
-    let more = match others.len() {
-        1 => String::new(),
-        n => format!(" and {} more", n - 1),
-    };
-    let message = format!(
-        "{reached} is reached; {} listens on the same port at {}{more}",
-        of(&first.process),
-        first.address
-    );
-    let hint = "give one of them another port";
-    Some(reason("several-programs", message, Some(hint)))
-}
-
-fn unreachable(port: GuestPort, why: &str) -> Reason {
-    let message = format!("nothing can connect to guest port {port}: {why}");
-    let hint = "have its program listen on 127.0.0.1, 0.0.0.0 or an address that the guest has";
-    reason("unreachable", message, Some(hint))
+    (State::Forwarded, reason)
 }
 
 impl Facts<'_> {
-    fn row(&self, id: String, state: State, reason: Option<Reason>) -> PortStatus {
-        let listener = self.listener;
-        let addresses = listener.map(|l| l.addresses.iter().map(|a| address(l, a)).collect());
+    /// The row of the port itself.
+    fn own_row(&self, id: String, state: State, reason: Option<Reason>) -> PortStatus {
+        self.row(id, Destination::own(self.port.0), state, reason)
+    }
+
+    fn row(
+        &self,
+        id: String,
+        guest: Destination,
+        state: State,
+        reason: Option<Reason>,
+    ) -> PortStatus {
+        // Who listens at another address of this port is not known.
+        let listener = self.listener.filter(|_| guest.ip.is_none());
+        let addresses = match (guest.ip, listener) {
+            (Some(ip), _) => vec![ip.to_string()],
+            (None, Some(l)) => l.addresses.iter().map(|a| address(l, a)).collect(),
+            (None, None) => Vec::new(),
+        };
         let process = listener.and_then(|l| l.process.as_ref());
         let command = process.map(|process| process.command.clone());
         PortStatus {
             id,
             proto: "tcp".to_owned(),
             port: self.port.0,
-            guest_addresses: addresses.unwrap_or_default(),
+            guest_addresses: addresses,
+            destination: guest.ip.map(|_| guest.to_string()),
             host: None,
             host_addresses: Vec::new(),
             state,
@@ -330,7 +229,7 @@ impl Facts<'_> {
 
     fn forward(&self, forward: &Forward<'_>) -> PortStatus {
         let (state, reason) = self.state(forward);
-        let mut row = self.row(id(forward.key), state, reason);
+        let mut row = self.row(id(forward.key), forward.guest, state, reason);
         row.label = forward.label.map(str::to_owned);
         if let Standing::Bound {
             at,
@@ -343,8 +242,10 @@ impl Facts<'_> {
             row.bound(*at, stats);
             let others = beside.iter().map(HostAddr::to_string);
             row.host_addresses.extend(others);
-            row.detected_us = self.listener.and_then(detected_us);
             row.url = Some(format!("http://{at}/"));
+            if forward.guest.ip.is_none() {
+                row.detected_us = self.listener.and_then(detected_us);
+            }
             if let Key::Auto(_) = forward.key {
                 row.forwarded_us = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(0));
             }
@@ -366,7 +267,7 @@ impl Facts<'_> {
                         let reason = not_bound(*lacks, why, Some(ADDRESS_HINT));
                         (State::Pending, Some(reason))
                     }
-                    _ => self.bound_state(forward.key, stats, *lacks),
+                    _ => self.bound_state(forward, stats, *lacks),
                 };
             }
         };
@@ -398,10 +299,15 @@ impl Facts<'_> {
 
     fn bound_state(
         &self,
-        key: Key,
+        forward: &Forward<'_>,
         stats: &Stats,
         lacks: Option<(HostAddr, &BlockReason)>,
     ) -> (State, Option<Reason>) {
+        if let (Knowledge::Current, Destination { ip: Some(_), .. }) =
+            (self.knowledge, forward.guest)
+        {
+            return elsewhere(forward.guest, stats, lacks);
+        }
         if let (Knowledge::Current, Some(listener)) = (self.knowledge, self.listener)
             && let Some(why) = &listener.unreachable
         {
@@ -412,7 +318,7 @@ impl Facts<'_> {
                 let several = || self.listener.and_then(several_programs);
                 (
                     State::Forwarded,
-                    trouble(stats, true, lacks).or_else(several),
+                    trouble(forward.guest, stats, true, lacks).or_else(several),
                 )
             }
             Knowledge::Current if stats.serves() => {
@@ -426,7 +332,7 @@ impl Facts<'_> {
                 };
                 (
                     State::Forwarded,
-                    trouble(stats, false, lacks).or_else(|| Some(led())),
+                    trouble(forward.guest, stats, false, lacks).or_else(|| Some(led())),
                 )
             }
             Knowledge::Current => {
@@ -445,7 +351,7 @@ impl Facts<'_> {
                 )
             }
             Knowledge::Stale(why) => {
-                let hint = match key {
+                let hint = match forward.key {
                     Key::Auto(_) => {
                         "the port stays bound for a while and new connections wait for the agent"
                     }
@@ -494,7 +400,7 @@ impl Facts<'_> {
         let label = self.label.map(str::to_owned);
         Some(PortStatus {
             label,
-            ..self.row(id, state, Some(reason))
+            ..self.own_row(id, state, Some(reason))
         })
     }
 
@@ -509,7 +415,12 @@ impl Facts<'_> {
             false => "they go on until their program or their client closes them",
         };
         let reason = reason("closed", message, Some(hint));
-        let mut row = self.row(id(draining.key), State::Draining, Some(reason));
+        let mut row = self.row(
+            id(draining.key),
+            draining.guest,
+            State::Draining,
+            Some(reason),
+        );
         row.label = draining.label.map(str::to_owned);
         row.bound(draining.at, draining.stats);
         row

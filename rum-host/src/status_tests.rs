@@ -2,9 +2,11 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
-use rum_shared::listener::{Device, Holder, Process};
+use rum_shared::channel::DialStatus;
+use rum_shared::listener::{BoundAddr, Device, Holder, Process};
 
 use super::*;
+use crate::forwarder::Refusal;
 use crate::notice::Hold;
 use crate::plan::{OnConflict, Want};
 
@@ -37,7 +39,7 @@ fn listener() -> Listener {
 
 fn forward() -> Verdict {
     Verdict::Forward(Want {
-        guest: PORT,
+        guest: Destination::own(5000),
         host: host(5000),
         binds: host(5000).0.ip().into(),
         on_conflict: OnConflict::Wait,
@@ -60,6 +62,7 @@ fn facts<'a>(listener: Option<&'a Listener>, knowledge: &'a Knowledge) -> Facts<
 fn bound(key: Key, stats: &Stats) -> Forward<'_> {
     Forward {
         key,
+        guest: Destination::own(5000),
         standing: Standing::Bound {
             at: host(5000),
             stats,
@@ -206,6 +209,55 @@ fn what_the_last_client_met_is_told_until_another_meets_something_else() {
 }
 
 #[test]
+fn of_an_address_only_the_last_client_tells() {
+    let (listener, stats) = (listener(), Stats::default());
+    let guest = Destination::from(SocketAddr::from(([172, 17, 0, 2], 5000)));
+    let row = |knowledge| {
+        let mut facts = facts(Some(&listener), knowledge);
+        let key = Key::Static(host(5000));
+        facts.verdict = Some(Verdict::OutOfRange);
+        facts.forwards.push(Forward {
+            guest,
+            ..bound(key, &stats)
+        });
+        // What listens on that port of the guest's own is another matter.
+        let [own, forward] = <[PortStatus; 2]>::try_from(rows(&facts)).unwrap();
+        assert_eq!((own.state, own.destination), (State::OutOfRange, None));
+        forward
+    };
+    let forward = row(&Knowledge::Current);
+    assert_eq!(forward.destination.as_deref(), Some("172.17.0.2:5000"));
+    assert_eq!(forward.guest_addresses, ["172.17.0.2"]);
+    assert_eq!(
+        (forward.process, forward.uid, forward.detected_us),
+        (None, None, None)
+    );
+    let told = |knowledge| {
+        let row = row(knowledge);
+        let reason = row.reason.map(|reason| (reason.code, reason.message));
+        (row.state, reason.unwrap_or_default())
+    };
+    let (state, (code, _)) = told(&Knowledge::Current);
+    assert_eq!((state, &*code), (State::Forwarded, "not-watched"));
+    stats.ended(stats.turn(), Ok(()));
+    let served = (State::Forwarded, Default::default());
+    assert_eq!(told(&Knowledge::Current), served);
+    for (status, why) in [
+        (DialStatus::Refused, "nothing listens there"),
+        (DialStatus::Denied, "older than this rum"),
+    ] {
+        stats.ended(stats.turn(), Err(Refusal::Agent(status)));
+        let (state, (code, message)) = told(&Knowledge::Current);
+        assert_eq!((state, &*code), (State::Pending, "refused"));
+        assert!(message.contains(why), "{message}");
+    }
+    let (state, (code, _)) = told(&Knowledge::None);
+    assert_eq!((state, &*code), (State::Pending, "agent-awaited"));
+    let (state, (code, _)) = told(&Knowledge::Stale("reset".into()));
+    assert_eq!((state, &*code), (State::Lost, "agent-lost"));
+}
+
+#[test]
 fn bound_is_not_enough() {
     let (listener, stats) = (listener(), Stats::default());
     let is_static = Key::Static(host(5000));
@@ -288,6 +340,7 @@ fn a_block_says_why_and_what_to_do() {
         let mut facts = facts(Some(&listener), &Knowledge::Current);
         facts.forwards.push(Forward {
             key: Key::Auto(PORT),
+            guest: Destination::own(5000),
             standing: Standing::Blocked {
                 at: host(5000),
                 reason: reason.as_ref(),
@@ -336,6 +389,7 @@ fn draining_keeps_its_id_until_the_port_is_back() {
     old.active.store(1, Relaxed);
     let draining = || Draining {
         key: Key::Auto(PORT),
+        guest: Destination::own(5000),
         at: host(5000),
         stats: &old,
         limited: false,

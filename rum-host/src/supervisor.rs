@@ -35,7 +35,7 @@ use crate::control::streams::Streams;
 use crate::forwarder::{Dialer, Forwarder};
 use crate::host_port::Taken;
 use crate::notice::{BlockReason, Notice};
-use crate::plan::{GuestPort, HostAddr, Key, Planner, Policy};
+use crate::plan::{Destination, GuestPort, HostAddr, Key, Planner, Policy};
 use crate::reconcile::Reconciler;
 
 mod addresses;
@@ -110,7 +110,7 @@ enum Done {
     Agent,
     Forward {
         serial: u64,
-        guest: GuestPort,
+        guest: Destination,
         cut: usize,
     },
     Holders {
@@ -134,7 +134,7 @@ pub struct Supervisor {
     /// Number of the latest forwarder.
     serial: u64,
     /// Those that were, until their last connection has ended, by guest port and number.
-    closed: BTreeMap<(GuestPort, u64), Closed>,
+    closed: BTreeMap<(u16, u64), Closed>,
     /// Forwards whose block the user was told of.
     told: BTreeMap<Key, Told>,
     /// Those that have gone just now.
@@ -395,8 +395,8 @@ impl Supervisor {
             // Ends only with the loop.
             Done::Agent => {}
             Done::Forward { serial, guest, cut } => {
-                self.closed.remove(&(guest, serial));
-                self.notes.port(guest);
+                self.closed.remove(&(guest.port, serial));
+                self.notes.port(guest.port);
                 // Bound again while its task was ending.
                 if let Some(active) = self.forwarders.values().find(|a| a.serial == serial) {
                     shell.tasks.spawn(forward(&active.forwarder, serial));

@@ -151,7 +151,7 @@ async fn connect(args: &WaitArgs, name: Option<&str>, latest: &mut Why) -> Resul
     }
 }
 
-/// What is the case with `port`, a guest port or the host port of a static forward.
+/// What is the case with `port`, a port of the guest's own or the host port of a static forward.
 fn verdict(port: u16, gone: bool, known: &Known) -> Verdict {
     let rows: Vec<_> = known.ports().filter(|row| is_meant(port, row)).collect();
     match gone {
@@ -167,7 +167,7 @@ fn is_meant(port: u16, row: &PortStatus) -> bool {
         let address = id.split('#').next()?;
         address.parse::<SocketAddr>().ok()
     };
-    row.port == port || host().is_some_and(|host| host.port() == port)
+    row.destination.is_none() && row.port == port || host().is_some_and(|host| host.port() == port)
 }
 
 fn verdict_forwarded(port: u16, rows: &[&PortStatus], known: &Known) -> Verdict {

@@ -1,6 +1,8 @@
 //! Step 6 of the data flow: what the forward channel says.
 //!
-//! The host sends the guest port as two bytes, big-endian; the agent dials and answers one
+//! The host sends a [`Header`]: the guest port as two bytes, big-endian. Port 0, which nothing listens on,
+//! says that another kind of header follows, of which an agent of before knows nothing: it answers
+//! [`DialStatus::Denied`]. The agent dials and answers one
 //! [`DialStatus`] byte. From then on both directions are framed alike: four bytes of length,
 //! big-endian, then that many bytes. Length 0 says that this direction has ended,
 //! [`RESET`] that the connection was reset. So a half-close crosses transports that lose a
@@ -10,12 +12,13 @@
 //! payload, at most three bytes of a length; only a reset may follow an end, nothing a reset.
 
 use std::io;
-
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::destination::Destination;
 use crate::handover;
 use crate::netns::NetCookie;
 use crate::transport::{Endpoint, Service, Stream};
@@ -29,6 +32,43 @@ pub const LENGTH: usize = 4;
 pub const END: [u8; LENGTH] = [0; LENGTH];
 /// The reset frame: the connection was reset.
 pub const RESET: [u8; LENGTH] = [0xff; LENGTH];
+
+/// After port 0: unconnected sockets are asked for, see [`handover`].
+const SOCKETS: u8 = 0;
+/// After port 0: four bytes of an IPv4 address and two of a port follow.
+const IPV4: u8 = 4;
+/// After port 0: sixteen bytes of an IPv6 address and two of a port follow.
+const IPV6: u8 = 6;
+
+/// What the host asks for with a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header {
+    /// A connection. Its port may be 0 in what came from a host.
+    Destination(Destination),
+    /// Sockets that are not connected, see [`handover`].
+    Sockets,
+}
+
+impl Header {
+    /// As it is sent.
+    pub fn bytes(self) -> Vec<u8> {
+        let (kind, address) = match self {
+            Self::Destination(Destination { ip: None, port }) => {
+                return port.to_be_bytes().to_vec();
+            }
+            Self::Sockets => (SOCKETS, Vec::new()),
+            Self::Destination(Destination { ip: Some(ip), port }) => {
+                let (kind, mut address) = match ip {
+                    IpAddr::V4(ip) => (IPV4, ip.octets().to_vec()),
+                    IpAddr::V6(ip) => (IPV6, ip.octets().to_vec()),
+                };
+                address.extend(port.to_be_bytes());
+                (kind, address)
+            }
+        };
+        [&[0, 0, kind], &address[..]].concat()
+    }
+}
 
 /// The agent's answer to a channel header: one byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,13 +108,18 @@ impl From<u8> for DialStatus {
     }
 }
 
-/// Host side: asks for `port` and waits for the status. There is no deadline inside: an agent
+/// Host side: asks for `destination` and waits for the status. There is no deadline inside: an agent
 /// may never answer, so call it under a timeout and drop the stream when that passes.
 ///
 /// # Errors
 /// The stream's; [`io::ErrorKind::UnexpectedEof`] when it ends before the status.
-pub async fn open(mut stream: Stream, port: u16) -> io::Result<Result<Connected, DialStatus>> {
-    stream.write_all(&port.to_be_bytes()).await?;
+pub async fn open(
+    mut stream: Stream,
+    destination: Destination,
+) -> io::Result<Result<Connected, DialStatus>> {
+    stream
+        .write_all(&Header::Destination(destination).bytes())
+        .await?;
     answered(stream, None).await
 }
 
@@ -82,8 +127,11 @@ pub async fn open(mut stream: Stream, port: u16) -> io::Result<Result<Connected,
 ///
 /// # Errors
 /// Those of [`Endpoint::dial`] and of [`open`].
-pub async fn dial(endpoint: &Endpoint, port: u16) -> io::Result<Result<Connected, DialStatus>> {
-    let header = port.to_be_bytes();
+pub async fn dial(
+    endpoint: &Endpoint,
+    destination: Destination,
+) -> io::Result<Result<Connected, DialStatus>> {
+    let header = Header::Destination(destination).bytes();
     let stream = endpoint.dial_saying(Service::Channel, &header).await?;
     match endpoint {
         Endpoint::Unix { net, .. } => answered(stream, *net).await,
@@ -126,13 +174,24 @@ pub enum Connected {
     Direct(TcpStream),
 }
 
-/// Agent side: reads the port that the host asks for. There is no deadline inside: call it
-/// under a timeout.
+/// Agent side: reads what the host asks for; `None` if that is nothing that is known here. There is no
+/// deadline inside: call it under a timeout.
 ///
 /// # Errors
-/// The stream's; [`io::ErrorKind::UnexpectedEof`] when it ends before the port.
-pub async fn read_header(stream: &mut Stream) -> io::Result<u16> {
-    stream.read_u16().await
+/// The reader's; [`io::ErrorKind::UnexpectedEof`] when it ends before the header does.
+pub async fn read_header(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Header>> {
+    let port = reader.read_u16().await?;
+    if port != 0 {
+        return Ok(Some(Header::Destination(Destination::own(port))));
+    }
+    let ip: IpAddr = match reader.read_u8().await? {
+        SOCKETS => return Ok(Some(Header::Sockets)),
+        IPV4 => Ipv4Addr::from(reader.read_u32().await?).into(),
+        IPV6 => Ipv6Addr::from(reader.read_u128().await?).into(),
+        _ => return Ok(None),
+    };
+    let (port, ip) = (reader.read_u16().await?, Some(ip));
+    Ok(Some(Header::Destination(Destination { port, ip })))
 }
 
 /// Agent side: answers that it is connected and hands `socket` over, where the transport can
@@ -285,6 +344,11 @@ mod tests {
         }
     }
 
+    fn header_of(bytes: &mut &[u8]) -> io::Result<Option<Header>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(read_header(bytes))
+    }
+
     proptest! {
         #[test]
         fn pieces_do_not_matter(
@@ -309,6 +373,25 @@ mod tests {
         }
 
         #[test]
+        fn headers_come_back_and_no_byte_behind_them_is_taken(
+            port in 1u16.., ip: Option<IpAddr>, sockets: bool, behind: Vec<u8>,
+        ) {
+            let header = match sockets {
+                true => Header::Sockets,
+                false => Header::Destination(Destination { port, ip }),
+            };
+            let sent = [header.bytes(), behind.clone()].concat();
+            let mut rest = &sent[..];
+            prop_assert_eq!(header_of(&mut rest).unwrap(), Some(header));
+            prop_assert_eq!(rest, behind);
+        }
+
+        #[test]
+        fn any_bytes_are_a_header_or_none(bytes: Vec<u8>) {
+            let _ = header_of(&mut &bytes[..]);
+        }
+
+        #[test]
         fn every_status_byte_means_something(byte: u8) {
             let status = DialStatus::from(byte);
             prop_assert!(status as u8 == byte || status == DialStatus::Failed);
@@ -323,17 +406,21 @@ mod tests {
         };
         let ((host, mut agent), (lost, mut gone)) = (pair(), pair());
         let agent = async {
-            assert_eq!(read_header(&mut agent).await.unwrap(), 50_000);
+            let asked = read_header(&mut agent).await.unwrap();
+            assert_eq!(asked, Some(Header::Destination(Destination::own(50_000))));
             write_status(&mut agent, DialStatus::Unreachable)
                 .await
                 .unwrap();
-            assert_eq!(read_header(&mut gone).await.unwrap(), 1);
+            read_header(&mut gone).await.unwrap();
             drop(gone);
         };
         let host = async {
-            let refused = open(host, 50_000).await.unwrap().unwrap_err();
+            let refused = open(host, Destination::own(50_000))
+                .await
+                .unwrap()
+                .unwrap_err();
             assert_eq!(refused, DialStatus::Unreachable);
-            let error = open(lost, 1).await.unwrap_err();
+            let error = open(lost, Destination::own(1)).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         };
         tokio::join!(agent, host);

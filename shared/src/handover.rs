@@ -26,13 +26,12 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::channel::Header;
 use crate::netns::NetCookie;
 use crate::transport::{Endpoint, Service, Stream};
 
 /// How many unconnected sockets an agent offers at once.
 pub const OFFER: usize = 16;
-/// The port in a channel header that asks for them; no listener has it.
-pub const REQUEST: u16 = 0;
 /// Time for the agent to offer them.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -43,7 +42,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// [`io::ErrorKind::TimedOut`] after 5 s. With any other descriptor among them all are closed.
 pub async fn request(endpoint: &Endpoint) -> io::Result<Vec<OwnedFd>> {
     let requested = async {
-        let header = REQUEST.to_be_bytes();
+        let header = Header::Sockets.bytes();
         let Stream::Unix(stream) = endpoint.dial_saying(Service::Channel, &header).await? else {
             return Ok(Vec::new());
         };
@@ -60,7 +59,7 @@ pub async fn request(endpoint: &Endpoint) -> io::Result<Vec<OwnedFd>> {
     timed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Agent side: answers a [`REQUEST`].
+/// Agent side: answers [`Header::Sockets`].
 ///
 /// # Errors
 /// Those of socket(2) and of the stream.

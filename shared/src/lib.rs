@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 2 port set | [`range`], [`listener`]: pure sets and their differences |
 //! | 3 RPC stream | [`rpc`]: the trait and its wire types, over [`link`], [`session`], [`transport`] |
-//! | 6 bytes | [`channel`], [`handover`], [`relay`]: the forward channel and its half-close |
+//! | 5, 6 bytes | [`destination`], [`channel`], [`handover`], [`relay`]: the forward channel and its half-close |
 //!
 //! [`text`] cleans what the other side wrote before a terminal sees it.
 //!
@@ -14,6 +14,7 @@
 //! since guest and host distrust each other.
 
 pub mod channel;
+pub mod destination;
 pub mod handover;
 pub mod lines;
 pub mod link;

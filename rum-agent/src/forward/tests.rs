@@ -55,7 +55,10 @@ async fn listeners_are_dialled_where_they_are() {
         } else {
             vec![]
         };
-        let tcp = forwarder(known).dial(address.port()).await.unwrap();
+        let tcp = forwarder(known)
+            .dial(Destination::own(address.port()))
+            .await
+            .unwrap();
         assert_eq!(tcp.peer_addr().unwrap(), address);
         server.accept().await.unwrap();
     }
@@ -64,7 +67,12 @@ async fn listeners_are_dialled_where_they_are() {
 #[tokio::test]
 async fn what_cannot_be_dialled_has_a_reason() {
     let (_held, port) = silent_port();
-    let dial = async |listeners, port| forwarder(listeners).dial(port).await.unwrap_err();
+    let dial = async |listeners, port| {
+        forwarder(listeners)
+            .dial(Destination::own(port))
+            .await
+            .unwrap_err()
+    };
     assert_eq!(dial(vec![], port).await, DialStatus::Refused);
     assert_eq!(dial(vec![], 0).await, DialStatus::Denied);
     // An address that is not of this machine (TEST-NET-1, RFC 5737) is not dialled.
@@ -72,6 +80,38 @@ async fn what_cannot_be_dialled_has_a_reason() {
     assert_eq!(dial(vec![foreign], port).await, DialStatus::Unreachable);
     let scoped = listener(port, &[bound("fe80::1", false)]);
     assert_eq!(dial(vec![scoped], port).await, DialStatus::Unreachable);
+}
+
+#[tokio::test]
+async fn an_address_is_dialled_whoever_has_it() {
+    let dial = async |ip: &str, port| {
+        let destination = SocketAddr::new(ip.parse().unwrap(), port).into();
+        forwarder(vec![]).dial(destination).await
+    };
+    for ip in ["127.0.0.3", "::1"] {
+        let server = TcpListener::bind((ip, 0)).await.unwrap();
+        let address = server.local_addr().unwrap();
+        // It is not known where it is, as another machine's is not.
+        let tcp = dial(ip, address.port()).await.unwrap();
+        assert_eq!(tcp.peer_addr().unwrap(), address);
+        server.accept().await.unwrap();
+        drop(server);
+        let refused = dial(ip, address.port()).await.unwrap_err();
+        assert_eq!(refused, DialStatus::Refused);
+    }
+    assert_eq!(dial("127.0.0.1", 0).await.unwrap_err(), DialStatus::Denied);
+    // A port without an interface means nothing at a link-local address.
+    assert!(dial("fe80::1", 80).await.is_err());
+}
+
+#[tokio::test]
+async fn a_header_that_is_not_known_is_denied() {
+    for said in [&[0, 0, 5][..], &[0, 0, 0]] {
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        host.write_all(said).await.unwrap();
+        forwarder(vec![]).serve(Stream::Unix(guest)).await;
+        assert_eq!(host.read_u8().await.unwrap(), DialStatus::Denied as u8);
+    }
 }
 
 #[tokio::test]
@@ -87,7 +127,11 @@ async fn a_channel_carries_bytes_both_ways_and_ends() {
     let (client, accepted) = tokio::join!(client, entry.accept());
     let (mut client, accepted) = (client.unwrap(), accepted.unwrap().0);
     let host = async {
-        let Connected::Framed(host) = channel::open(host, port).await.unwrap().unwrap() else {
+        let Connected::Framed(host) = channel::open(host, Destination::own(port))
+            .await
+            .unwrap()
+            .unwrap()
+        else {
             panic!("a socket that nobody asked for");
         };
         relay(
@@ -127,7 +171,7 @@ async fn too_many_channels_are_told_so() {
     let places = forwarder.places.clone();
     let _all = places.acquire_many(MAX_CHANNELS as u32).await.unwrap();
     let (refused, ()) = tokio::join!(
-        channel::open(Stream::Unix(host), 80),
+        channel::open(Stream::Unix(host), Destination::own(80)),
         forwarder.serve(Stream::Unix(guest))
     );
     assert_eq!(refused.unwrap().unwrap_err(), DialStatus::Exhausted);
@@ -141,7 +185,7 @@ async fn a_socket_is_handed_over_where_that_is_wanted() {
     forwarder.hand_over = true;
     let (host, guest) = UnixStream::pair().unwrap();
     let (connected, (), accepted) = tokio::join!(
-        channel::open(Stream::Unix(host), port),
+        channel::open(Stream::Unix(host), Destination::own(port)),
         forwarder.serve(Stream::Unix(guest)),
         server.accept()
     );
@@ -199,7 +243,7 @@ async fn a_full_accept_queue_is_waited_for() {
     let (listener, waiting) = full();
     let port = listener.local_addr().unwrap().port();
     let forwarder = forwarder(vec![]);
-    let mut dial = std::pin::pin!(forwarder.dial(port));
+    let mut dial = std::pin::pin!(forwarder.dial(Destination::own(port)));
     tokio::select! {
         biased;
         dialled = &mut dial => panic!("{dialled:?}"),
@@ -258,8 +302,8 @@ async fn those_who_wait_leave_room_for_others() {
         .try_acquire_many(MAX_WAITING as u32)
         .unwrap();
     assert_eq!(
-        forwarder.dial(port).await.unwrap_err(),
+        forwarder.dial(Destination::own(port)).await.unwrap_err(),
         DialStatus::Exhausted
     );
-    forwarder.dial(open_port).await.unwrap();
+    forwarder.dial(Destination::own(open_port)).await.unwrap();
 }

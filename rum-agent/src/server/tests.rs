@@ -7,6 +7,7 @@ use tokio_vsock::VMADDR_CID_LOCAL;
 
 use super::*;
 use rum_shared::channel;
+use rum_shared::destination::Destination;
 use rum_shared::rpc::RumAgentClient;
 use rum_shared::rpc::WatchEvent;
 use rum_shared::session::Session;
@@ -103,7 +104,7 @@ async fn a_real_listener_is_reported_reached_and_gone() {
                 }
                 let stream = endpoint.dial(Port::Channel).await.unwrap();
                 let (connected, accepted) =
-                    tokio::join!(channel::open(stream, port), listener.accept());
+                    tokio::join!(channel::open(stream, Destination::own(port)), listener.accept());
                 connected.unwrap().unwrap();
                 drop((listener, accepted));
                 loop {
@@ -170,7 +171,10 @@ async fn stopping_ends_sessions_and_channels() {
     let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = server.local_addr().unwrap().port();
     let stream = endpoint.dial(Port::Channel).await.unwrap();
-    let _open = channel::open(stream, port).await.unwrap().unwrap();
+    let _open = channel::open(stream, Destination::own(port))
+        .await
+        .unwrap()
+        .unwrap();
     shutdown.cancel();
     let result = tokio::time::timeout(DEADLINE, agents.join_next()).await;
     result.unwrap().unwrap().unwrap().unwrap();

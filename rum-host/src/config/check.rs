@@ -11,10 +11,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::guest::GuestKind;
-use crate::policy::{Binds, DRAIN, GuestPort, HostAddr, Policy, StaticForward};
+use crate::policy::{Binds, DRAIN, Destination, HostAddr, Policy, StaticForward};
 
+use super::destination;
 use super::error::Problem;
-use super::raw::{Config, Texts};
+use super::raw::{Config, PortOrAddress, Texts};
 use super::values::{self, Invalid};
 use super::{DEFAULT_NAME, Overrides, Settings};
 
@@ -175,7 +176,7 @@ impl Check<'_> {
         for (i, entry) in raw.ports.iter().take(MAX_FORWARDS).enumerate() {
             let at = self.root.item("ports", i);
             let host = self.port(at, "host", entry.host);
-            let guest = self.port(at, "guest", entry.guest);
+            let guest = self.destination(at, &entry.guest);
             let binds = self.binds(at, &entry.bind);
             let (Some(host), Some(guest)) = (host, guest) else {
                 continue;
@@ -200,13 +201,24 @@ impl Check<'_> {
                 StaticForward {
                     host: HostAddr(host),
                     binds,
-                    guest: GuestPort(guest),
+                    guest,
                     label: self.label(at, entry.label.as_deref()),
                 },
                 span,
             ));
         }
         forwards
+    }
+
+    fn destination(&mut self, at: Place<'_>, guest: &PortOrAddress) -> Option<Destination> {
+        let text = match guest {
+            PortOrAddress::Port(port) => {
+                return self.port(at, "guest", *port).map(Destination::own);
+            }
+            PortOrAddress::Address(text) => text,
+        };
+        let read = |text: &str| destination::destination(text).map(Some);
+        self.text(at, "guest", text, read)
     }
 
     pub(super) fn port(&mut self, at: Place<'_>, key: &str, value: i64) -> Option<u16> {

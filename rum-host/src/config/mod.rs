@@ -14,6 +14,7 @@
 mod auto;
 mod check;
 mod clash;
+mod destination;
 mod error;
 mod guest;
 mod libvirt;
@@ -35,7 +36,7 @@ use toml::de::DeTable;
 pub use auto::MAX_RULES;
 pub use check::MAX_FORWARDS;
 pub use error::{ConfigError, Located, MAX_PROBLEMS, Problem};
-pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig, RuleConfig};
+pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig, PortOrAddress, RuleConfig};
 
 use crate::error::RumError;
 use crate::guest::GuestKind;

@@ -48,6 +48,17 @@ impl Default for Texts {
     }
 }
 
+/// A port, or an address with one.
+#[derive(Debug, Clone, PartialEq, Eq, Facet)]
+#[facet(untagged)]
+#[repr(u8)]
+pub enum PortOrAddress {
+    /// `80`
+    Port(i64),
+    /// `"172.17.0.2:80"`
+    Address(String),
+}
+
 /// `[guest]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Facet)]
 pub struct GuestConfig {
@@ -100,8 +111,8 @@ pub struct GuestConfig {
 pub struct PortConfig {
     /// `host` is the port on this machine, from 1 to 65535, such as `host = 8080`
     pub host: i64,
-    /// `guest` is the port in the guest, from 1 to 65535, such as `guest = 80`
-    pub guest: i64,
+    /// `guest` is the port in the guest, from 1 to 65535, such as `guest = 80`, or an address in its networks with a port, such as `guest = "172.17.0.2:80"`
+    pub guest: PortOrAddress,
     /// `bind` is the addresses of this machine to listen on, such as `bind = "localhost"` or `bind = ["127.0.0.1", "192.0.2.1"]`
     #[facet(default)]
     pub bind: Texts,

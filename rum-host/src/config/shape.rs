@@ -13,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::error::Problem;
-use super::raw::Texts;
+use super::raw::{PortOrAddress, Texts};
 
 /// Longest key for which a similar one is looked for.
 const MAX_SIMILAR: usize = 32;
@@ -39,6 +39,7 @@ enum Kind {
     Texts,
     TextOrTexts,
     Number,
+    NumberOrText,
     Truth,
     Table(&'static [Field]),
     Tables(&'static [Field]),
@@ -67,9 +68,12 @@ impl Place {
     /// A key as it is written in this table: `range`, `[guest]`, `[[auto_ports.rule]]`.
     fn key(&self, field: &'static Field) -> String {
         match kind(field) {
-            Kind::Text | Kind::Texts | Kind::TextOrTexts | Kind::Number | Kind::Truth => {
-                field.effective_name().to_owned()
-            }
+            Kind::Text
+            | Kind::Texts
+            | Kind::TextOrTexts
+            | Kind::Number
+            | Kind::NumberOrText
+            | Kind::Truth => field.effective_name().to_owned(),
             Kind::Table(_) | Kind::Tables(_) => self.of(field).header(),
         }
     }
@@ -133,13 +137,15 @@ impl Pass {
         match (kind(field), value.get_ref()) {
             (Kind::Text | Kind::TextOrTexts, DeValue::String(_))
             | (Kind::Truth, DeValue::Boolean(_)) => {}
+            // facet-toml takes it for a number.
+            (Kind::NumberOrText, DeValue::String(text)) if !is_port(text) => {}
             (kind @ (Kind::Texts | Kind::TextOrTexts), DeValue::Array(array)) => {
                 let others = array.iter().filter(|item| !item.get_ref().is_str());
                 for item in others {
                     self.wrong_type(item.span(), &kind, item.get_ref(), field, place);
                 }
             }
-            (Kind::Number, DeValue::Integer(number)) => {
+            (Kind::Number | Kind::NumberOrText, DeValue::Integer(number)) => {
                 if i64::from_str_radix(number.as_str(), number.radix()).is_err() {
                     self.found.push(Problem::new(
                         span,
@@ -190,12 +196,13 @@ impl Pass {
             Kind::Texts => "a list of texts in quotes",
             Kind::TextOrTexts => "a text in quotes, or a list of such texts",
             Kind::Number => "a number",
+            Kind::NumberOrText => "a number, or an address with a port in quotes",
             Kind::Truth => "true or false",
             Kind::Table(_) => "one table",
             Kind::Tables(_) => "a list of tables",
         };
         let hint = match (kind, value) {
-            (Kind::Number, DeValue::String(text)) if text.trim().parse::<u16>().is_ok() => {
+            (Kind::Number | Kind::NumberOrText, DeValue::String(text)) if is_port(text) => {
                 format!("leave out the quotes: `{name} = {}`", text.trim())
             }
             (Kind::Tables(_), DeValue::Table(_)) => {
@@ -274,7 +281,12 @@ fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<(String
     }
     fields.iter().find_map(|field| match kind(field) {
         Kind::Table(inner) | Kind::Tables(inner) => home_of(key, inner, &place.of(field)),
-        Kind::Text | Kind::Texts | Kind::TextOrTexts | Kind::Number | Kind::Truth => None,
+        Kind::Text
+        | Kind::Texts
+        | Kind::TextOrTexts
+        | Kind::Number
+        | Kind::NumberOrText
+        | Kind::Truth => None,
     })
 }
 
@@ -308,6 +320,11 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
     }
 }
 
+/// A port in quotes.
+fn is_port(text: &str) -> bool {
+    text.trim().parse::<u16>().is_ok()
+}
+
 fn required(field: &Field) -> bool {
     !field.has_default() && !matches!(field.shape.get().def, Def::Option(_))
 }
@@ -325,6 +342,7 @@ fn kind(field: &'static Field) -> Kind {
         Def::List(list) => Kind::Tables(fields(list.t())),
         _ if shape.is_type::<String>() => Kind::Text,
         _ if shape.is_type::<Texts>() => Kind::TextOrTexts,
+        _ if shape.is_type::<PortOrAddress>() => Kind::NumberOrText,
         _ if shape.is_type::<i64>() => Kind::Number,
         _ if shape.is_type::<bool>() => Kind::Truth,
         _ => Kind::Table(fields(shape)),

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error;
-use crate::plan::{AutoPolicy, GuestPort, HostAddr, OnConflict, StaticForward};
+use crate::plan::{AutoPolicy, Destination, HostAddr, OnConflict, StaticForward};
 use crate::sandbox::isolation::Isolation;
 
 fn fixtures(kind: &str) -> Vec<(String, String)> {
@@ -205,7 +205,7 @@ fn valid() -> impl Strategy<Value = (String, Settings)> {
             let bind = binds[bind];
             text += &format!("[[ports]]\nhost = {host}\nguest = {guest}\nbind = \"{bind}\"\n");
             let host = SocketAddr::new(bind.parse().unwrap(), host);
-            let (host, guest) = (HostAddr(host), GuestPort(guest));
+            let (host, guest) = (HostAddr(host), Destination::own(guest));
             settings.policy.statics.push(StaticForward {
                 host,
                 binds: host.0.ip().into(),

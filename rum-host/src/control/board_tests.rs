@@ -18,6 +18,7 @@ fn row(id: &str, port: u16, state: Port, total: u64) -> PortStatus {
         proto: "tcp".to_owned(),
         port,
         guest_addresses: Vec::new(),
+        destination: None,
         host: None,
         host_addresses: Vec::new(),
         state,

@@ -13,11 +13,14 @@
 use std::fmt;
 
 use facet::Facet;
+use rum_shared::text::clean;
 
 /// Version of the JSON. It rises only when something is removed or renamed.
 pub const SCHEMA_VERSION: u32 = 1;
+/// Longest [`PortStatus::destination`] that is shown: an IPv6 address in brackets and a port have 53.
+const MAX_DESTINATION: usize = 64;
 /// Version of the RPC on the control socket. Another one is refused with a hint.
-pub const CONTROL_PROTOCOL: u32 = 3;
+pub const CONTROL_PROTOCOL: u32 = 4;
 
 /// What is the matter with a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Facet)]
@@ -110,7 +113,7 @@ pub struct OtherHolder {
 pub struct Reason {
     /// A word for programs: `host-port-taken`, `host-port-privileged`, `no-host-address`, `bind-failed`,
     /// `not-listening`, `exhausted`, `agent-exhausted`, `not-accepted`, `refused`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
-    /// `agent-lost`, `not-running`, `unreachable`, `several-programs`, `led-elsewhere`; others may come.
+    /// `agent-lost`, `not-running`, `unreachable`, `several-programs`, `led-elsewhere`, `not-watched`; others may come.
     pub code: String,
     /// What is the case, in words: `127.0.0.1:5432 is taken by postgres (pid 4121)`.
     pub message: String,
@@ -153,6 +156,9 @@ pub struct PortStatus {
     /// Where the guest's program listens: `127.0.0.1`, `0.0.0.0`, `::1`, `::` (`*` when that
     /// takes IPv4 too), `fe80::7%eth0` if it is bound to an interface. Empty while unknown.
     pub guest_addresses: Vec<String>,
+    /// Where it leads, `172.17.0.2:80`, if that is not a port of the guest's own but an address in its
+    /// networks. What listens there is not known.
+    pub destination: Option<String>,
     /// The host address that is bound, such as `127.0.0.1:5000`.
     pub host: Option<String>,
     /// All host addresses that are bound: that one, then those beside it, such as `[::1]:5000`.
@@ -187,6 +193,16 @@ pub struct PortStatus {
     /// The host's part, on its own clock: from the agent's message to the bound host port, in
     /// microseconds.
     pub forwarded_us: Option<u64>,
+}
+
+impl PortStatus {
+    /// What people call it: the number of the guest's port, or the address that it leads to.
+    pub fn called(&self) -> String {
+        match &self.destination {
+            Some(destination) => clean(destination, MAX_DESTINATION),
+            None => self.port.to_string(),
+        }
+    }
 }
 
 /// How the agent stands.

@@ -11,7 +11,7 @@
 use std::io;
 use std::time::Duration;
 
-use rum_shared::channel::{self, DialStatus};
+use rum_shared::channel::{self, DialStatus, Header};
 use rum_shared::transport::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
@@ -20,7 +20,7 @@ use super::peer;
 use super::server::{ACCEPT_PAUSE, LOOK};
 use super::socket::Socket;
 use crate::forwarder::Dialer;
-use crate::plan::GuestPort;
+use crate::plan::Destination;
 use crate::runtime_dir::RuntimeDir;
 
 /// Streams at a time: people with shells and their tools. More wait in the kernel's queue.
@@ -86,9 +86,13 @@ async fn serve(stream: &mut Stream, mut dialer: Dialer) -> io::Result<()> {
         return channel::write_status(stream, DialStatus::Denied).await;
     }
     let header = tokio::time::timeout(HEADER_DEADLINE, channel::read_header(stream));
-    let port = header.await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let header = header.await.map_err(|_| io::ErrorKind::TimedOut)??;
+    // Whoever may use it may not reach the guest's networks by it.
+    let Some(Header::Destination(guest @ Destination { ip: None, .. })) = header else {
+        return channel::write_status(stream, DialStatus::Denied).await;
+    };
     let opened = tokio::select! {
-        opened = dialer.channel(GuestPort(port)) => opened,
+        opened = dialer.channel(guest) => opened,
         // It waits for its answer: whatever comes is its end, or against the rules.
         _ = stream.read_u8() => return Ok(()),
     };

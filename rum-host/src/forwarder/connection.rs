@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::dialer::{Dialer, WaitingRoom};
 use super::stats::{Counted, Stats};
 use crate::descriptors::Room;
-use crate::plan::GuestPort;
+use crate::plan::Destination;
 
 /// A program that has not accepted a client by then is shown to let it wait.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ pub(super) struct Connection {
     pub(super) client: TcpStream,
     pub(super) room: Room,
     pub(super) waiting: Waiting,
-    pub(super) guest: GuestPort,
+    pub(super) guest: Destination,
     pub(super) dialer: Dialer,
     pub(super) stats: Arc<Stats>,
     pub(super) cut: CancellationToken,
@@ -105,17 +105,17 @@ impl Connection {
                     Ok(()) = dialer.successions.changed() => Outcome::ChannelLost,
                 }
             }
-            Ok(Connected::Direct(guest)) => {
+            Ok(Connected::Direct(program)) => {
                 let relay = |turn: Arc<relay::Turn>| async move {
-                    relay::relay_direct(client, guest, &stats.bytes, &turn, &cut).await
+                    relay::relay_direct(client, program, &stats.bytes, &turn, &cut).await
                 };
                 dialer.bulk.run(relay).await
             }
             Err(refusal) => {
-                tracing::debug!(guest_port = guest.0, ?refusal, "connection refused");
+                tracing::debug!(%guest, ?refusal, "connection refused");
                 return;
             }
         };
-        tracing::trace!(guest_port = guest.0, ?outcome, "connection ended");
+        tracing::trace!(%guest, ?outcome, "connection ended");
     }
 }

@@ -26,7 +26,7 @@ use crate::agent::client::LinkState;
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::descriptors::{self, Reserve, Room, is_exhaustion};
-use crate::plan::GuestPort;
+use crate::plan::{Destination, GuestPort};
 use crate::pool::{Dialled, Pool};
 
 /// Time for an agent that is away, or that takes no channel, to be back. A restart takes less.
@@ -48,9 +48,17 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// In words, about a guest port.
-    pub fn words(self) -> &'static str {
+    /// In words, about `guest`.
+    pub fn words(self, guest: Destination) -> &'static str {
+        let elsewhere = guest.ip.is_some();
         match self {
+            Self::Agent(DialStatus::Refused) if elsewhere => "nothing listens there",
+            Self::Agent(DialStatus::Unreachable) if elsewhere => {
+                "the guest does not reach that address"
+            }
+            Self::Agent(DialStatus::Denied) if elsewhere => {
+                "the agent does not know addresses: it is older than this rum"
+            }
             Self::Agent(DialStatus::Refused) => "nothing listens on it in the guest",
             Self::Agent(DialStatus::Unreachable) => {
                 "the address it listens on cannot be reached in the guest"
@@ -134,7 +142,7 @@ impl Dialer {
     /// Why there is none.
     pub(super) async fn open(
         &mut self,
-        guest: GuestPort,
+        guest: Destination,
         mut room: Room,
         stats: &Stats,
     ) -> Result<Connected, Refusal> {
@@ -162,7 +170,7 @@ impl Dialer {
                     there = clock::now();
                     if unserved.is_none() && stats.unserved.load(Relaxed) == 0 {
                         tracing::warn!(
-                            guest_port = guest.0,
+                            %guest,
                             "the agent has no room for more connections; they wait until it has"
                         );
                     }
@@ -185,7 +193,7 @@ impl Dialer {
     ///
     /// # Errors
     /// Why there is none; `None`: no agent answered.
-    pub async fn channel(&mut self, guest: GuestPort) -> Result<Stream, Option<DialStatus>> {
+    pub async fn channel(&mut self, guest: Destination) -> Result<Stream, Option<DialStatus>> {
         let room = self.room().await;
         match self.open(guest, room, &Stats::default()).await {
             Ok(Connected::Framed(channel)) => Ok(channel),
@@ -207,8 +215,8 @@ impl Dialer {
 
     /// A connection without the agent: over a socket that it has handed over. `None`: the agent
     /// has to be asked.
-    async fn direct(&self, guest: GuestPort) -> Option<Result<TcpStream, DialStatus>> {
-        match self.pool.connect(guest)? {
+    async fn direct(&self, guest: Destination) -> Option<Result<TcpStream, DialStatus>> {
+        match self.pool.connect(GuestPort(guest.own_port()?))? {
             Dialled::Connected(tcp) => Some(Ok(tcp)),
             Dialled::Waiting(waiting) => match waiting.connected().await {
                 Ok(tcp) => Some(Ok(tcp)),
@@ -221,7 +229,7 @@ impl Dialer {
     }
 
     /// One try. It has no deadline: it lasts as long as the agent is there.
-    async fn through_agent(&mut self, guest: GuestPort, room: Room) -> Result<Connected, Failed> {
+    async fn through_agent(&mut self, guest: Destination, room: Room) -> Result<Connected, Failed> {
         self.successions.mark_unchanged();
         let ready = self.pool.channel();
         let mut link = self.link.clone();
@@ -269,17 +277,17 @@ async fn lost(link: &mut watch::Receiver<LinkState>) -> Failed {
 async fn ask(
     endpoint: &Endpoint,
     ready: Option<Stream>,
-    guest: GuestPort,
+    guest: Destination,
     room: Room,
 ) -> io::Result<Result<Connected, DialStatus>> {
     // One that was ready and fails without an answer was made by an agent that is gone.
     if let Some(ready) = ready
-        && let Ok(answer) = channel::open(ready, guest.0).await
+        && let Ok(answer) = channel::open(ready, guest).await
     {
         return Ok(answer);
     }
     room.vacate();
-    channel::dial(endpoint, guest.0).await
+    channel::dial(endpoint, guest).await
 }
 
 /// Counts the clients of all forwards that wait for a program to accept them. Clones share it.

@@ -41,7 +41,7 @@ impl Fixture {
         let successions = watch::Sender::new(0);
         let dialer = Dialer::new(endpoint, link.subscribe(), successions.subscribe());
         let cut = CancellationToken::new();
-        let forwarder = Forwarder::new(GuestPort(5000), &dialer, cut.clone());
+        let forwarder = Forwarder::new(Destination::own(5000), &dialer, cut.clone());
         forwarder.bind(ANYWHERE, false, None).unwrap();
         let task = forwarder.task();
         Self {

@@ -29,6 +29,9 @@ struct Record {
     /// The guest port.
     #[facet(skip_serializing_if = Option::is_none)]
     guest: Option<u16>,
+    /// Where a forward leads that leads to an address in the guest's networks.
+    #[facet(skip_serializing_if = Option::is_none)]
+    destination: Option<String>,
     /// Connections: those that drain, or that were cut.
     #[facet(skip_serializing_if = Option::is_none)]
     connections: Option<u64>,
@@ -91,13 +94,15 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
         Notice::GraceOver => about("grace-over"),
         Notice::Forwarded { host, guest, .. } => Record {
             host: Some(host.to_string()),
-            guest: Some(guest.0),
+            guest: Some(guest.port),
+            destination: guest.ip.map(|_| guest.to_string()),
             ..about("forwarded")
         },
         Notice::Stopped {
             guest, connections, ..
         } => Record {
-            guest: Some(guest.0),
+            guest: Some(guest.port),
+            destination: guest.ip.map(|_| guest.to_string()),
             connections: Some((*connections).into()),
             ..about("stopped")
         },
@@ -108,7 +113,8 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             ..
         } => Record {
             host: Some(host.to_string()),
-            guest: Some(guest.0),
+            guest: Some(guest.port),
+            destination: guest.ip.map(|_| guest.to_string()),
             reason: Some(match reason {
                 BlockReason::Conflict { .. } => "host-port-taken".to_owned(),
                 BlockReason::Privileged => "host-port-privileged".to_owned(),
@@ -130,7 +136,8 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             ..about("address-back")
         },
         Notice::Cut { guest, connections } => Record {
-            guest: Some(guest.0),
+            guest: Some(guest.port),
+            destination: guest.ip.map(|_| guest.to_string()),
             connections: Some(*connections as u64),
             ..about("cut")
         },

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +10,7 @@ use rum_shared::rpc::AgentInfo;
 
 use super::*;
 use crate::notice::{BlockReason, Hold};
-use crate::plan::{GuestPort, HostAddr, Key};
+use crate::plan::{Destination, GuestPort, HostAddr, Key};
 use crate::reconcile::Repair;
 
 /// More than any loaded machine needs; a test that reaches it has failed.
@@ -71,7 +72,7 @@ fn still_open(guest: u16, connections: u32, drain: Option<Duration>) -> Notice {
     Notice::Stopped {
         key: Key::Auto(GuestPort(guest)),
         host: HostAddr(([127, 0, 0, 1], guest).into()),
-        guest: GuestPort(guest),
+        guest: Destination::own(guest),
         connections,
         drain,
     }
@@ -83,13 +84,13 @@ fn all() -> Vec<Notice> {
     let forwarded = |key, at, guest, instead: Option<&str>| Notice::Forwarded {
         key,
         host: host(at),
-        guest: GuestPort(guest),
+        guest: Destination::own(guest),
         instead_of: instead.map(host),
     };
     let blocked = |reason| Notice::Blocked {
         key: auto,
         host: host("127.0.0.1:5000"),
-        guest: GuestPort(5000),
+        guest: Destination::own(5000),
         reason,
     };
     let postgres = Process {
@@ -177,13 +178,19 @@ fn all() -> Vec<Notice> {
             reason: "no heartbeat for 4 s".into(),
             grace: Duration::from_secs(15),
         },
+        Notice::Forwarded {
+            key: Key::Static(host("127.0.0.1:8080")),
+            host: host("127.0.0.1:8080"),
+            guest: SocketAddr::from(([172, 17, 0, 2], 80)).into(),
+            instead_of: None,
+        },
         Notice::GraceOver,
         Notice::Cut {
-            guest: GuestPort(5000),
+            guest: Destination::own(5000),
             connections: 1,
         },
         Notice::Cut {
-            guest: GuestPort(5000),
+            guest: Destination::own(5000),
             connections: 2,
         },
         Notice::GuestEnded {

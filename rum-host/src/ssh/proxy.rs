@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use rum_shared::channel::{self, Connected, Decoder, DialStatus, END, Event, LENGTH};
+use rum_shared::destination::Destination;
 use rum_shared::transport::{Endpoint, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -59,7 +60,7 @@ async fn dial(guest: &RunningGuest, port: u16) -> Result<Stream, (RumError, bool
         channel: socket,
         net: None,
     };
-    let status = match channel::dial(&endpoint, port).await {
+    let status = match channel::dial(&endpoint, Destination::own(port)).await {
         Ok(Ok(Connected::Framed(channel))) => return Ok(channel),
         // `rum up` hands no socket over.
         Ok(Ok(Connected::Direct(_))) => DialStatus::Failed,
@@ -78,7 +79,7 @@ async fn dial(guest: &RunningGuest, port: u16) -> Result<Stream, (RumError, bool
             return Err((error, false));
         }
     };
-    let words = Refusal::Agent(status).words();
+    let words = Refusal::Agent(status).words(Destination::own(port));
     let error = RumError::new(format!("port {port} of `{name}`: {words}"));
     let refused = status == DialStatus::Refused;
     let error = match refused {

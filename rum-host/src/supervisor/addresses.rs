@@ -114,10 +114,10 @@ impl Supervisor {
     /// The rows of what is bound at `ip` differ. How many forwards that are.
     fn note_bound_at(&mut self, ip: IpAddr) -> usize {
         let bound = self.planner.bindings().filter_map(|binding| match binding {
-            Binding::Bound { want, at } if at.0.ip() == ip => Some(want.guest),
+            Binding::Bound { want, at } if at.0.ip() == ip => Some(want.guest.port),
             _ => None,
         });
-        bound.map(|guest| self.notes.port(guest)).count()
+        bound.map(|port| self.notes.port(port)).count()
     }
 }
 

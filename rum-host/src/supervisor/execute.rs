@@ -9,7 +9,7 @@ use super::{Active, AgentState, Closed, GRACE, Shell, Supervisor, Told, forward}
 use crate::clock;
 use crate::forwarder::{BindError, Forwarder};
 use crate::notice::{BlockReason, Notice};
-use crate::plan::{Action, Binding, GuestPort, HostAddr, Key, OnConflict, Want};
+use crate::plan::{Action, Binding, Destination, GuestPort, HostAddr, Key, OnConflict, Want};
 
 /// How long one turn carries out what is planned, before agent, control socket and signals get
 /// theirs: short enough that nobody waits, long enough for some hundred ports.
@@ -33,7 +33,7 @@ impl Supervisor {
             let plan = self.planner.plan(|port| guest.heard(port), clock::now());
             for key in plan.decided {
                 if let Key::Auto(port) = key.forward() {
-                    self.notes.port(port);
+                    self.notes.port(port.0);
                 }
             }
             if plan.actions.is_empty() && (plan.more || !self.tell_of_taken(&turn)) {
@@ -98,7 +98,7 @@ impl Supervisor {
         match forwarder.bind(at, want.binds.beside().next().is_some(), keepalive) {
             Ok(inode) => {
                 // The task of one that was bound before runs, or is started again when it has ended.
-                if self.closed.remove(&(guest, serial)).is_none() {
+                if self.closed.remove(&(guest.port, serial)).is_none() {
                     shell.tasks.spawn(forward(&forwarder, serial));
                 }
                 self.guest.own.insert(inode);
@@ -108,10 +108,12 @@ impl Supervisor {
                     after_close: None,
                 };
                 self.forwarders.insert(key, active);
-                if let (Key::Auto(_), Some((_, since))) = (key, self.guest.heard(guest)) {
+                if let (Key::Auto(_), Some((_, since))) =
+                    (key, self.guest.heard(GuestPort(guest.port)))
+                {
                     self.took.insert(key, clock::now() - since);
                 }
-                self.notes.port(guest);
+                self.notes.port(guest.port);
                 self.planner.bound(key, want, at);
                 self.addresses.bound(at);
                 self.told.remove(&key);
@@ -142,17 +144,19 @@ impl Supervisor {
                 self.addresses.bound(at);
                 self.told.remove(&key);
                 self.holders.forget(key);
-                self.notes.port(want.guest);
+                self.notes.port(want.guest.port);
             }
             Err(error) => self.blocked(key, want, at, error, shell),
         }
     }
 
     /// The forwarder for `key`: that of before, if it has connections that live.
-    fn forwarder(&mut self, key: Key, guest: GuestPort, shell: &Shell<'_>) -> (u64, Forwarder) {
-        let before = self.closed.range((guest, 0)..=(guest, u64::MAX));
+    fn forwarder(&mut self, key: Key, guest: Destination, shell: &Shell<'_>) -> (u64, Forwarder) {
+        let before = self.closed.range((guest.port, 0)..=(guest.port, u64::MAX));
         for ((_, serial), closed) in before {
-            if closed.key == key && !closed.forwarder.cut().is_cancelled() {
+            if (closed.key, closed.forwarder.guest()) == (key, guest)
+                && !closed.forwarder.cut().is_cancelled()
+            {
                 return (*serial, closed.forwarder.clone());
             }
         }
@@ -195,7 +199,7 @@ impl Supervisor {
         let same = |told: &BlockReason| *told == reason;
         if let Some((told, _)) = self.blocks.again(key, at, same, clock::now()) {
             self.told.insert(key, told);
-            self.notes.port(want.guest);
+            self.notes.port(want.guest.port);
             return;
         }
         self.tell_blocked(key, at, want.guest, reason, shell);
@@ -206,7 +210,7 @@ impl Supervisor {
         &mut self,
         key: Key,
         at: HostAddr,
-        guest: GuestPort,
+        guest: Destination,
         reason: BlockReason,
         shell: &mut Shell<'_>,
     ) {
@@ -218,13 +222,13 @@ impl Supervisor {
         });
         let reason = Some(reason);
         self.told.insert(key, Told { at, reason });
-        self.notes.port(guest);
+        self.notes.port(guest.port);
     }
 
     /// `at` is taken; by whom will be said.
     fn taken(&mut self, key: Key, want: Want, at: HostAddr) {
         self.untold.remove(&key);
-        self.notes.port(want.guest);
+        self.notes.port(want.guest.port);
         let same = |told: &BlockReason| matches!(told, BlockReason::Conflict { .. });
         if let Some((told, who)) = self.blocks.again(key, at, same, clock::now()) {
             self.told.insert(key, told);
@@ -254,7 +258,7 @@ impl Supervisor {
     /// Forgets a forward that never came to be bound.
     fn forget(&mut self, key: Key) {
         if let Some(Binding::Blocked { want, .. }) = self.planner.ended(key) {
-            self.notes.port(want.guest);
+            self.notes.port(want.guest.port);
         }
         let who = self.holders.forget(key);
         if let Some(told) = self.told.remove(&key) {
@@ -284,7 +288,8 @@ impl Supervisor {
         }
         let guest = forwarder.guest();
         // A program that closes its listener says nothing of its connections.
-        let closed = matches!(key, Key::Auto(_)) && self.guest.heard(guest).is_none();
+        let closed =
+            matches!(key, Key::Auto(_)) && self.guest.heard(GuestPort(guest.port)).is_none();
         let drain = match closed {
             true => active.after_close,
             false => Some(self.planner.policy().drain(key)),
@@ -294,14 +299,14 @@ impl Supervisor {
             _ => forwarder.stats().active.load(Relaxed),
         };
         forwarder.close(drain);
-        self.notes.port(guest);
+        self.notes.port(guest.port);
         let closed = Closed {
             key,
             at,
             forwarder,
             drain,
         };
-        self.closed.insert((guest, serial), closed);
+        self.closed.insert((guest.port, serial), closed);
         shell.say(Notice::Stopped {
             key,
             host: at,

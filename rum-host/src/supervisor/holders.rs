@@ -131,7 +131,7 @@ impl Supervisor {
             }
             let reason = Some(reason);
             self.told.insert(key, Told { at, reason });
-            self.notes.port(guest);
+            self.notes.port(guest.port);
         }
         if left == 0 {
             self.holders.looking = false;

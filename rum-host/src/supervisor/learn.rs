@@ -40,9 +40,9 @@ impl Supervisor {
 
     /// Takes over a difference.
     fn apply(&mut self, change: &Change, at: Instant) {
-        for port in change.ports().map(GuestPort) {
+        for port in change.ports() {
             self.notes.port(port);
-            self.planner.touch(port);
+            self.planner.touch(GuestPort(port));
         }
         for port in change.closed.iter().map(|port| GuestPort(*port)) {
             if let Some(active) = self.forwarders.get_mut(&Key::Auto(port))
@@ -61,7 +61,7 @@ impl Supervisor {
     /// What clients of `port` met says nothing about those to come.
     fn changes_hands(&self, port: GuestPort) {
         let statics = self.planner.policy().statics.iter();
-        let statics = statics.filter(|s| s.guest == port);
+        let statics = statics.filter(|s| s.guest.own_port() == Some(port.0));
         let keys = statics
             .map(|s| Key::Static(s.host))
             .chain([Key::Auto(port)]);
@@ -181,7 +181,12 @@ impl Supervisor {
         let Some(auto) = &policy.auto else {
             return self.notes.board.put_outside(Vec::new());
         };
-        let forwarded = |port: u16| policy.statics.iter().any(|s| s.guest.0 == port);
+        let forwarded = |port: u16| {
+            policy
+                .statics
+                .iter()
+                .any(|s| s.guest.own_port() == Some(port))
+        };
         // An agent in rum's own network namespace sees rum's own ports as well.
         let same_kernel = self.guest.same_kernel;
         let beside = |port: &u16| !auto.ranges.contains(*port) && !forwarded(*port);

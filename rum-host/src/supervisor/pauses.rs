@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::Told;
 use crate::host_port::Taken;
 use crate::notice::{BlockReason, Notice};
-use crate::plan::{GuestPort, HostAddr, Key};
+use crate::plan::{Destination, HostAddr, Key};
 
 /// A program that tries a port is back on it after a millisecond or a few, also on a busy machine. A
 /// line that comes this late is still at once for a human.
@@ -29,7 +29,7 @@ pub(super) struct Pauses(BTreeMap<Key, Pause>);
 struct Pause {
     until: Instant,
     host: HostAddr,
-    guest: GuestPort,
+    guest: Destination,
     stopped: Notice,
 }
 
@@ -140,8 +140,9 @@ impl Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::GuestPort;
 
-    const PORT: GuestPort = GuestPort(5000);
+    const PORT: Destination = Destination::own(5000);
 
     fn host(port: u16) -> HostAddr {
         HostAddr(([127, 0, 0, 1], port).into())
@@ -149,7 +150,7 @@ mod tests {
 
     fn forwarded(port: u16) -> Notice {
         Notice::Forwarded {
-            key: Key::Auto(PORT),
+            key: Key::Auto(GuestPort(5000)),
             host: host(port),
             guest: PORT,
             instead_of: None,
@@ -158,7 +159,7 @@ mod tests {
 
     fn stopped(port: u16) -> Notice {
         Notice::Stopped {
-            key: Key::Auto(PORT),
+            key: Key::Auto(GuestPort(5000)),
             host: host(port),
             guest: PORT,
             connections: 0,
@@ -166,7 +167,7 @@ mod tests {
         }
     }
 
-    fn cut(guest: GuestPort) -> Notice {
+    fn cut(guest: Destination) -> Notice {
         let connections = 1;
         Notice::Cut { guest, connections }
     }
@@ -212,11 +213,11 @@ mod tests {
 
     #[test]
     fn nothing_about_a_port_is_said_before_it_and_nothing_else_waits() {
-        let other = cut(GuestPort(5001));
+        let other = cut(Destination::own(5001));
         let come = [(0, stopped(5000)), (1, other.clone()), (2, cut(PORT))];
         assert_eq!(said(&come), [other, stopped(5000), cut(PORT)]);
         let blocked = Notice::Blocked {
-            key: Key::AutoBeside(PORT, [127, 0, 0, 2].into()),
+            key: Key::AutoBeside(GuestPort(5000), [127, 0, 0, 2].into()),
             host: host(5000),
             guest: PORT,
             reason: BlockReason::Privileged,
@@ -227,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_block_that_is_there_again_at_once_is_no_news() {
-        let (key, now) = (Key::Auto(PORT), Instant::now());
+        let (key, now) = (Key::Auto(GuestPort(5000)), Instant::now());
         let told = || Told {
             at: host(5000),
             reason: Some(BlockReason::Privileged),

@@ -75,8 +75,8 @@ impl Notes {
     }
 
     /// Something about `port` may differ.
-    pub fn port(&mut self, port: GuestPort) {
-        self.ports.insert(port.0);
+    pub fn port(&mut self, port: u16) {
+        self.ports.insert(port);
     }
 
     /// Anything may differ.
@@ -201,9 +201,9 @@ impl Supervisor {
 
     /// The ports that have counters.
     fn counted(&self) -> BTreeSet<u16> {
-        let bound = self.forwarders.values().map(|a| a.forwarder.guest());
-        let closed = self.closed.keys().map(|(guest, _)| *guest);
-        bound.chain(closed).map(|guest| guest.0).collect()
+        let bound = self.forwarders.values().map(|a| a.forwarder.guest().port);
+        let closed = self.closed.keys().map(|(port, _)| *port);
+        bound.chain(closed).collect()
     }
 
     /// All that was noted.
@@ -223,7 +223,7 @@ impl Supervisor {
         if std::mem::take(&mut self.notes.everything) {
             ports.extend(self.notes.board.ports());
             ports.extend(self.guest.set().iter().map(|l| l.port));
-            ports.extend(self.planner.bindings().map(|b| b.want().guest.0));
+            ports.extend(self.planner.bindings().map(|b| b.want().guest.port));
         }
         Batch {
             ports,
@@ -271,12 +271,13 @@ impl Supervisor {
         let policy = self.planner.policy();
         let heard = self.guest.heard(port);
         let listener = heard.map(|(listener, _)| listener);
-        let statics = policy.statics.iter().filter(|s| s.guest == port);
+        let statics = policy.statics.iter().filter(|s| s.guest.port == port.0);
         let keys = statics
             .map(|s| Key::Static(s.host))
             .chain([Key::Auto(port)]);
         let forwards = keys.filter_map(|key| {
-            let standing = match self.planner.binding(key)? {
+            let binding = self.planner.binding(key)?;
+            let standing = match binding {
                 Binding::Bound { at, want } => {
                     let forwarder = &self.forwarders.get(&key)?.forwarder;
                     let keys = want.binds.beside().map(|ip| key.beside(ip));
@@ -303,13 +304,15 @@ impl Supervisor {
                     }
                 }
             };
+            let guest = binding.want().guest;
             Some(Forward {
                 key,
+                guest,
                 standing,
                 label: policy.label(key, listener),
             })
         });
-        let closed = self.closed.range((port, 0)..=(port, u64::MAX));
+        let closed = self.closed.range((port.0, 0)..=(port.0, u64::MAX));
         let closed = closed.map(|(_, closed)| closed);
         // The last one may just have ended.
         let draining = closed.filter(|c| c.forwarder.stats().active.load(Relaxed) > 0);
@@ -323,6 +326,7 @@ impl Supervisor {
             draining: draining
                 .map(|closed| Draining {
                     key: closed.key,
+                    guest: closed.forwarder.guest(),
                     at: closed.at,
                     stats: closed.forwarder.stats(),
                     limited: closed.drain.is_some(),

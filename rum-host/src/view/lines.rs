@@ -74,8 +74,8 @@ impl Lines {
 /// The port as users call it: its number, with `#2` for one whose predecessor drains.
 fn name(port: &PortStatus) -> String {
     match port.id.rsplit_once('#') {
-        Some((_, number)) => format!("{}#{number}", port.port),
-        None => port.port.to_string(),
+        Some((_, number)) => format!("{}#{number}", port.called()),
+        None => port.called(),
     }
 }
 

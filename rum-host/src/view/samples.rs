@@ -16,6 +16,7 @@ pub fn port(number: u16, state: State) -> PortStatus {
         proto: "tcp".into(),
         port: number,
         guest_addresses: vec!["127.0.0.1".into()],
+        destination: None,
         host: bound.then(|| format!("127.0.0.1:{number}")),
         host_addresses: Vec::new(),
         state,

@@ -131,6 +131,7 @@ impl Column {
                 text(port.process.as_ref().map(|process| process.name.as_str()))
             }
             Self::Process => process(port.process.as_ref()),
+            Self::Guest if port.destination.is_some() => port.called(),
             Self::Guest => addresses(port),
             Self::Connections => {
                 let count = &port.connections;
@@ -145,7 +146,10 @@ impl Column {
                 text(Some(&since))
             }
             Self::Label => text(port.label.as_deref()),
-            Self::Reason => reason(port.reason.as_ref()),
+            Self::Reason => match (&port.reason, &port.destination) {
+                (None, Some(_)) => format!("leads to {}", port.called()),
+                (why, _) => reason(why.as_ref()),
+            },
         }
     }
 }
@@ -404,7 +408,7 @@ pub fn footer(known: &Known, all: bool) -> Vec<String> {
     let problems = ports.iter().filter(|port| port.state.is_problem());
     let step = problems.filter_map(|port| {
         let reason = port.reason.as_ref()?;
-        Some((port.port, &reason.message, reason.hint.as_ref()?))
+        Some((port.called(), &reason.message, reason.hint.as_ref()?))
     });
     if let Some((port, message, hint)) = step.into_iter().next() {
         out.push(clean(&format!("{port}: {message}"), usize::MAX));

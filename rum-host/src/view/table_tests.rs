@@ -19,7 +19,7 @@ fn look(width: usize) -> Look {
     }
 }
 
-/// One port of each state, and a static forward with everything.
+/// One port of each state, a static forward with everything, and one to an address.
 fn every_state() -> Known {
     let mut all: Vec<_> = (3000..)
         .zip(State::ALL)
@@ -44,7 +44,11 @@ fn every_state() -> Known {
     bare.process = None;
     bare.guest_addresses = vec![];
     bare.since = "2026-11-20T09:00:00Z".into();
-    all.extend([dressed, bare]);
+    let mut container = port(82, State::Forwarded);
+    container.process = None;
+    container.guest_addresses = vec!["172.17.0.2".into()];
+    container.destination = Some("172.17.0.2:82".into());
+    all.extend([dressed, bare, container]);
     known(all)
 }
 
@@ -66,7 +70,7 @@ fn widths() {
         assert_fits(&table(&every_state(), &look(width)), width);
     }
     // Too narrow for anything, but not for a program.
-    assert_eq!(table(&every_state(), &look(0)).lines().count(), 9);
+    assert_eq!(table(&every_state(), &look(0)).lines().count(), 10);
 }
 
 #[test]
@@ -96,7 +100,7 @@ fn programs_get_everything_uncut() {
         assert_eq!(line.split('\t').count(), COLUMNS.len(), "{line}");
     }
     insta::assert_snapshot!("lines-for-programs", text.replace('\t', "→"));
-    assert_eq!(lines_for_programs(&every_state(), false).lines().count(), 8);
+    assert_eq!(lines_for_programs(&every_state(), false).lines().count(), 9);
 }
 
 #[test]

@@ -34,7 +34,8 @@ use rum_host::control::model::{
 };
 use rum_host::forwarder::Stats;
 use rum_host::plan::{
-    Action, AutoPolicy, CONFLICT_RETRY, GuestPort, HostAddr, Key, OnConflict, Planner, Policy,
+    Action, AutoPolicy, CONFLICT_RETRY, Destination, GuestPort, HostAddr, Key, OnConflict, Planner,
+    Policy,
 };
 use rum_host::status::{self, Facts, Forward, Knowledge, Standing};
 use rum_host::view::Known;
@@ -317,6 +318,7 @@ fn rows(listener: &Listener, policy: &Policy, stats: &Stats, now: Instant) -> Ve
         ranges: None,
         forwards: vec![Forward {
             key: Key::Auto(port),
+            guest: Destination::own(listener.port),
             standing: Standing::Bound {
                 at,
                 stats,

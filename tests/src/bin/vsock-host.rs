@@ -62,7 +62,7 @@ async fn run() {
         .run(stopped, |notice| {
             println!("{notice}");
             if let Notice::Forwarded { guest, .. } = notice {
-                let port = guest.0;
+                let port = guest.port;
                 // The loop serves the connection meanwhile.
                 std::thread::spawn(move || {
                     let answer = exchange(port, "through").expect("echo");

@@ -97,6 +97,7 @@ pub fn terminal(data: &[u8]) {
         proto: part(),
         port: 5000,
         guest_addresses: vec![part(), part()],
+        destination: (part().len() % 2 == 0).then(&mut part),
         host: Some(part()),
         host_addresses: vec![part()],
         state: State::Conflict,

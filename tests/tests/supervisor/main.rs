@@ -64,7 +64,7 @@ impl Host {
     }
 
     async fn until_forwarded(&mut self, port: u16) {
-        self.until(|n| matches!(n, Notice::Forwarded { guest, .. } if guest.0 == port))
+        self.until(|n| matches!(n, Notice::Forwarded { guest, .. } if guest.port == port))
             .await;
     }
 
@@ -127,7 +127,7 @@ fn a_poll_that_is_answered_late_never_undoes_an_event() {
         assert_eq!(summary.repaired, 0, "{seen:?}");
         let stopped = seen
             .iter()
-            .filter(|n| matches!(n, Notice::Stopped { guest, .. } if guest.0 == 5000));
+            .filter(|n| matches!(n, Notice::Stopped { guest, .. } if guest.port == 5000));
         assert_eq!(stopped.count(), 0, "{seen:?}");
     });
 }
@@ -144,7 +144,7 @@ fn an_agent_of_before_is_followed_too() {
         host.until_forwarded(5000).await;
         agent.stream(&[5001]);
         host.until_forwarded(5001).await;
-        host.until(|n| matches!(n, Notice::Stopped { guest, .. } if guest.0 == 5000))
+        host.until(|n| matches!(n, Notice::Stopped { guest, .. } if guest.port == 5000))
             .await;
         let (summary, seen) = host.end().await;
         assert_eq!(summary.repaired, 0, "{seen:?}");

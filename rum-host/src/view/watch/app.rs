@@ -295,7 +295,7 @@ pub fn ids<'a>(rows: &[&'a PortStatus]) -> Vec<&'a str> {
 fn matches(port: &PortStatus, needle: &str) -> bool {
     let holds = |text: &str| text.to_lowercase().contains(needle);
     needle.is_empty()
-        || holds(&port.port.to_string())
+        || holds(&port.called())
         || holds(port.state.as_str())
         || port.process.as_ref().is_some_and(|p| holds(&p.name))
         || port.label.as_deref().is_some_and(holds)

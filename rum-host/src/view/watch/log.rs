@@ -105,7 +105,7 @@ impl Log {
 /// that is one line of its own.
 fn port_text(op: Op, before: Option<&PortStatus>, port: &PortStatus) -> Option<String> {
     if op == Op::Removed {
-        return Some(format!("{} closed", port.port));
+        return Some(format!("{} closed", port.called()));
     }
     let old = before.map(|p| p.state).filter(|_| op == Op::Changed);
     let went_back = |p: &PortStatus| p.state == State::Lost && p.previous_state == Some(port.state);
@@ -119,7 +119,7 @@ fn port_text(op: Op, before: Option<&PortStatus>, port: &PortStatus) -> Option<S
     if same && op == Op::Changed {
         return None;
     }
-    let mut text = port.port.to_string();
+    let mut text = port.called();
     if let Some(old) = old.filter(|old| *old != port.state) {
         text.push_str(&format!(" {old} ->"));
     }

@@ -164,7 +164,7 @@ pub fn details(
     let state = table::style(port.state, app.color).patch(bold());
     let mut title = vec![
         Span::styled(
-            format!("  {}/{}  ", port.port, text::fit(&port.proto, 8)),
+            format!("  {}/{}  ", port.called(), text::fit(&port.proto, 8)),
             bold(),
         ),
         Span::styled(port.state.as_str(), state),
@@ -216,6 +216,7 @@ fn facts(port: &PortStatus, now: Timestamp, tz: &TimeZone) -> Vec<(&'static str,
     }
     facts.push(("State", state));
     let guest = match port.guest_addresses.as_slice() {
+        _ if port.destination.is_some() => port.called(),
         [] => format!("port {}", port.port),
         addresses => format!("port {} on {}", port.port, addresses.join(", ")),
     };

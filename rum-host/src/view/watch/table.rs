@@ -228,6 +228,8 @@ fn why(port: &PortStatus, labelled: bool, processed: bool) -> String {
     if !reason.is_empty() {
         // It comes first where there is little room.
         words.insert(0, reason);
+    } else if port.destination.is_some() {
+        words.push(format!("to {}", port.called()));
     } else if !labelled {
         words.extend(port.label.clone());
     }

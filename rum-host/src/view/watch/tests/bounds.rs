@@ -27,6 +27,7 @@ fn hostile_text_is_harmless() {
         id: evil(),
         proto: evil(),
         guest_addresses: vec![evil()],
+        destination: Some(evil()),
         host: Some(evil()),
         reason: Some(Reason {
             code: evil(),

@@ -31,6 +31,7 @@ pub fn port(number: u16, state: State) -> PortStatus {
         port: number,
         guest_addresses: vec!["127.0.0.1".into()],
         url: bound.then(|| format!("http://{host}")),
+        destination: None,
         host: bound.then_some(host),
         host_addresses: Vec::new(),
         state,
