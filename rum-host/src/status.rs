@@ -20,6 +20,7 @@ use crate::forwarder::Stats;
 use crate::notice::BlockReason;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Verdict};
 
+mod publisher;
 mod reasons;
 
 /// What to do about a host address that is not there.

@@ -118,6 +118,39 @@ fn several_programs_on_one_port_are_named_and_the_one_that_is_reached() {
     assert_eq!((&*other.address, other.process.pid), ("127.0.0.1%eth0", 15));
 }
 
+/// Docker has a process for each address that it publishes a port at.
+#[test]
+fn another_proxy_of_the_same_container_is_no_other_program() {
+    let proxy = |pid: u32, container: &str| Process {
+        pid,
+        name: "docker-proxy".into(),
+        program: "docker-proxy".into(),
+        command: format!("docker-proxy -container-ip {container} -container-port 80"),
+        ..Process::default()
+    };
+    let mut listener = listener();
+    listener.process = Some(proxy(20, "172.17.0.2"));
+    let other = |process| Holder {
+        address: listener.addresses[0],
+        process,
+    };
+    listener.others = vec![other(proxy(21, "172.17.0.2"))];
+    let stats = Stats::default();
+    let shown = |listener: &Listener| {
+        let mut facts = facts(Some(listener), &Knowledge::Current);
+        facts.forwards = vec![bound(Key::Auto(PORT), &stats)];
+        rows(&facts).remove(0)
+    };
+    let row = shown(&listener);
+    assert_eq!((row.reason, row.other_holders.len()), (None, 1));
+    listener.others.push(other(proxy(22, "172.17.0.3")));
+    let message = shown(&listener).reason.expect("a reason").message;
+    assert_eq!(
+        message,
+        "docker-proxy (pid 20) is reached; docker-proxy (pid 22) listens on the same port at 127.0.0.1"
+    );
+}
+
 #[test]
 fn what_nothing_can_connect_to_is_not_forwarded() {
     let listener = Listener {

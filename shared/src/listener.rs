@@ -58,6 +58,10 @@ pub struct Device {
     pub name: String,
 }
 
+/// The program that podman and CRI-O start for each container: it has the sockets of the ports that the
+/// container publishes.
+pub const MONITOR: &str = "conmon";
+
 /// The process that holds a listening socket. All text in it is chosen by the guest: clean it before
 /// a terminal sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Facet)]
@@ -69,7 +73,7 @@ pub struct Process {
     /// File name of the executable (`/proc/PID/exe`), empty if unknown.
     pub program: String,
     /// File name of the first argument that is no option: of a script's interpreter that is the
-    /// script. Empty if there is none.
+    /// script. Of a [`MONITOR`] the name of its container. Empty if there is none.
     pub script: String,
     /// The arguments, joined by spaces, at most [`MAX_COMMAND`] bytes. Empty if unknown.
     pub command: String,

@@ -2,7 +2,9 @@
 //!
 //! Four texts, since none of them alone is what people mean by the name of a program: the kernel's
 //! short name is that of the thread that execve(2) was called in, until the program changes it
-//! (Node.js calls itself `MainThread`); the executable of a script is its interpreter.
+//! (Node.js calls itself `MainThread`); the executable of a script is its interpreter. And the
+//! monitors of containers, which hold the containers' ports, are all called alike: of those the
+//! container's name takes the script's place.
 //!
 //! Invariants: every text is valid UTF-8 and bounded; what cannot be read is empty.
 
@@ -10,27 +12,46 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use rum_shared::listener::{MAX_COMMAND, MAX_NAME, Process};
+use rum_shared::listener::{MAX_COMMAND, MAX_NAME, MONITOR, Process};
 
 /// Most bytes of a command line that are read. A longer one ends there: programs with so many
 /// arguments have lists of files in them.
 const MAX_ARGUMENTS: u64 = 64 * 1024;
 /// Stands for the middle of a command line that is too long.
 const CUT: &str = "…";
+/// The option by which a [`MONITOR`] is told the name of its container.
+const CONTAINER: &str = "-n";
 
 /// What the process `pid` calls itself.
 pub fn read(proc: &Path, pid: u32) -> Process {
     let dir = proc.join(pid.to_string());
     let arguments = arguments(&dir);
+    let program = program(proc, pid);
+    let container = match &*program {
+        MONITOR => container(&arguments),
+        _ => None,
+    };
     let plain = |argument: &&Vec<u8>| !argument.is_empty() && !argument.starts_with(b"-");
-    let script = arguments.iter().skip(1).find(plain);
+    let script = || arguments.iter().skip(1).find(plain);
+    // A monitor's command line is long, and what tells it from others is in the middle.
+    let kept = container.map(|name| format!("{CONTAINER} {}", file_name(name)));
     Process {
         pid,
         name: short_name(proc, pid),
-        program: program(proc, pid),
-        script: script.map(|path| file_name(path)).unwrap_or_default(),
-        command: command(&arguments),
+        program,
+        script: container
+            .or_else(script)
+            .map(|path| file_name(path))
+            .unwrap_or_default(),
+        command: command(&arguments, kept.as_deref()),
     }
+}
+
+/// The name of the container in the command line of a [`MONITOR`].
+fn container(arguments: &[Vec<u8>]) -> Option<&Vec<u8>> {
+    let mut arguments = arguments.iter();
+    arguments.find(|argument| *argument == CONTAINER.as_bytes())?;
+    arguments.next()
 }
 
 /// The kernel's short name of a process, empty when it cannot be read. Any bytes may be in it.
@@ -70,17 +91,22 @@ fn arguments(dir: &Path) -> Vec<Vec<u8>> {
     arguments.map(<[u8]>::to_vec).filter(|_| end > 0).collect()
 }
 
-fn command(arguments: &[Vec<u8>]) -> String {
+/// The command line; of one that is too long both ends, and what is to be `kept` between them.
+fn command(arguments: &[Vec<u8>], kept: Option<&str>) -> String {
     let whole = text(&arguments.join(&b' '));
     if whole.len() <= MAX_COMMAND {
         return whole;
     }
-    let half = (MAX_COMMAND - CUT.len()) / 2;
+    let cut = match kept {
+        Some(kept) => format!("{CUT} {kept} {CUT}"),
+        None => CUT.to_owned(),
+    };
+    let half = (MAX_COMMAND - cut.len()) / 2;
     let mut start = whole.len() - half;
     while !whole.is_char_boundary(start) {
         start += 1;
     }
-    format!("{}{CUT}{}", head(&whole, half), &whole[start..])
+    format!("{}{cut}{}", head(&whole, half), &whole[start..])
 }
 
 fn file_name(path: &[u8]) -> String {
@@ -180,6 +206,35 @@ mod tests {
         }
         let endless = vec![b'x'; 2 * MAX_ARGUMENTS as usize];
         assert!(of(b"", &endless, "").command.len() <= MAX_COMMAND);
+    }
+
+    #[test]
+    fn a_monitor_is_told_by_its_container() {
+        // As podman 4.3 starts it, but for what comes before and behind.
+        let id = "292a562e143b00afa21658e3bd64259a1491a2afb4e32b7aefa0ade78c0fac6a";
+        let begin = format!("/usr/bin/conmon\0--api-version\x001\0-c\0{id}\0-u\0{id}\0");
+        let end = format!("--exit-command-arg\0cleanup\0--exit-command-arg\0{id}\0");
+        let cmdline = format!("{begin}-r\0/usr/bin/crun\0-n\0web\0--full-attach\0{end}");
+        let monitor = of(b"conmon\n", cmdline.as_bytes(), "/usr/bin/conmon");
+        assert_eq!(monitor.script, "web");
+        let command = &monitor.command;
+        assert!(command.starts_with("/usr/bin/conmon --api-version 1 -c 292a"));
+        assert!(
+            command.contains("… -n web …") && command.ends_with(id),
+            "{command}"
+        );
+        assert!(command.len() <= MAX_COMMAND);
+        let long = format!("{begin}-n\0{}\0{end}", "ü".repeat(5000));
+        let monitor = of(b"conmon\n", long.as_bytes(), "/usr/bin/conmon");
+        assert_eq!(monitor.script, "ü".repeat(MAX_NAME / 2));
+        assert!(monitor.command.len() <= MAX_COMMAND);
+        // Without it, and of another program, nothing is special.
+        for (cmdline, exe, script) in [
+            ("conmon\0--version\0x\0-n\0", "/usr/bin/conmon", "x"),
+            ("echo\0hello\0-n\0web\0", "/usr/bin/echo", "hello"),
+        ] {
+            assert_eq!(of(b"comm\n", cmdline.as_bytes(), exe).script, script);
+        }
     }
 
     #[test]

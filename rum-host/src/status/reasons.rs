@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rum_shared::channel::DialStatus;
-use rum_shared::listener::{BoundAddr, Listener, Process};
+use rum_shared::listener::{BoundAddr, Holder, Listener, Process};
 
-use super::ADDRESS_HINT;
+use super::{ADDRESS_HINT, publisher};
 use crate::control::model::{OtherHolder, ProcessName, Reason};
 use crate::forwarder::{Refusal, Stats};
 use crate::notice::{BlockReason, taken};
@@ -119,7 +119,7 @@ pub(super) fn trouble(
 pub(super) fn named(process: &Process) -> ProcessName {
     ProcessName {
         pid: process.pid,
-        name: process.name.clone(),
+        name: publisher::name(process),
     }
 }
 
@@ -135,21 +135,25 @@ pub(super) fn other_holders(listener: &Listener) -> Vec<OtherHolder> {
 
 /// That several programs listen on the port of `listener`, and which of them is reached.
 pub(super) fn several_programs(listener: &Listener) -> Option<Reason> {
-    let others = other_holders(listener);
-    let first = others.first()?;
-    let of = |process: &ProcessName| format!("{} (pid {})", process.name, process.pid);
-    let reached = match &listener.process {
-        Some(process) => of(&named(process)),
+    let reached = listener.process.as_ref();
+    let is_another = |other: &&Holder| {
+        !reached.is_some_and(|reached| publisher::same_container(reached, &other.process))
+    };
+    let mut others = listener.others.iter().filter(is_another);
+    let first = others.next()?;
+    let of = |process: &Process| format!("{} (pid {})", publisher::name(process), process.pid);
+    let reached = match reached {
+        Some(process) => of(process),
         None => "another process".to_owned(),
     };
-    let more = match others.len() {
-        1 => String::new(),
-        n => format!(" and {} more", n - 1),
+    let more = match others.count() {
+        0 => String::new(),
+        n => format!(" and {n} more"),
     };
     let message = format!(
         "{reached} is reached; {} listens on the same port at {}{more}",
         of(&first.process),
-        first.address
+        address(listener, &first.address)
     );
     let hint = "give one of them another port";
     Some(reason("several-programs", message, Some(hint)))

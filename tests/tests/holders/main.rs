@@ -1,7 +1,8 @@
 //! Who has a port, and where it can be reached, with real programs, as root and as an ordinary user:
 //! sockets that are inherited, handed over, upgraded and executed with; several programs on one
-//! port; listeners that loopback does not reach.
+//! port; listeners that loopback does not reach; ports of containers.
 
+mod containers;
 mod reach;
 mod support;
 mod who;
