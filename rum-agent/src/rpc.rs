@@ -4,14 +4,14 @@
 //! it ends with its session; nothing is streamed or answered before the first dump has
 //! succeeded, since an empty answer would say that nothing listens.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use roam::facet::Facet;
 use roam::{Rx, Tx};
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
-    AgentInfo, HEARTBEAT, HEARTBEAT_DEADLINE, ListeningPortsResponse, ReadyResponse, RumAgent,
-    WatchEvent, fit, v1,
+    AgentInfo, HEARTBEAT, HEARTBEAT_DEADLINE, ListeningPortsResponse, OLDEST_PROTOCOL,
+    ReadyResponse, RumAgent, WatchEvent, fit, v1,
 };
 
 use crate::hub::{Hub, MAX_SUBSCRIBERS, Subscription, Update};
@@ -26,11 +26,37 @@ pub struct Service {
     pub hub: Arc<Hub>,
     /// For fresh dumps.
     pub refresh: Refresh,
+    /// The protocol of a host that is too old, once it has introduced itself in this session.
+    pub too_old: Arc<OnceLock<u32>>,
+}
+
+impl Service {
+    /// The same for another session.
+    pub fn for_session(&self) -> Self {
+        Self {
+            too_old: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether the host of this session can be told anything, of which it might understand something else.
+    fn understood(&self) -> Result<(), String> {
+        match self.too_old.get() {
+            None => Ok(()),
+            Some(protocol) => Err(format!(
+                "rum-agent {} no longer understands this rum (protocol {protocol}): update rum on the host",
+                self.info.version
+            )),
+        }
+    }
 }
 
 impl RumAgent for Service {
     async fn hello(&self, protocol: u32) -> AgentInfo {
         tracing::debug!(protocol, "hello");
+        if protocol < OLDEST_PROTOCOL {
+            self.too_old.get_or_init(|| protocol);
+        }
         (*self.info).clone()
     }
 
@@ -41,6 +67,7 @@ impl RumAgent for Service {
     }
 
     async fn listening_ports(&self, min: u16, max: u16) -> Result<ListeningPortsResponse, String> {
+        self.understood()?;
         let range = range(min, max)?;
         let ports = self.refresh.fresh().await?;
         Ok(ListeningPortsResponse {
@@ -77,6 +104,7 @@ impl Service {
         events: Tx<Item>,
         mut stop: Rx<()>,
     ) -> Result<(), String> {
+        self.understood()?;
         let range = range(min, max)?;
         let subscription = self.hub.subscribe(range).ok_or_else(|| {
             format!("{MAX_SUBSCRIBERS} streams are open already; close one, then call again")

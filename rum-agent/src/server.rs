@@ -117,7 +117,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     let _stop_all = stop.clone().drop_guard();
     let forwarder = Forwarder::new(hub.clone(), config.hand_over, stop.clone());
     let streamed = hub.hull();
-    let service = Service { info, hub, refresh };
+    let service = Service {
+        info,
+        hub,
+        refresh,
+        too_old: Arc::default(),
+    };
 
     let rpc = Gate {
         acceptor: rpc,
@@ -168,7 +173,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
 }
 
 async fn serve_session(stream: Stream, service: Service) {
-    let dispatcher = RumAgentDispatcher::new(service);
+    let dispatcher = RumAgentDispatcher::new(service.for_session());
     match session::serve(stream, Limits::AGENT, dispatcher).await {
         Ok(()) => debug!("a session ended"),
         Err(error) => debug!("a session ended: {}", crate::chain(&error)),

@@ -1,7 +1,7 @@
 //! Step 3 of the data flow: the RPC between host and agent, and its wire types.
 //!
 //! The host calls, the agent serves. [`RumAgent::hello`] comes first and returns a plain value,
-//! since roam does not notice a change inside a `Result`: versions are negotiated there.
+//! since roam does not notice a change inside a `Result`: each side names its [`PROTOCOL`] there, and compares.
 //! [`RumAgent::watch_listeners`] streams a complete [`WatchEvent::Snapshot`], then a
 //! [`WatchEvent::Delta`] for each change and a [`WatchEvent::Heartbeat`] when nothing else was
 //! sent for [`HEARTBEAT`]; a subscriber that was too slow gets a new snapshot.
@@ -26,6 +26,9 @@ pub use fit::fit;
 
 /// The protocol this build speaks. Raised only when old peers could misread.
 pub const PROTOCOL: u32 = 1;
+/// The oldest protocol that this build understands. Whoever speaks none from here on is refused by name; of
+/// two that differ the newer one decides whether it still understands the other.
+pub const OLDEST_PROTOCOL: u32 = 1;
 /// The agent sends something on a watch stream at least this often.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A stream that is silent for this long is dead: a few heartbeats, with room for a stall.

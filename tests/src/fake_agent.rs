@@ -35,6 +35,8 @@ pub struct FakeAgent {
     pub is_new: bool,
     /// The version that it says it has.
     pub version: &'static str,
+    /// The newest protocol that it says it speaks.
+    pub protocol: u32,
 }
 
 impl FakeAgent {
@@ -49,6 +51,7 @@ impl FakeAgent {
             can_watch: true,
             is_new: true,
             version: env!("CARGO_PKG_VERSION"),
+            protocol: PROTOCOL,
         }
     }
 
@@ -96,7 +99,7 @@ impl Default for FakeAgent {
 impl RumAgent for FakeAgent {
     async fn hello(&self, _protocol: u32) -> AgentInfo {
         AgentInfo {
-            protocol: PROTOCOL,
+            protocol: self.protocol,
             version: self.version.into(),
             hostname: "fake".into(),
             boot_id: String::new(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use rum_shared::listener::{Change, Listener};
-use rum_shared::rpc::{CAP_WATCH, PROTOCOL, RumAgentClient, RumAgentDispatcher};
+use rum_shared::rpc::{CAP_WATCH, OLDEST_PROTOCOL, PROTOCOL, RumAgentClient, RumAgentDispatcher};
 use rum_shared::session::{self, Limits, Session};
 use rum_shared::transport::Stream;
 use tokio::net::UnixStream;
@@ -47,6 +47,7 @@ fn bench() -> Bench {
         info: Arc::new(info),
         hub,
         refresh,
+        too_old: Arc::default(),
     };
     Bench {
         service,
@@ -58,7 +59,7 @@ fn bench() -> Bench {
 impl Bench {
     async fn connect(&mut self) -> Session<RumAgentClient> {
         let (host, guest) = UnixStream::pair().unwrap();
-        let dispatcher = RumAgentDispatcher::new(self.service.clone());
+        let dispatcher = RumAgentDispatcher::new(self.service.for_session());
         self.tasks.spawn(async move {
             let guest = Stream::Unix(guest);
             // However a test ends its session.
@@ -91,6 +92,33 @@ fn socket(port: u16) -> Socket {
 
 fn ports(listeners: &[Listener]) -> Vec<u16> {
     listeners.iter().map(|listener| listener.port).collect()
+}
+
+#[tokio::test]
+async fn a_host_that_is_too_old_is_told_so_and_others_are_served() {
+    let mut bench = bench();
+    bench.listen(&[80]).await;
+    let (old, new) = (bench.connect().await, bench.connect().await);
+    for (session, protocol) in [(&old, OLDEST_PROTOCOL - 1), (&new, PROTOCOL + 1)] {
+        let hello = session.client().hello(protocol);
+        let info = session.call(DEADLINE, hello).await.unwrap();
+        assert_eq!(info.protocol, PROTOCOL);
+    }
+    let call = old.client().listening_ports(1, 100);
+    let refused = old.call(DEADLINE, call).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("no longer understands this rum"),
+        "{refused}"
+    );
+    let (events, _events) = roam::channel();
+    let (_keep, stop) = roam::channel::<()>();
+    let call = old.client().watch_listeners(1, 100, events, stop);
+    assert_eq!(
+        old.call(DEADLINE, call).await.unwrap_err().to_string(),
+        refused
+    );
+    let call = new.client().listening_ports(1, 100);
+    assert_eq!(new.call(DEADLINE, call).await.unwrap().ports, [80]);
 }
 
 #[tokio::test]

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use roam::facet::Facet;
 use rum_shared::range::PortRange;
 use rum_shared::rpc::{
-    AgentInfo, CAP_LISTENERS, CAP_WATCH, HEARTBEAT_DEADLINE, PROTOCOL, RumAgentClient, WatchEvent,
-    v1,
+    AgentInfo, CAP_LISTENERS, CAP_WATCH, HEARTBEAT_DEADLINE, OLDEST_PROTOCOL, PROTOCOL,
+    RumAgentClient, WatchEvent, v1,
 };
 use rum_shared::session::{Limits, Session, SessionError};
 use rum_shared::transport::{Endpoint, Knocks, SILENCE, Service};
@@ -219,7 +219,15 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Agent, AgentInfo), S
         )),
         error => error,
     })?;
-    Ok((session, clean_info(info)))
+    let info = clean_info(info);
+    if info.protocol < OLDEST_PROTOCOL {
+        let (version, protocol) = (&info.version, info.protocol);
+        return Err(SessionError::Unreachable(format!(
+            "rum {VERSION} no longer understands rum-agent {version} (protocol {protocol}); `rum agent \
+                 install` tells how to update it"
+        )));
+    }
+    Ok((session, info))
 }
 
 /// Completes with a knock of an agent whose stream on `link` is silent: nobody has a stream of it,

@@ -11,6 +11,7 @@ use rum_host::notice::Notice;
 use rum_host::plan::{AutoPolicy, Policy};
 use rum_host::reconcile::Repair;
 use rum_host::supervisor::{Options, Stop, Summary, Supervisor};
+use rum_shared::rpc::{OLDEST_PROTOCOL, PROTOCOL};
 use rum_tests::fake_agent::FakeAgent;
 use rum_tests::netns::in_netns;
 use rum_tests::wait::DEADLINE;
@@ -216,6 +217,40 @@ fn an_agent_of_another_version_is_served_and_said() {
         agent.stream(&[5000]);
         host.until_forwarded(5000).await;
         host.end().await;
+    });
+}
+
+#[test]
+fn an_agent_of_another_protocol_is_served_or_said() {
+    run(async || {
+        let newer = FakeAgent {
+            protocol: PROTOCOL + 1,
+            ..FakeAgent::new()
+        };
+        let mut host = Host::start(&newer);
+        newer.stream(&[5000]);
+        host.until_forwarded(5000).await;
+        host.end().await;
+        let older = FakeAgent {
+            version: "0.0.1",
+            protocol: OLDEST_PROTOCOL - 1,
+            ..FakeAgent::new()
+        };
+        let mut host = Host::start(&older);
+        older.stream(&[5000]);
+        let said = host
+            .until(|n| matches!(n, Notice::AgentAwaited { .. }))
+            .await;
+        let text = said.to_string();
+        for part in [
+            "no longer understands rum-agent 0.0.1",
+            "`rum agent install`",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let (_, seen) = host.end().await;
+        let served = seen.iter().any(|n| matches!(n, Notice::Forwarded { .. }));
+        assert!(!served, "{seen:?}");
     });
 }
 
