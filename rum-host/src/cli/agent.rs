@@ -63,7 +63,7 @@ pub struct InstallArgs {
     /// Install over ssh, where DEST is [USER@]HOST or what else ssh(1) takes
     #[arg(long, value_name = "DEST", value_parser = destination, value_hint = ValueHint::Hostname)]
     pub ssh: Option<String>,
-    /// Install over ssh in a domain of libvirt, whose address is looked up; USER is root if left out
+    /// Install over ssh in a domain of libvirt, which gets a vsock device if it has none and whose address is looked up; USER is root if left out
     #[arg(long, value_name = "[USER@]NAME", value_parser = destination, conflicts_with = "ssh")]
     pub domain: Option<String>,
     /// The libvirt that has the domain

@@ -22,6 +22,7 @@ use rum_shared::text::clean;
 use rum_shared::transport::Endpoint;
 
 pub use self::address::address;
+pub use self::device::{Given, give_vsock};
 pub use self::hypervisor::hypervisor;
 use self::virsh::{DEADLINE, Events, Failed, Virsh};
 use self::words::{MAX_NAME, Trouble};
@@ -31,6 +32,7 @@ use super::{GuestEnd, Stopped};
 use crate::error::RumError;
 
 mod address;
+mod device;
 mod hypervisor;
 #[cfg(test)]
 mod tests;

@@ -8,13 +8,17 @@ mod seed;
 use std::io::{self, IsTerminal, Write};
 use std::process::{Child, Command, Stdio};
 
+use rum_shared::text::clean;
+
 use crate::VERSION;
 use crate::cli::agent::{AgentCommand, InstallArgs};
 use crate::error::RumError;
 use crate::exit;
-use crate::guest::libvirt;
+use crate::guest::libvirt::{self, Given};
 use crate::payload::{self, AGENT, INSTALLER};
 
+/// Longest name of a domain that is shown, in characters.
+const MAX_DOMAIN: usize = 100;
 /// In place of a destination that nobody has named.
 const SOME_VM: &str = "root@VM";
 
@@ -68,8 +72,26 @@ fn in_domain(name: &str, args: &InstallArgs) -> Result<String, RumError> {
         uri: args.uri.clone(),
         socket: None,
     };
-    let address = crate::small_runtime()?.block_on(libvirt::address(&spec))?;
+    let runtime = crate::small_runtime()?;
+    if !args.print {
+        let given = runtime.block_on(libvirt::give_vsock(&spec))?;
+        if let Some(line) = in_words(&given, &clean(domain, MAX_DOMAIN)) {
+            super::print(&format!("{line}\n"))?;
+        }
+    }
+    let address = runtime.block_on(libvirt::address(&spec))?;
     Ok(format!("{user}@{address}"))
+}
+
+/// What came of giving `domain` a vsock device, if anything did.
+fn in_words(given: &Given, domain: &str) -> Option<String> {
+    match given {
+        Given::Nothing => None,
+        Given::Now => Some(format!("Gave the domain `{domain}` a vsock device")),
+        Given::NextTime(why) => Some(format!(
+            "Gave the domain `{domain}` a vsock device, which it has when it is started next ({why})"
+        )),
+    }
 }
 
 /// One command.
@@ -115,7 +137,7 @@ fn instructions(steps: &[Step]) -> String {
          {shown}\n\
          # Or copy the two files into the VM in any other way and run there, as root:\n\
          sh {INSTALLER}\n\n\
-         # Then, in rum.toml:\n\
+         # Then, in rum.toml (a domain of libvirt: kind = \"libvirt\" and its name):\n\
          [guest]\n\
          kind = \"vsock\"\n\
          cid = 3   # the VM's\n",

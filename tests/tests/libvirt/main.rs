@@ -197,7 +197,28 @@ fn a_domain_that_runs_is_left_alone_and_its_end_is_told() {
         .wait(&format!("The guest ended: the domain `box` is {state}"));
     assert_eq!(rum.wait().code(), Some(1));
 
-    // Without a device for vsock, which this machine could not give it anyway.
+    // Without a device for vsock, which this machine could not give it anyway. An agent for it begins with one.
+    for (name, runs) in [("other", false), ("third", true)] {
+        libvirt.define(&empty_domain(name));
+        if runs {
+            libvirt.virsh(&["start", name]);
+        }
+        let mut install = libvirt.setup.rum(["agent", "install", "--domain", name]);
+        let install = install.arg(format!("--uri={}", libvirt.uri())).output();
+        let install = install.expect("rum starts");
+        let [said, wrong] = [&install.stdout, &install.stderr].map(|s| String::from_utf8_lossy(s));
+        let gave = format!("Gave the domain `{name}` a vsock device");
+        assert!(said.starts_with(&gave), "{said}{wrong}");
+        if !runs {
+            let later = ", which it has when it is started next (it does not run)\n";
+            assert!(said.ends_with(later), "{said}");
+        }
+        // It has no address either.
+        let no_address = format!("libvirt knows no address of the domain `{name}`");
+        assert!(wrong.contains(&no_address), "{wrong}");
+        let described = libvirt.virsh(&["dumpxml", "--inactive", name]);
+        assert!(described.contains("<cid auto='yes'"), "{described}");
+    }
     let mut rum = libvirt.start_rum("box", "");
     assert_eq!(rum.wait().code(), Some(1));
     rum.stderr.wait("the domain `box` has no vsock device");

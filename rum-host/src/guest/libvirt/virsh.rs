@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rum_shared::text::clean;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::error::RumError;
@@ -62,7 +62,22 @@ impl Virsh {
         options: &[String],
         deadline: Duration,
     ) -> Result<String, Failed> {
-        let mut child = Command::from(self.command(command, options))
+        self.run_with(command, options, "", deadline).await
+    }
+
+    /// As [`Virsh::run`], with `input`, which fits into a pipe, as /dev/stdin.
+    pub async fn run_with(
+        &self,
+        command: &str,
+        options: &[String],
+        input: &'static str,
+        deadline: Duration,
+    ) -> Result<String, Failed> {
+        let mut virsh = Command::from(self.command(command, options));
+        if !input.is_empty() {
+            virsh.stdin(Stdio::piped());
+        }
+        let mut child = virsh
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -70,7 +85,11 @@ impl Virsh {
             .map_err(|error| Failed::Broken(cannot_run(error)))?;
         let stdout = child.stdout.take().expect("it is a pipe");
         let stderr = child.stderr.take().expect("it is a pipe");
+        let stdin = child.stdin.take();
         let all = async {
+            if let Some(mut stdin) = stdin {
+                stdin.write_all(input.as_bytes()).await?;
+            }
             let (output, message) = tokio::join!(
                 read(stdout, MAX_OUTPUT),
                 // Some bytes more, so that a cut is seen when it is shown.

@@ -98,6 +98,11 @@ impl<'a> Trouble<'a> {
         self.failed("cannot look at", failed)
     }
 
+    /// It takes no vsock device.
+    pub fn attach(&self, failed: Failed) -> RumError {
+        self.failed("cannot give a vsock device to", failed)
+    }
+
     /// Nobody knows an address of it.
     pub fn no_address(&self) -> RumError {
         RumError::new(format!(
@@ -210,7 +215,7 @@ impl<'a> Trouble<'a> {
 }
 
 /// Without double quotes, for a shell.
-const SNIPPET: &str = "<vsock model='virtio'>\n  <cid auto='yes'/>\n</vsock>";
+pub const SNIPPET: &str = "<vsock model='virtio'>\n  <cid auto='yes'/>\n</vsock>";
 
 /// Continues "hint: ".
 const NO_VHOST: &str = "this machine has no /dev/vhost-vsock: load it by \
