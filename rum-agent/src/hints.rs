@@ -15,9 +15,11 @@
 //! Invariant: a [`Wake`] carries no fact. It says where to look; the dump that follows decides.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rum_shared::range::PortRange;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::poll::{FAST, Poll, SAFETY};
@@ -197,6 +199,13 @@ impl Hints {
             if let Err(error) = result {
                 warn!("kernel events could not be limited to {range}: {error}");
             }
+        }
+    }
+
+    /// Counts what a dump has cost that began at `began`.
+    pub fn dumped(&mut self, began: Instant, cost: Duration) {
+        if let Some(poll) = &mut self.poll {
+            poll.dumped(began, cost);
         }
     }
 

@@ -34,6 +34,12 @@ pub mod watcher;
 
 pub use server::{AgentError, Config, run};
 
+/// Processor time that was used so far, by this process or this thread as `clock` says.
+pub(crate) fn used(clock: rustix::time::ClockId) -> std::time::Duration {
+    let time = rustix::time::clock_gettime(clock);
+    std::time::Duration::try_from(time).unwrap_or_default()
+}
+
 /// `error` and everything that caused it, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());

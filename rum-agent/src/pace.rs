@@ -1,7 +1,8 @@
 //! When to dump: pure schedules that are told the time.
 //!
 //! [`Pace`] lets the first few dumps of a burst through at once and spaces the rest, so that a
-//! storm of hints costs a bounded number of dumps a second. [`LookAgain`] remembers hinted
+//! storm of hints costs a bounded number of dumps a second. [`Share`] keeps what polls within a share
+//! of a processor, however slow that is. [`LookAgain`] remembers hinted
 //! ports that no dump has shown yet: the tracepoint fires just before the kernel hashes the
 //! socket, so the first dump after it can come too early.
 
@@ -68,6 +69,44 @@ impl Pace {
     /// Allows nothing before `moment`.
     pub fn hold_until(&mut self, moment: Instant) {
         self.not_before = moment;
+    }
+}
+
+/// Longest pause that [`Share`] asks for, whatever an action has cost: as often as the slow poll.
+pub const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// A share of a processor: over time, actions take at most one part in `parts` of it. Saved up time,
+/// at most `room`, lets some follow each other sooner.
+#[derive(Debug)]
+pub struct Share {
+    parts: u32,
+    room: Duration,
+    /// When the actions so far will have taken their share and no more.
+    even_at: Instant,
+}
+
+impl Share {
+    /// A share of which nothing is used yet.
+    pub fn new(now: Instant, parts: u32, room: Duration) -> Self {
+        Self {
+            parts,
+            room,
+            even_at: now,
+        }
+    }
+
+    /// The earliest moment for the next action; in the past when it may happen now.
+    pub fn earliest(&self) -> Instant {
+        self.even_at.checked_sub(self.room).unwrap_or(self.even_at)
+    }
+
+    /// Counts an action that began at `began` and has taken `cost` of processor time.
+    pub fn count(&mut self, began: Instant, cost: Duration) {
+        let pause = cost.saturating_mul(self.parts);
+        let most = self.room + LONGEST_PAUSE;
+        let from = self.even_at.max(began);
+        let owed = (from - began).saturating_add(pause).min(most);
+        self.even_at = began + owed;
     }
 }
 
@@ -193,6 +232,56 @@ mod tests {
             pace.count(start, Duration::from_millis(50));
         }
         assert_eq!(pace.earliest(), start + Duration::from_millis(200));
+    }
+
+    /// When actions that cost `cost` each begin in two seconds, at least `floor` apart.
+    fn in_two_seconds(share: &mut Share, start: Instant, floor: Duration, cost: Duration) -> usize {
+        let mut now = start;
+        let mut count = 0;
+        while now < start + Duration::from_secs(2) {
+            share.count(now, cost);
+            count += 1;
+            now = (now + floor).max(share.earliest());
+        }
+        count
+    }
+
+    #[test]
+    fn a_share_slows_down_only_what_takes_more() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
+        let share = || Share::new(start, 50, ms(100));
+        // A fiftieth of 4 ms is 80 us.
+        let cheap = in_two_seconds(&mut share(), start, ms(4), Duration::from_micros(79));
+        assert_eq!(cheap, 500);
+        let dear = in_two_seconds(&mut share(), start, ms(4), Duration::from_micros(400));
+        // Each 20 ms, and 5 that were saved up.
+        assert!((105..=107).contains(&dear), "{dear}");
+    }
+
+    #[test]
+    fn one_action_that_is_dear_delays_nothing_after_a_rest() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
+        let mut share = Share::new(start, 50, ms(100));
+        share.count(start, ms(1));
+        assert!(share.earliest() <= start);
+        share.count(start, ms(1));
+        share.count(start, ms(1));
+        assert_eq!(share.earliest(), start + ms(50));
+        let later = start + Duration::from_secs(1);
+        share.count(later, ms(2));
+        assert!(share.earliest() <= later, "rest is saved up");
+    }
+
+    #[test]
+    fn a_share_owes_a_bounded_pause() {
+        let start = Instant::now();
+        let mut share = Share::new(start, 50, Duration::from_millis(100));
+        for cost in [Duration::from_secs(3), Duration::MAX] {
+            share.count(start, cost);
+            assert_eq!(share.earliest(), start + LONGEST_PAUSE);
+        }
     }
 
     #[test]

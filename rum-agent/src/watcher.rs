@@ -42,6 +42,7 @@ use crate::pace::{LookAgain, Pace};
 use crate::reach::Reach;
 use crate::source::{Source, SourceKind};
 use crate::truth::{Scope, Truth};
+use crate::used;
 
 use self::names::{Found, Names};
 
@@ -323,7 +324,9 @@ impl Watcher {
             true => self.dump_and_fold(began, &scope).await,
             false => self.dump_only().await,
         };
-        self.pace.count(began, used(clock).saturating_sub(spent));
+        let cost = used(clock).saturating_sub(spent);
+        self.pace.count(began, cost);
+        self.hints.dumped(began, cost);
         let answer = match result {
             Ok((ports, change)) => {
                 self.failures = Failures::default();
@@ -474,11 +477,6 @@ fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let nanos = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
     u64::try_from(nanos).unwrap_or(0)
-}
-
-/// Processor time that was used so far, by this process or this thread as `clock` says.
-fn used(clock: ClockId) -> Duration {
-    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
 /// Dumps that failed in a row.

@@ -21,8 +21,7 @@ use crate::blocking;
 use crate::kernel::holders::{Key, Stale};
 use crate::kernel::process::{self, Held, Place, Walk};
 use crate::pace::Pace;
-
-use super::used;
+use crate::used;
 
 /// Names are looked up this long after a change: the walk through /proc would compete with the
 /// report of the port and with the first connection to it.
