@@ -67,7 +67,7 @@ pub struct Found {
 pub struct Walk<'a> {
     /// The inodes whose holders are wanted.
     pub inodes: &'a [u64],
-    /// A process or thread that is looked at first.
+    /// A process or thread that is looked at first, as far as half of `descriptors` goes.
     pub first: Option<u32>,
     /// Where to begin after it.
     pub from: Place,
@@ -95,9 +95,15 @@ impl Walk<'_> {
             link: Vec::new(),
         };
         // A hint may name a thread; its directory exists, but is of no process.
-        let first = self.first.and_then(|id| identity::process_of(proc, id));
+        let mut first = self.first.and_then(|id| identity::process_of(proc, id));
         if let Some(pid) = first {
-            search.process(pid, 0);
+            // Half is for the others: one that has more descriptors and is named again and again
+            // would leave nothing to look at for the walk through all.
+            let kept = self.descriptors / 2;
+            search.descriptors -= kept;
+            let unfinished = search.process(pid, 0).is_some();
+            search.descriptors += kept;
+            first = first.filter(|_| !unfinished);
         }
         let rest = search.others(first, self.from);
         Found {
@@ -377,6 +383,34 @@ mod tests {
         }
         assert_eq!(found.len(), inodes.len());
         assert!(walks > 2, "{walks}");
+    }
+
+    #[test]
+    fn a_process_that_is_always_named_first_does_not_keep_the_walk_in_its_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let inodes = [inode(&listener)];
+        // More of them than a walk looks at, before that of the listener and after it.
+        let fill = |from| rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), from).unwrap();
+        let _many: Vec<_> = (0..200).map(|_| fill(2000)).collect();
+        let wanted = rustix::io::fcntl_dupfd_cloexec(&listener, 2000).unwrap();
+        let _more: Vec<_> = (0..200).map(|_| fill(2000)).collect();
+        drop(listener);
+        let own = std::process::id();
+        let mut place = Some(Place { pid: own, fd: 0 });
+        let mut held = None;
+        while held.is_none() {
+            let part = Walk {
+                first: Some(own),
+                from: place.expect("it was not found"),
+                descriptors: 100,
+                ..walk(&inodes)
+            };
+            let part = part.find();
+            assert!(!part.held.is_empty() || part.rest > place, "{place:?}");
+            (held, place) = (part.held.get(&inodes[0]).cloned(), part.rest);
+        }
+        let fd = held.map(|held| held.fd);
+        assert_eq!(fd, Some(wanted.as_raw_fd() as u64));
     }
 
     #[test]
