@@ -2,7 +2,7 @@
 //!
 //! The host names a port, or an address in the guest's networks and a port there; the agent dials the
 //! listener where it can be reached, or that address, and answers one
-//! status byte; from then on [`rum_shared::relay`] moves the bytes (step 6), or the
+//! status byte; from then on [`rum_shared::bytes::relay`] moves the bytes (step 6), or the
 //! host does it alone with the socket that it is handed. Loopback comes
 //! first where the listener takes it, else the address that it is bound to ([`crate::reach`]). A port
 //! that is not in the set is tried on loopback all the same: it may have opened a moment ago.
@@ -15,10 +15,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rum_shared::channel::{self, DialStatus, Header};
+use rum_shared::bytes::channel;
+use rum_shared::bytes::channel::{DialStatus, Header};
+use rum_shared::bytes::handover;
+use rum_shared::bytes::relay::{Bulk, Counters, Turn, prepare, relay};
 use rum_shared::destination::Destination;
-use rum_shared::handover;
-use rum_shared::relay::{Bulk, Counters, Turn, prepare, relay};
 use rum_shared::transport::Stream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use roam::facet::Facet;
 use roam::{Rx, Tx};
 use rum_shared::range::PortRange;
-use rum_shared::rpc::{
+use rum_shared::stream::rpc::{
     AgentInfo, HEARTBEAT, HEARTBEAT_DEADLINE, ListeningPortsResponse, OLDEST_PROTOCOL,
     ReadyResponse, RumAgent, WatchEvent, fit, v1,
 };

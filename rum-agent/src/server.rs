@@ -12,8 +12,9 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rum_shared::rpc::{AgentInfo, CAP_LISTENERS, CAP_WATCH, PROTOCOL, RumAgentDispatcher};
-use rum_shared::session::{self, Limits};
+use rum_shared::stream::rpc::{AgentInfo, CAP_LISTENERS, CAP_WATCH, PROTOCOL, RumAgentDispatcher};
+use rum_shared::stream::session;
+use rum_shared::stream::session::Limits;
 use rum_shared::transport::{Acceptor, KnockTarget, ListenAddr, Stream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rum_shared::rpc::{PROTOCOL, RumAgentClient};
-use rum_shared::session::{Limits, Session};
+use rum_shared::stream::rpc::{PROTOCOL, RumAgentClient};
+use rum_shared::stream::session::{Limits, Session};
 use rum_shared::transport::{Endpoint, Service};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};

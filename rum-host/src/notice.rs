@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rum_shared::listener::Process;
-use rum_shared::rpc::AgentInfo;
+use rum_shared::stream::rpc::AgentInfo;
 
 use crate::VERSION;
 use crate::guest::progress::Progress;

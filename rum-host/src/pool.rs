@@ -8,7 +8,7 @@
 //!
 //! Invariants: it is a short cut and nothing else. A socket tries the guest's IPv4 loopback, where
 //! nearly everything can be reached; whenever it, or a channel, fails, the agent is
-//! asked as ever, and gives the reason. Fewer than [`LOW`] + [`rum_shared::handover::OFFER`] sockets
+//! asked as ever, and gives the reason. Fewer than [`LOW`] + [`rum_shared::bytes::handover::OFFER`] sockets
 //! and at most [`CHANNELS`] channels are held. Channels are dialled only while the agent may be
 //! ([`LinkState::may_dial`]), and those of a lost one are not used for the next.
 
@@ -17,7 +17,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rum_shared::handover;
+use rum_shared::bytes::handover;
 use rum_shared::transport::{Endpoint, Service, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;

@@ -13,17 +13,13 @@
 //! Invariant: everything that crosses is bounded by a named constant and checked on arrival,
 //! since guest and host distrust each other.
 
-pub mod channel;
+pub mod bytes;
 pub mod destination;
-pub mod handover;
 pub mod lines;
-pub mod link;
 pub mod listener;
 pub mod netns;
 pub mod range;
-pub mod relay;
-pub mod rpc;
-pub mod session;
+pub mod stream;
 pub mod text;
 pub mod threads;
 pub mod transport;

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use roam::{Rx, Tx};
 use rum_shared::listener::{BoundAddr, Change, Device, Holder, Listener, Process};
-use rum_shared::rpc::{
+use rum_shared::stream::rpc::{
     AgentInfo, CAP_LISTENERS, CAP_WATCH, ListeningPortsResponse, PROTOCOL, ReadyResponse, RumAgent,
     RumAgentClient, RumAgentDispatcher, WatchEvent, v1,
 };
-use rum_shared::session::{Limits, Session, serve};
+use rum_shared::stream::session::{Limits, Session, serve};
 use rum_shared::transport::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;

@@ -7,11 +7,11 @@ use roam::facet::Facet;
 use roam::{Rx, Tx};
 use rum_shared::listener::{Listener, ListenerSet};
 use rum_shared::range::PortRange;
-use rum_shared::rpc::{
+use rum_shared::stream::rpc::{
     AgentInfo, CAP_LISTENERS, CAP_WATCH, HEARTBEAT, ListeningPortsResponse, PROTOCOL,
     ReadyResponse, RumAgent, RumAgentDispatcher, WatchEvent, v1,
 };
-use rum_shared::session::{Limits, serve};
+use rum_shared::stream::session::{Limits, serve};
 use rum_shared::transport::{Endpoint, ListenAddr};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;

@@ -7,7 +7,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 
-use rum_shared::relay;
+use rum_shared::bytes::relay;
 use rum_tests::client::{connect, dial, exchange, talk};
 use rum_tests::netns::{self, in_netns};
 use rum_tests::rum::{Rum, Setup};

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use rum_shared::channel::Connected;
+use rum_shared::bytes::channel::Connected;
 use rum_shared::listener::{BoundAddr, Change, Listener};
 use rustix::net::{AddressFamily, SocketFlags, socket_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -161,7 +161,7 @@ async fn a_channel_carries_bytes_both_ways_and_ends() {
     };
     let guest = forwarder.serve(Stream::Unix(guest));
     let ((), outcome, (), ()) = tokio::join!(guest, host, program, user);
-    assert_eq!(outcome, rum_shared::relay::Outcome::Finished);
+    assert_eq!(outcome, rum_shared::bytes::relay::Outcome::Finished);
 }
 
 #[tokio::test]

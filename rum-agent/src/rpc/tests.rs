@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use super::*;
 use rum_shared::listener::{Change, Listener};
-use rum_shared::rpc::{CAP_WATCH, OLDEST_PROTOCOL, PROTOCOL, RumAgentClient, RumAgentDispatcher};
-use rum_shared::session::{self, Limits, Session};
+use rum_shared::stream::rpc::{
+    CAP_WATCH, OLDEST_PROTOCOL, PROTOCOL, RumAgentClient, RumAgentDispatcher,
+};
+use rum_shared::stream::session;
+use rum_shared::stream::session::{Limits, Session};
 use rum_shared::transport::Stream;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;

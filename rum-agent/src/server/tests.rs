@@ -6,11 +6,11 @@ use tokio::sync::watch;
 use tokio_vsock::VMADDR_CID_LOCAL;
 
 use super::*;
-use rum_shared::channel;
+use rum_shared::bytes::channel;
 use rum_shared::destination::Destination;
-use rum_shared::rpc::RumAgentClient;
-use rum_shared::rpc::WatchEvent;
-use rum_shared::session::Session;
+use rum_shared::stream::rpc::RumAgentClient;
+use rum_shared::stream::rpc::WatchEvent;
+use rum_shared::stream::session::Session;
 use rum_shared::transport::{Endpoint, Service as Port};
 
 /// No test waits for it; it ends one that hangs.

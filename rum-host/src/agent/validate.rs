@@ -3,7 +3,7 @@
 
 use rum_shared::listener::{Device, Holder, Listener, MAX_COMMAND, Process};
 use rum_shared::range::PortRange;
-use rum_shared::rpc::{AgentInfo, WatchEvent, validate_listener};
+use rum_shared::stream::rpc::{AgentInfo, WatchEvent, validate_listener};
 use rum_shared::text::clean;
 
 /// Longest word (version, host name, capability) that is kept, in characters.

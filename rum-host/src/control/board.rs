@@ -364,5 +364,4 @@ impl Drop for Reader {
 }
 
 #[cfg(test)]
-#[path = "board_tests.rs"]
 mod tests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use roam::{Rx, Tx};
-use rum_shared::session::{Session, SessionError};
+use rum_shared::stream::session::{Session, SessionError};
 use rum_shared::transport::{Endpoint, Service};
 use tokio_util::task::AbortOnDropHandle;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rum_shared::listener::{Listener, ListenerSet};
 use rum_shared::range::PortRange;
-use rum_shared::rpc::{AgentInfo, WatchEvent};
+use rum_shared::stream::rpc::{AgentInfo, WatchEvent};
 use tokio::sync::{mpsc, watch};
 
 use super::board::timestamp;

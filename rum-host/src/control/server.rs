@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use roam::{Rx, Tx};
-use rum_shared::session::{Limits, serve};
+use rum_shared::stream::session::{Limits, serve};
 use rum_shared::transport::Stream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};

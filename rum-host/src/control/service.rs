@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rum_shared::session::Limits;
+use rum_shared::stream::session::Limits;
 
 pub use rpc::*;
 

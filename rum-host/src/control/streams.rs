@@ -1,7 +1,7 @@
 //! The stream socket of `rum up`: connections into a VM for other `rum` processes of this user, such as
 //! `rum ssh`.
 //!
-//! It speaks as an agent does on its channel ([`rum_shared::channel`]): a port comes, a status byte goes, and
+//! It speaks as an agent does on its channel ([`rum_shared::bytes::channel`]): a port comes, a status byte goes, and
 //! frames follow, which are passed on unread. So the `rum` at the other end needs neither a forward nor a port
 //! in the range; and a `CONNECT` device, which must be left alone while its guest is away, is dialled by one
 //! process only.
@@ -11,7 +11,8 @@
 use std::io;
 use std::time::Duration;
 
-use rum_shared::channel::{self, DialStatus, Header};
+use rum_shared::bytes::channel;
+use rum_shared::bytes::channel::{DialStatus, Header};
 use rum_shared::transport::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;

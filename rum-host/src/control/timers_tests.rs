@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roam::{Rx, Tx};
-use rum_shared::session::{Limits, Session, serve};
+use rum_shared::stream::session::{Limits, Session, serve};
 use rum_shared::transport::{Endpoint, ListenAddr, Service};
 
 use super::client::{ControlError, Feed};

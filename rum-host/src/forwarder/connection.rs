@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use rum_shared::channel::Connected;
-use rum_shared::relay::{self, Outcome};
+use rum_shared::bytes::channel::Connected;
+use rum_shared::bytes::relay;
+use rum_shared::bytes::relay::Outcome;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;

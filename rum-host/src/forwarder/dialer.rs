@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use rum_shared::channel::{self, Connected, DialStatus};
-use rum_shared::relay::Bulk;
+use rum_shared::bytes::channel;
+use rum_shared::bytes::channel::{Connected, DialStatus};
+use rum_shared::bytes::relay::Bulk;
 use rum_shared::transport::{Endpoint, Stream};
 use tokio::net::TcpStream;
 use tokio::sync::watch;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rum_shared::relay::Counters;
+use rum_shared::bytes::relay::Counters;
 
 use super::dialer::Refusal;
 

@@ -4,8 +4,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use rum_shared::channel::DialStatus;
-use rum_shared::relay;
+use rum_shared::bytes::channel::DialStatus;
+use rum_shared::bytes::relay;
 use rum_shared::transport::Endpoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};

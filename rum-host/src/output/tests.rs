@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use rum_shared::lines::QUEUE;
 use rum_shared::listener::Process;
-use rum_shared::rpc::AgentInfo;
+use rum_shared::stream::rpc::AgentInfo;
 
 use super::*;
 use crate::notice::{BlockReason, Hold};

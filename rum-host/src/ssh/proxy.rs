@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use rum_shared::channel::{self, Connected, Decoder, DialStatus, END, Event, LENGTH};
+use rum_shared::bytes::channel;
+use rum_shared::bytes::channel::{Connected, Decoder, DialStatus, END, Event, LENGTH};
 use rum_shared::destination::Destination;
 use rum_shared::transport::{Endpoint, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};

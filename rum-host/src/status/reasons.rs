@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
-use rum_shared::channel::DialStatus;
+use rum_shared::bytes::channel::DialStatus;
 use rum_shared::listener::{BoundAddr, Holder, Listener, Process};
 
 use super::{ADDRESS_HINT, publisher};

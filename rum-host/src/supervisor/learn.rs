@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rum_shared::listener::{Change, Listener, ListenerSet};
 use rum_shared::range::PortRange;
-use rum_shared::rpc::WatchEvent;
+use rum_shared::stream::rpc::WatchEvent;
 
 use super::{AgentState, GRACE, Shell, Supervisor};
 use crate::agent::client::AgentEvent;

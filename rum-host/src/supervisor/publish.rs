@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use rum_shared::range::PortRange;
-use rum_shared::rpc::AgentInfo;
+use rum_shared::stream::rpc::AgentInfo;
 use tokio::sync::watch;
 
 use super::{AgentState, Supervisor};

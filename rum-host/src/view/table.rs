@@ -425,5 +425,4 @@ pub fn outside(known: &Known) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "table_tests.rs"]
 mod tests;

@@ -36,7 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::Service;
-use crate::rpc::HEARTBEAT;
+use crate::stream::rpc::HEARTBEAT;
 
 /// An agent that was not heard for so long may be away: a heartbeat, and room for a busy guest.
 pub const SILENCE: Duration = HEARTBEAT.saturating_add(Duration::from_millis(500));

@@ -9,7 +9,7 @@
 //! `CONNECT port` before it passes bytes.
 //!
 //! Invariant: nothing here is trusted to carry a half-close. `CONNECT` devices lose a shutdown,
-//! so what runs over a stream says its end in its own bytes (see [`crate::channel`]).
+//! so what runs over a stream says its end in its own bytes (see [`crate::bytes::channel`]).
 
 mod dial;
 mod gate;

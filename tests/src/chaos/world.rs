@@ -43,7 +43,7 @@ const FAULTS: [&str; 9] = [
     "reboot or kill-host",
 ];
 /// Sockets that the host side may keep ready for the next connections.
-const POOL: usize = rum_shared::handover::OFFER;
+const POOL: usize = rum_shared::bytes::handover::OFFER;
 /// Channels that it may keep ready.
 const CHANNELS: usize = 4;
 /// Sessions that may be there beside the first: the poll's, and one that takes its place.

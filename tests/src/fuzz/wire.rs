@@ -9,13 +9,14 @@ use facet::Facet;
 use roam::{Link as _, LinkRx as _, facet_postcard};
 use rum_host::agent::validate::StreamValidator;
 use rum_host::control::model::{ControlInfo, Update, WatchRequest};
-use rum_shared::channel::{Decoder, DialStatus, Event, MAX_FRAME};
-use rum_shared::link::{self, Usage};
+use rum_shared::bytes::channel::{Decoder, DialStatus, Event, MAX_FRAME};
 use rum_shared::range::PortRange;
-use rum_shared::rpc::{
+use rum_shared::stream::link;
+use rum_shared::stream::link::Usage;
+use rum_shared::stream::rpc::{
     AgentInfo, ListeningPortsResponse, PROTOCOL, RumAgentClient, RumAgentDispatcher, WatchEvent,
 };
-use rum_shared::session::{Limits, Session, serve};
+use rum_shared::stream::session::{Limits, Session, serve};
 use rum_shared::transport::{Stream, read_connect_answer};
 use tokio::runtime::Runtime;
 

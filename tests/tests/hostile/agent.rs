@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rum_shared::link::MAX_SESSION_FRAMES;
 use rum_shared::listener::{BoundAddr, Listener, Process};
-use rum_shared::rpc::WatchEvent;
+use rum_shared::stream::link::MAX_SESSION_FRAMES;
+use rum_shared::stream::rpc::WatchEvent;
 use rum_tests::client;
 use rum_tests::fake_agent::FakeAgent;
 use rum_tests::netns::in_netns;

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::Output;
 
-use rum_shared::link::MAX_SESSION_FRAMES;
-use rum_shared::session::Limits;
+use rum_shared::stream::link::MAX_SESSION_FRAMES;
+use rum_shared::stream::session::Limits;
 use rum_tests::netns::in_netns;
 use rum_tests::rum::{Setup, binary};
 

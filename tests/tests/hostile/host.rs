@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use rum_agent::forward::MAX_READY;
-use rum_shared::link::MAX_SESSION_FRAMES;
-use rum_shared::rpc::{PROTOCOL, RumAgentClient};
-use rum_shared::session::{Limits, Session};
+use rum_shared::stream::link::MAX_SESSION_FRAMES;
+use rum_shared::stream::rpc::{PROTOCOL, RumAgentClient};
+use rum_shared::stream::session::{Limits, Session};
 use rum_shared::transport::{Endpoint, Service};
 use rum_tests::netns::in_netns;
 use rum_tests::rum::{Rum, Setup, binary};

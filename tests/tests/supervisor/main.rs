@@ -11,7 +11,7 @@ use rum_host::notice::Notice;
 use rum_host::plan::{AutoPolicy, Policy};
 use rum_host::reconcile::Repair;
 use rum_host::supervisor::{Options, Stop, Summary, Supervisor};
-use rum_shared::rpc::{OLDEST_PROTOCOL, PROTOCOL};
+use rum_shared::stream::rpc::{OLDEST_PROTOCOL, PROTOCOL};
 use rum_tests::fake_agent::FakeAgent;
 use rum_tests::netns::in_netns;
 use rum_tests::wait::DEADLINE;

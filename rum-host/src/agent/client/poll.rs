@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use rum_shared::range::PortRange;
-use rum_shared::session::{CALLS_PER_SESSION, SessionError};
+use rum_shared::stream::session::{CALLS_PER_SESSION, SessionError};
 use tokio::sync::{mpsc, watch};
 
 use super::{

@@ -286,5 +286,4 @@ fn with(options: impl Into<OsString>, path: &Path) -> OsString {
 }
 
 #[cfg(test)]
-#[path = "command_tests.rs"]
 mod tests;

@@ -10,11 +10,11 @@ use std::thread;
 
 use roam::{DriverReplySink, Handler, Rx, Tx};
 use rum_shared::RPC_PORT;
-use rum_shared::rpc::{
+use rum_shared::stream::rpc::{
     AgentInfo, CAP_LISTENERS, ListeningPortsResponse, PROTOCOL, ReadyResponse, RumAgent,
     RumAgentDispatcher, WatchEvent, v1,
 };
-use rum_shared::session::{Limits, serve};
+use rum_shared::stream::session::{Limits, serve};
 use rum_shared::transport::Stream;
 
 type Behaviour = Arc<dyn Fn(UnixStream) + Send + Sync>;
