@@ -19,10 +19,10 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::hints::{HintError, HintKind};
+use crate::hint::{HintError, HintKind};
 use crate::kernel::tracepoint::ThreadName;
+use crate::port_set::source::SourceKind;
 use crate::server::{AgentError, Config};
-use crate::source::SourceKind;
 
 /// Tells the host what listens in this guest, and connects it
 #[derive(Debug, Clone, Parser)]

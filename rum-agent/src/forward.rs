@@ -4,10 +4,10 @@
 //! listener where it can be reached, or that address, and answers one
 //! status byte; from then on [`rum_shared::bytes::relay`] moves the bytes (step 6), or the
 //! host does it alone with the socket that it is handed. Loopback comes
-//! first where the listener takes it, else the address that it is bound to ([`crate::reach`]). A port
+//! first where the listener takes it, else the address that it is bound to ([`crate::port_set::reach`]). A port
 //! that is not in the set is tried on loopback all the same: it may have opened a moment ago.
 //!
-//! Invariants: where the host names a port, the agent dials this machine only, see [`crate::reach`]. Every wait has a deadline, and the number of channels is bounded by [`MAX_CHANNELS`].
+//! Invariants: where the host names a port, the agent dials this machine only, see [`crate::port_set::reach`]. Every wait has a deadline, and the number of channels is bounded by [`MAX_CHANNELS`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,8 +31,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
 
-use crate::hub::Hub;
-use crate::reach::{self, Route};
+use crate::port_set::reach;
+use crate::port_set::reach::Route;
+use crate::stream::hub::Hub;
 
 /// Channels that relay or dial at once; each costs two descriptors, some 3 kB, and the relay's buffers
 /// while bytes wait in it.

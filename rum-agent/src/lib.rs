@@ -20,17 +20,11 @@ mod blocking;
 pub mod boot;
 pub mod cli;
 pub mod forward;
-pub mod hints;
-pub mod hub;
+pub mod hint;
 pub mod kernel;
-pub mod knock;
-pub mod pace;
-pub mod reach;
-pub mod rpc;
+pub mod port_set;
 pub mod server;
-pub mod source;
-pub mod truth;
-pub mod watcher;
+pub mod stream;
 
 pub use server::{AgentError, Config, run};
 

@@ -23,12 +23,12 @@ use tokio_vsock::VMADDR_CID_HOST;
 use tracing::{debug, info, warn};
 
 use crate::forward::{Forwarder, MAX_CHANNELS, MAX_REFUSED};
-use crate::hints::{HintError, HintKind, Hints};
-use crate::hub::Hub;
+use crate::hint::{HintError, HintKind, Hints};
 use crate::kernel::{DumpError, tracepoint::ThreadName};
-use crate::rpc::Service;
-use crate::source::{Source, SourceKind};
-use crate::watcher::Watcher;
+use crate::port_set::source::{Source, SourceKind};
+use crate::port_set::watcher::Watcher;
+use crate::stream::hub::Hub;
+use crate::stream::service::Service;
 
 /// Sessions at once. A host needs two, four while it renews them; the rest is for tools. What one
 /// can make the agent keep is bounded by [`Limits::AGENT`] and [`session::MAX_CALLS`].
@@ -153,7 +153,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     }));
     parts.spawn(channel.run(stop.clone(), move |stream| forwarder.clone().serve(stream)));
     if let Some(target) = config.knock {
-        parts.spawn(crate::knock::run(target, streamed, stop.clone()));
+        parts.spawn(crate::stream::knock::run(target, streamed, stop.clone()));
     }
 
     let result = tokio::select! {

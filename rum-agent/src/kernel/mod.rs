@@ -24,7 +24,7 @@ pub mod answer;
 pub mod destroy;
 pub mod holders;
 pub mod identity;
-pub mod notified;
+pub mod listen_events;
 pub mod perf_ring;
 pub mod privilege;
 pub mod proc_net;

@@ -41,7 +41,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rum_agent::kernel::notified::{PIPE, Told, Wanted};
+use rum_agent::kernel::listen_events::{PIPE, Told, Wanted};
 use rum_shared::range::PortRange;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -169,7 +169,7 @@ impl Holder {
         self.tell(0, 0, monotonic_ns());
     }
 
-    /// Writes a record, unless the pipe is full: see [`rum_agent::kernel::notified`].
+    /// Writes a record, unless the pipe is full: see [`rum_agent::kernel::listen_events`].
     fn tell(&self, pid: u32, port: u16, at_ns: u64) {
         let told = Told {
             at_ns,

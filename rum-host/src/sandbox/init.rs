@@ -19,7 +19,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::WaitStatus as NixStatus;
 use nix::unistd::{ForkResult, Pid as NixPid};
 use rum_agent::cli;
-use rum_agent::hints::HintKind;
+use rum_agent::hint::HintKind;
 use rum_agent::kernel::tracepoint::Tracepoint;
 use rum_shared::lines;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

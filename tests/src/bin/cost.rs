@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rum_agent::kernel::Socket;
 use rum_agent::kernel::answer::Answer;
-use rum_agent::truth::{Scope, Truth};
+use rum_agent::port_set::socket_table::{Scope, Truth};
 use rum_host::control::board::Board;
 use rum_host::control::model::{
     AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,

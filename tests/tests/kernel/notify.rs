@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use rum_agent::kernel::notified::{Notified, Told, Wanted};
+use rum_agent::kernel::listen_events::{Notified, Told, Wanted};
 use rum_host::sandbox::holder::{self, Door, Holder, MAX_FILTERS};
 use rum_host::sandbox::seccomp;
 use rum_tests::rum::binary;

@@ -282,7 +282,7 @@ fn address(socket: &Socket) -> (u16, BoundAddr) {
 /// Which of several sockets on one port a connection of ours reaches: the one of the smallest rank. It is
 /// made to 127.0.0.1 if anything takes that, for which the kernel prefers who listens there to who
 /// listens everywhere (compute_score, net/ipv4/inet_hashtables.c); else to ::1; else to the address
-/// of the socket ([`crate::reach::routes`]).
+/// of the socket ([`crate::port_set::reach::routes`]).
 fn rank(socket: &Socket) -> u8 {
     match socket.ip {
         _ if socket.device != 0 => 6,

@@ -5,7 +5,7 @@
 //! 1. the tracepoint `sock:inet_sock_set_state`, where the kernel lets us (CAP_PERFMON): an
 //!    event for every `listen()` and its end;
 //! 2. instead of it, in a namespace guest, word from the guest's first process, which the kernel
-//!    asks before each `listen()` ([`crate::kernel::notified`]), and a slow poll for what it is not asked about;
+//!    asks before each `listen()` ([`crate::kernel::listen_events`]), and a slow poll for what it is not asked about;
 //! 3. instead of both, a [`poll`] of the cheap socket counters in `/proc/self/net/sockstat`, with
 //!    a full dump now and then;
 //! 4. beside 2 and 3, the netlink destroy groups, which need no privilege: a closed listener. The
@@ -24,11 +24,9 @@ use tracing::{info, warn};
 
 use self::poll::{FAST, Poll, SAFETY};
 use crate::chain;
-use crate::kernel::{
-    destroy::{Destroy, DestroyEvents},
-    notified::{Notified, Told, Wanted},
-    tracepoint::{Hint, ThreadName, Tracepoint, TracepointError},
-};
+use crate::kernel::destroy::{Destroy, DestroyEvents};
+use crate::kernel::listen_events::{Notified, Told, Wanted};
+use crate::kernel::tracepoint::{Hint, ThreadName, Tracepoint, TracepointError};
 
 pub mod poll;
 

@@ -3,11 +3,11 @@
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::hub::{Subscription, Update};
 use crate::kernel::Socket;
 use crate::kernel::tracepoint::Hint;
-use crate::pace::LOOK_AGAIN;
-use crate::source::fake::FakeKernel;
+use crate::port_set::schedule::LOOK_AGAIN;
+use crate::port_set::source::fake::FakeKernel;
+use crate::stream::hub::{Subscription, Update};
 
 /// Inodes from here on belong to no process, so that no name turns up in between.
 const NOBODY: u64 = 1 << 60;

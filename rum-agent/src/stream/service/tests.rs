@@ -14,11 +14,11 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::hints::Hints;
+use crate::hint::Hints;
 use crate::kernel::Socket;
-use crate::source::Source;
-use crate::source::fake::FakeKernel;
-use crate::watcher::Watcher;
+use crate::port_set::source::Source;
+use crate::port_set::source::fake::FakeKernel;
+use crate::port_set::watcher::Watcher;
 
 /// No test waits for it; it ends one that hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -225,7 +225,7 @@ async fn a_stream_that_is_not_read_delays_nobody_and_then_gets_a_snapshot() {
     let test = async {
         assert!(matches!(next(&mut rx).await, WatchEvent::Snapshot { .. }));
         // More than credit and log hold together.
-        let last = crate::hub::LOG_CHANGES as u64 * 2;
+        let last = crate::stream::hub::LOG_CHANGES as u64 * 2;
         for _ in 0..last {
             hub.publish(Change {
                 generation: hub.current().generation + 1,

@@ -11,7 +11,7 @@ use crate::chain;
 use crate::kernel::proc_net::ProcNet;
 use crate::kernel::sock_diag::SockDiag;
 use crate::kernel::{DumpError, Socket};
-use crate::truth::Scope;
+use crate::port_set::socket_table::Scope;
 
 /// Confirmations after which other tasks get a turn; each takes a few microseconds.
 const CONFIRM_SLICE: usize = 64;
