@@ -18,8 +18,8 @@ use crate::cli::LogFormat;
 use crate::config::{ConfigError, Located};
 use crate::exit;
 use crate::guest::GuestError;
-use crate::output::json;
 use crate::runtime_dir::RuntimeDirError;
+use crate::ui::output::json;
 
 /// Something went wrong that a user has to know.
 #[derive(Debug)]

@@ -13,72 +13,57 @@ use crate::cli::{Cli, Command, ConsoleArgs, DownArgs, GlobalArgs, UpArgs};
 use crate::error::RumError;
 
 pub mod agent;
-pub mod backoff;
 pub mod cli;
 mod clock;
+pub mod commands;
 pub mod config;
-mod console;
 pub mod control;
 mod descriptors;
-mod down;
 pub mod error;
-pub mod exec;
 pub mod exit;
-pub mod forwarder;
+pub mod forward;
 pub mod guest;
-mod hangup;
-pub mod host_port;
+pub mod hint;
 mod limits;
-pub mod notice;
-pub mod output;
-pub mod payload;
 pub mod plan;
-pub mod policy;
-mod pool;
-mod ports;
-pub mod reconcile;
-pub mod reload;
 pub mod runtime_dir;
-pub mod sandbox;
 pub mod signals;
-mod ssh;
 pub mod stack;
 pub mod status;
+pub mod stream;
 pub mod supervisor;
-pub mod tools;
-mod up;
+pub mod ui;
 pub mod view;
-mod wait;
 
 /// Our version: an agent of another one is served as far as it goes.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the command line of this process; the exit code is documented in each command's help.
 pub fn main() -> ExitCode {
-    tools::completions::answer();
+    crate::commands::completions::answer();
     let cli = Cli::parse();
-    let outcome = output::init(&cli.global).and_then(|()| match &cli.command {
+    let outcome = crate::ui::output::init(&cli.global).and_then(|()| match &cli.command {
         Command::Up(args) => run_up(args, &cli.global),
         Command::Down(args) => run_down(args),
         Command::Ports(args) => run_ports(args, &cli.global),
         Command::Wait(args) => run_wait(args),
         Command::Exec(args) => Err(run_inside(args.name.clone(), |name| {
-            exec::exec(name, &args.workdir.path(), &args.command)
+            crate::commands::exec::exec(name, &args.workdir.path(), &args.command)
         })),
         Command::Console(args) => run_console(args),
         Command::Shell(args) => Err(run_inside(args.name.clone(), |name| {
-            exec::shell(name, &args.workdir.path())
+            crate::commands::exec::shell(name, &args.workdir.path())
         })),
         Command::Ssh(args) => Err(run_ssh(args)),
         Command::SshConfig(args) => run_ssh_config(args),
         Command::SshProxy(args) => run_ssh_proxy(args),
-        Command::Agent(command) => tools::agent::run(command),
-        Command::Init(args) => tools::init::run(args),
+        Command::Agent(command) => crate::commands::agent::run(command),
+        Command::Init(args) => crate::commands::init::run(args),
         Command::Check(args) => small_runtime()
-            .and_then(|runtime| runtime.block_on(tools::check::run(args, &cli.global))),
-        Command::Doctor(args) => tools::doctor::run(args, &cli.global),
-        Command::Completions(args) => tools::completions::run(args),
-        Command::Man(args) => tools::man::run(args),
+            .and_then(|runtime| runtime.block_on(crate::commands::check::run(args, &cli.global))),
+        Command::Doctor(args) => crate::commands::doctor::run(args, &cli.global),
+        Command::Completions(args) => crate::commands::completions::run(args),
+        Command::Man(args) => crate::commands::man::run(args),
     });
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -111,7 +96,7 @@ fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
             .build()
     });
     let runtime = runtime.map_err(limits::failed("start the threads that forward"))?;
-    let outcome = runtime.block_on(up::up(args, &settings, global, &threads));
+    let outcome = runtime.block_on(crate::commands::up::up(args, &settings, global, &threads));
     // A thread that looks through /proc must not keep an ended rum alive.
     runtime.shutdown_background();
     outcome
@@ -135,16 +120,17 @@ fn small_runtime() -> Result<tokio::runtime::Runtime, RumError> {
 
 fn run_down(args: &DownArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    let told = small_runtime()?.block_on(down::down(name.as_deref(), args.force))?;
+    let told =
+        small_runtime()?.block_on(crate::commands::down::down(name.as_deref(), args.force))?;
     if let Some(told) = told {
-        output::tell(&told);
+        crate::ui::output::tell(&told);
     }
     Ok(exit::OK)
 }
 
 fn run_console(args: &ConsoleArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    console::attach(name.as_deref())?;
+    crate::commands::console::attach(name.as_deref())?;
     Ok(exit::OK)
 }
 
@@ -154,32 +140,36 @@ fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
         (Some(_), None) => config::current(None).ok().flatten(),
         (_, file) => config::current(file.as_deref())?,
     };
-    small_runtime()?.block_on(ports::ports(args, settings.as_ref(), global.quiet))
+    small_runtime()?.block_on(crate::commands::ports::ports(
+        args,
+        settings.as_ref(),
+        global.quiet,
+    ))
 }
 
 fn run_wait(args: &WaitArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    small_runtime()?.block_on(wait::wait(args, name.as_deref()))
+    small_runtime()?.block_on(crate::commands::wait::wait(args, name.as_deref()))
 }
 
 /// This process becomes ssh, or there is an error.
 fn run_ssh(args: &SshArgs) -> RumError {
     match guest_name(args.name.as_ref()) {
-        Ok(name) => ssh::ssh(name.as_deref(), args),
+        Ok(name) => crate::commands::ssh::ssh(name.as_deref(), args),
         Err(error) => error,
     }
 }
 
 fn run_ssh_config(args: &SshConfigArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    tools::print(&ssh::config(name.as_deref(), args)?)?;
+    crate::commands::print(&crate::commands::ssh::config(name.as_deref(), args)?)?;
     Ok(exit::OK)
 }
 
 fn run_ssh_proxy(args: &SshProxyArgs) -> Result<u8, RumError> {
-    let guest = ssh::find(args.name.as_deref())?;
+    let guest = crate::commands::ssh::find(args.name.as_deref())?;
     let runtime = small_runtime()?;
-    let relayed = runtime.block_on(ssh::proxy(&guest, args.port));
+    let relayed = runtime.block_on(crate::commands::ssh::proxy(&guest, args.port));
     // A thread that reads stdin must not keep an ended rum alive.
     runtime.shutdown_background();
     relayed.map(|()| exit::OK)

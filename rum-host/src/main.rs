@@ -12,7 +12,7 @@ static NOTE: extern "C" fn() = rum_host::signals::note;
 fn main() -> ExitCode {
     rum_host::stack::raise();
     // Before any thread or runtime exists: some of the modes need a single thread.
-    match rum_host::sandbox::dispatch_internal(agent) {
+    match rum_host::guest::process::dispatch_internal(agent) {
         Some(code) => code,
         None => rum_host::stack::with_enough(rum_host::main),
     }
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
 /// Where a file in memory may not be executed (`vm.memfd_noexec`), rum itself is the agent.
 fn agent(args: Vec<OsString>) -> ExitCode {
     use clap::Parser as _;
-    let error = rum_host::payload::become_agent(&args);
+    let error = rum_host::guest::payload::become_agent(&args);
     rum_shared::lines::stderr(rum_shared::lines::lost_line).say(format!(
         "rum: the agent takes more memory than it needs: {error}\n"
     ));

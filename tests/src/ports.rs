@@ -1,8 +1,8 @@
 //! What a running `rum up` tells readers of its control socket.
 
 use rum_host::control::client::Feed;
-use rum_host::control::model::PortStatus;
 use rum_host::runtime_dir::list_in;
+use rum_host::status::model::PortStatus;
 use rum_host::view::Known;
 
 use crate::rum::Setup;

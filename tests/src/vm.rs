@@ -210,7 +210,11 @@ fn initramfs(cache: &Path, programs: &[&str], dir: &Path) {
             &format!("modules/{name}"),
         );
     }
-    fs::write(root.join("bin/rum-agent"), rum_host::payload::agent()).expect("a new directory");
+    fs::write(
+        root.join("bin/rum-agent"),
+        rum_host::guest::payload::agent(),
+    )
+    .expect("a new directory");
     for program in ["guest"].iter().chain(programs) {
         install(&binary(program), &format!("bin/{program}"), &root);
     }

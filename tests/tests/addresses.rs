@@ -4,7 +4,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
-use rum_host::control::model::{PortStatus, State};
+use rum_host::status::model::{PortStatus, State};
 use rum_tests::client::{host, talk};
 use rum_tests::netns::in_netns;
 use rum_tests::ports::until_port;

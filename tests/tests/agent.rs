@@ -89,8 +89,8 @@ impl Vm {
     fn install(&self) -> Output {
         let done = self.rum(&["agent", "install", "--ssh", "me@vm"], "");
         assert_eq!(done.status.code(), Some(0), "{done:?}");
-        let agent = self.read(rum_host::payload::AGENT_PATH);
-        assert!(agent == rum_host::payload::agent(), "another agent");
+        let agent = self.read(rum_host::guest::payload::AGENT_PATH);
+        assert!(agent == rum_host::guest::payload::agent(), "another agent");
         let mut home = fs::read_dir(self.setup.path().join("home")).expect("it");
         assert!(home.next().is_none(), "something is left");
         done
@@ -154,8 +154,8 @@ fn installing_over_ssh_does_what_it_shows() {
     let shown = vm.rum(&["agent", "install", "--print", "--ssh", "me@vm"], "");
     assert!(!vm.setup.path().join("log").exists(), "something was run");
     let done = vm.install();
-    let unit = vm.read(rum_host::payload::UNIT_PATH);
-    assert_eq!(text(&unit), rum_host::payload::unit());
+    let unit = vm.read(rum_host::guest::payload::UNIT_PATH);
+    assert_eq!(text(&unit), rum_host::guest::payload::unit());
     assert_eq!(
         vm.told(),
         [

@@ -42,7 +42,7 @@ fn the_agent_starts_the_guests_init_and_outlives_its_root() {
     let dir = tempfile::tempdir().expect("a directory");
     let root = dir.path().join("root");
     fs::create_dir(&root).expect("a directory");
-    program(&dir.path().join("agent"), rum_host::payload::agent());
+    program(&dir.path().join("agent"), rum_host::guest::payload::agent());
     program(&dir.path().join("init"), INIT.as_bytes());
     let output = Command::new("unshare")
         .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-euc"])

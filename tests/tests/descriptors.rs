@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::{Output, Stdio};
 
-use rum_host::control::model::State;
+use rum_host::status::model::State;
 use rum_tests::client::connect;
 use rum_tests::netns::in_netns;
 use rum_tests::ports::until_port;

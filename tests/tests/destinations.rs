@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
-use rum_host::control::model::{PortStatus, State};
+use rum_host::status::model::{PortStatus, State};
 use rum_tests::client::{connect, exchange, host};
 use rum_tests::device::Defects;
 use rum_tests::guest::Guest;

@@ -5,7 +5,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};
 
-use rum_host::control::model::{PortStatus, State};
+use rum_host::status::model::{PortStatus, State};
 use rum_tests::Fnv;
 use rum_tests::client::{connect, exchange, host, until_refused};
 use rum_tests::netns::in_netns;

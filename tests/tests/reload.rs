@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
-use rum_host::control::model::State;
+use rum_host::status::model::State;
 use rum_tests::client::{connect, exchange, until_refused};
 use rum_tests::guest::Guest;
 use rum_tests::netns::in_netns;

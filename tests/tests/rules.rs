@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::process::{Child, Stdio};
 
-use rum_host::control::model::State;
+use rum_host::status::model::State;
 use rum_tests::client::{exchange, host};
 use rum_tests::guest::Guest;
 use rum_tests::netns::in_netns;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 
-use rum_host::control::model::{PortStatus, State};
+use rum_host::status::model::{PortStatus, State};
 use rum_tests::client::{exchange, host};
 use rum_tests::netns::in_netns;
 use rum_tests::ports::{follow, until_port};

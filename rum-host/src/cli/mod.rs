@@ -12,9 +12,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCandidates;
 use rum_shared::range::PortRanges;
 
+use crate::commands::completions::guests;
 use crate::config::{Overrides, values};
-use crate::policy::Binds;
-use crate::tools::completions::guests;
+use crate::plan::policy::Binds;
 
 /// Widest help text; longer lines are hard to read.
 const MAX_WIDTH: usize = 100;

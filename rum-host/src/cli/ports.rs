@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, ValueHint};
 use clap_complete::engine::ArgValueCandidates;
 
+use crate::commands::completions::{guests, ports};
 use crate::config::values;
-use crate::control::model::Since;
-use crate::tools::completions::{guests, ports};
+use crate::status::model::Since;
 
 /// Arguments of `rum ports`.
 #[derive(Debug, Clone, Default, Args)]

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
+use crate::commands::completions::guests;
 use crate::config::values;
-use crate::tools::completions::guests;
 
 /// Longest name of a user, in bytes (useradd(8)).
 const MAX_USER: usize = 32;

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use rum_shared::range::PortRanges;
 
 use crate::config::{Overrides, values};
-use crate::policy::Binds;
+use crate::plan::policy::Binds;
 
 /// A kind of guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,7 +6,7 @@ use super::check::{Check, Place};
 use super::error::Problem;
 use super::raw::{AutoPortsConfig, Config, RuleConfig};
 use super::{Overrides, values};
-use crate::policy::{AutoPolicy, Binds, OnConflict, Pattern, Rule, RuleAction};
+use crate::plan::policy::{AutoPolicy, Binds, OnConflict, Pattern, Rule, RuleAction};
 
 /// Most rules; each is compared with every listener.
 pub const MAX_RULES: usize = 256;

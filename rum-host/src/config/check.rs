@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::guest::GuestKind;
-use crate::policy::{Binds, DRAIN, Destination, HostAddr, Policy, StaticForward};
+use crate::plan::policy::{Binds, DRAIN, Destination, HostAddr, Policy, StaticForward};
 
 use super::destination;
 use super::error::Problem;

@@ -11,7 +11,7 @@ use rum_shared::range::{PortRange, PortRanges};
 use super::Overrides;
 use super::check::{Check, Placed};
 use super::error::Problem;
-use crate::policy::{AutoPolicy, Binds, Territory};
+use crate::plan::policy::{AutoPolicy, Binds, Territory};
 
 /// Ports below need privilege: none is proposed unless the user was there.
 const FIRST_FREE: u16 = 1024;

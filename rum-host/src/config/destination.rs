@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::values::Invalid;
-use crate::policy::Destination;
+use crate::plan::policy::Destination;
 
 /// An address in the guest's networks, with a port: `172.17.0.2:80`, `[fd00::2]:80`.
 ///

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error;
+use crate::guest::process::isolation::Isolation;
 use crate::plan::{AutoPolicy, Destination, HostAddr, OnConflict, StaticForward};
-use crate::sandbox::isolation::Isolation;
 
 fn fixtures(kind: &str) -> Vec<(String, String)> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rum_shared::listener::{self, MAX_COMMAND};
 use rum_shared::text::clean;
 
-use crate::policy::{Binds, MAX_BINDS, MAX_PATTERN};
+use crate::plan::policy::{Binds, MAX_BINDS, MAX_PATTERN};
 
 /// Longest name; it becomes a part of socket paths, which end at 108 bytes (unix(7)).
 pub const MAX_NAME: usize = 64;

@@ -10,13 +10,13 @@ use rum_shared::stream::session::{Session, SessionError};
 use rum_shared::transport::{Endpoint, Service};
 use tokio_util::task::AbortOnDropHandle;
 
-pub use super::model::Since;
-use super::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchRequest};
 use super::places;
 use super::service::{HEARTBEAT_DEADLINE, LIMITS, RumControlClient};
 use crate::VERSION;
 use crate::error::RumError;
 use crate::runtime_dir::RunningGuest;
+pub use crate::status::model::Since;
+use crate::status::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchRequest};
 
 /// Time for a call to be answered.
 const CALL_DEADLINE: Duration = Duration::from_secs(3);

@@ -4,10 +4,8 @@
 //! The supervisor writes on the [`board`]; the [`server`] lets any number of readers follow it,
 //! each at its own pace; the [`client`] is the reader's end. Beside it [`streams`] has connections into the guest.
 
-pub mod board;
 pub mod client;
-pub mod direct;
-pub mod model;
+pub mod offline;
 mod peer;
 mod places;
 pub mod server;

@@ -1,6 +1,6 @@
 //! Whether a client of the control socket is inside a guest.
 //!
-//! A guest does not see the runtime directories that its `rum up` knows of ([`crate::sandbox`]). One whose
+//! A guest does not see the runtime directories that its `rum up` knows of ([`crate::guest::process`]). One whose
 //! caller has another `$RUM_RUNTIME_DIR` may see those of other guests, so its programs may look on
 //! here, but stop nothing.
 

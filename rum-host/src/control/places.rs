@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::model::Stay;
+use crate::status::model::Stay;
 
 /// Readers that follow the ports: each has two descriptors, some buffers, and gets all events.
 pub const MAX_FOLLOWING: usize = 64;

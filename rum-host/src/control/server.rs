@@ -20,8 +20,6 @@ use rum_shared::transport::Stream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::board::Board;
-use super::model::{ControlInfo, Stay, Update, WatchRequest};
 use super::peer;
 use super::places::{MAX_FOLLOWING, MAX_WAITING, Place as Seat, Places};
 use super::service::{HEARTBEAT, RumControl, RumControlDispatcher};
@@ -30,6 +28,8 @@ use crate::clock;
 use crate::descriptors::{is_exhaustion, stand_in};
 use crate::error::RumError;
 use crate::runtime_dir::{Mended, RuntimeDir};
+use crate::status::journal::Board;
+use crate::status::model::{ControlInfo, Stay, Update, WatchRequest};
 
 /// With so many clients it is looked who does not read, so that his place is soon that of the next.
 const MANY: usize = 64;

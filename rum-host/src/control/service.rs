@@ -23,7 +23,7 @@ pub const LIMITS: Limits = Limits {
 mod rpc {
     use roam::{Rx, Tx};
 
-    use crate::control::model::{ControlInfo, Stay, Update, WatchRequest};
+    use crate::status::model::{ControlInfo, Stay, Update, WatchRequest};
 
     /// What `rum up` offers on its control socket.
     #[roam::service]

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use super::peer;
 use super::server::{ACCEPT_PAUSE, LOOK};
 use super::socket::Socket;
-use crate::forwarder::Dialer;
+use crate::forward::Dialer;
 use crate::plan::Destination;
 use crate::runtime_dir::RuntimeDir;
 

@@ -11,13 +11,13 @@ use rum_shared::stream::session::{Limits, Session, serve};
 use rum_shared::transport::{Endpoint, ListenAddr, Service};
 
 use super::client::{ControlError, Feed};
-use super::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchRequest};
 use super::server::Server;
 use super::service::{
     HEARTBEAT, HEARTBEAT_DEADLINE, LIMITS, RumControl, RumControlClient, RumControlDispatcher,
 };
 use crate::clock::stopped::Clock;
 use crate::runtime_dir::{RunningGuest, RuntimeDir};
+use crate::status::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchRequest};
 
 /// Timers are rounded up to milliseconds.
 const MOMENT: Duration = Duration::from_millis(2);

@@ -19,13 +19,15 @@ use tokio::sync::watch;
 
 use self::progress::Tell;
 use crate::error::RumError;
+use crate::guest::process::Failure;
+use crate::guest::process::isolation::Isolation;
 use crate::limits;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
-use crate::sandbox::Failure;
-use crate::sandbox::isolation::Isolation;
 
 pub mod libvirt;
 pub(crate) mod namespace;
+pub mod payload;
+pub mod process;
 pub mod progress;
 pub mod qemu;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Kind `namespace`: namespaces on this machine, seen from rum's side.
 //!
 //! rum binds the agent's two sockets in the runtime directory and hands them down, listening,
-//! through keeper and init to the agent (see [`crate::sandbox`] for who is who). So they exist
+//! through keeper and init to the agent (see [`crate::guest::process`] for who is who). So they exist
 //! before the agent does, and whoever dials while it is started again waits in their backlog.
 //!
 //! The pipe to the keeper is the lifeline: the guest lives as long as rum keeps it open.
@@ -26,11 +26,11 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::{GuestEnd, GuestError, Stopped};
 use crate::descriptors;
+use crate::guest::process::enter::Job;
+use crate::guest::process::isolation::Isolation;
+use crate::guest::process::status::{MAX_LINE, Status};
+use crate::guest::process::{ENTER, Failure, KEEPER, SELF, TERMINATE};
 use crate::runtime_dir::{self, ProcessId, RuntimeDir};
-use crate::sandbox::enter::Job;
-use crate::sandbox::isolation::Isolation;
-use crate::sandbox::status::{MAX_LINE, Status};
-use crate::sandbox::{ENTER, Failure, KEEPER, SELF, TERMINATE};
 use crate::signals;
 use crate::stack;
 
@@ -307,7 +307,7 @@ impl Entrance<'_> {
     }
 }
 
-/// The status lines of keeper and init, see [`crate::sandbox::status`].
+/// The status lines of keeper and init, see [`crate::guest::process::status`].
 #[derive(Debug)]
 pub(super) struct StatusLines {
     pipe: ChildStdout,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::notice::Notice;
+use crate::ui::notice::Notice;
 
 /// Something that happened to a guest of rum's own.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use super::{HostAddr, MAX_NEXT_TRIES, OnConflict, Want};
-use crate::policy::{Territory, others, overlap};
+use crate::plan::policy::{Territory, others, overlap};
 
 /// The next address to try for `want`: its own first, then, where allowed, the other ports of
 /// its territory that are in nobody's way.

@@ -29,14 +29,16 @@ use rum_shared::listener::Listener;
 
 use self::candidate::{Reserved, Taken};
 use self::open::Next;
-use crate::policy::Territory;
-pub use crate::policy::{
+use crate::plan::policy::Territory;
+pub use crate::plan::policy::{
     AutoPolicy, Binds, DRAIN, Destination, GuestPort, HostAddr, Key, OnConflict, Policy,
     StaticForward, Verdict, Want,
 };
 
 mod candidate;
 mod open;
+pub mod policy;
+pub mod reconcile;
 
 /// A host port that is taken is tried again after this at the earliest: soon enough that a user who
 /// frees it does not wait. Where many are taken, whoever tries them waits longer.
@@ -446,6 +448,6 @@ impl Planner {
 #[cfg(test)]
 mod crowd;
 #[cfg(test)]
-mod tests;
+mod spec;
 #[cfg(test)]
-mod whole;
+mod tests;

@@ -4,13 +4,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::whole::Heard;
 use super::*;
-use crate::policy::{PROCESS_WAIT, Pattern, Rule, RuleAction};
+use crate::plan::policy::{PROCESS_WAIT, Pattern, Rule, RuleAction};
+use crate::plan::spec::Heard;
 use proptest::prelude::*;
 
 /// A host on which some ports are taken by others; carries plans out as the supervisor does, and
-/// compares each with [`whole::plan`].
+/// compares each with [`spec::plan`].
 struct Host {
     planner: Planner,
     /// What should hold.
@@ -79,13 +79,13 @@ impl Host {
             let listening: Vec<_> = self.heard.keys().map(|p| GuestPort(*p)).collect();
             let policy = self.policy.clone();
             let differ = self.planner.replace(policy, listening, heard, self.now);
-            let expected = whole::differences(&old, &self.policy, &self.heard, self.now);
+            let expected = spec::differences(&old, &self.policy, &self.heard, self.now);
             assert_eq!(differ, expected);
         }
         for _ in 0..10_000 {
             let heard = |port: GuestPort| self.heard.get(&port.0).map(|(l, since)| (l, *since));
             let plan = self.planner.plan(heard, self.now);
-            let (actions, wake) = whole::plan(&self.policy, &self.heard, &self.actual, self.now);
+            let (actions, wake) = spec::plan(&self.policy, &self.heard, &self.actual, self.now);
             assert_eq!(plan.actions, actions);
             let again = self.planner.plan(heard, self.now);
             assert_eq!(

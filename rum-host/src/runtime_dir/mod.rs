@@ -42,7 +42,7 @@ pub use kept::Mended;
 pub use process_id::ProcessId;
 pub use running::{RunningGuest, list, list_in};
 
-use crate::sandbox::isolation::Isolation;
+use crate::guest::process::isolation::Isolation;
 
 /// Longest name of a guest, in bytes.
 pub const MAX_NAME: usize = 64;

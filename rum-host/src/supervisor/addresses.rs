@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use super::{Shell, Supervisor};
 use crate::clock;
-use crate::notice::Notice;
 use crate::plan::{Binding, HostAddr};
+use crate::ui::notice::Notice;
 
 /// How long an address may be gone without anybody being told.
 const LOOK: Duration = Duration::from_secs(1);

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::{Done, Shell, Supervisor, Told};
 use crate::clock;
-use crate::host_port::{self, Taken};
-use crate::notice::BlockReason;
+use crate::forward::holder;
+use crate::forward::holder::Taken;
 use crate::plan::{AT_ONCE, Binding, HostAddr, Key};
+use crate::ui::notice::BlockReason;
 
 /// Looks take at most this part of a core.
 const SHARE: u32 = 20;
@@ -103,7 +104,7 @@ impl Supervisor {
         };
         shell.tasks.spawn(async move {
             let started = clock::now();
-            let look = tokio::task::spawn_blocking(move || host_port::holders(wanted));
+            let look = tokio::task::spawn_blocking(move || holder::holders(wanted));
             let found = look.await.unwrap_or_default();
             let took = clock::now() - started;
             Done::Holders { found, took }

@@ -1,7 +1,7 @@
 //! The one loop of the host (steps 3 to 5): folds what the agent says into the set of guest
 //! listeners, asks the plan what to do, does it, and tells the user.
 //!
-//! Sources -> [`AgentEvent`](crate::agent::client::AgentEvent), finished tasks, the clock and [`Stop`] -> one handler each ->
+//! Sources -> [`AgentEvent`](crate::stream::client::AgentEvent), finished tasks, the clock and [`Stop`] -> one handler each ->
 //! `settle`, which plans and executes until nothing is left to do, in turns that are bounded. All state
 //! lives here; every task it starts is in one `JoinSet` and ends with it.
 //!
@@ -21,28 +21,28 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::addresses::Addresses;
-use self::guest::Guest;
 use self::holders::Holders;
 use self::outside::Outside;
 use self::pace::Pace;
 pub use self::pauses::PAUSE;
 use self::pauses::{Blocks, Pauses};
 use self::publish::Notes;
-use crate::agent::client::{AgentClient, EVENT_QUEUE, LinkState};
 use crate::clock;
-use crate::control::board::Board;
 use crate::control::streams::Streams;
-use crate::forwarder::{Dialer, Forwarder};
-use crate::host_port::Taken;
-use crate::notice::{BlockReason, Notice};
+use crate::forward::holder::Taken;
+use crate::forward::{Dialer, Forwarder};
+use crate::plan::reconcile::Reconciler;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Planner, Policy};
-use crate::reconcile::Reconciler;
+use crate::status::journal::Board;
+use crate::stream::client::{AgentClient, EVENT_QUEUE, LinkState};
+use crate::supervisor::listeners::Guest;
+use crate::ui::notice::{BlockReason, Notice};
 
 mod addresses;
+mod agent_events;
 mod execute;
-mod guest;
 mod holders;
-mod learn;
+mod listeners;
 mod outside;
 mod pace;
 mod pauses;

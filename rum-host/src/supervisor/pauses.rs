@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Told;
-use crate::host_port::Taken;
-use crate::notice::{BlockReason, Notice};
+use crate::forward::holder::Taken;
 use crate::plan::{Destination, HostAddr, Key};
+use crate::ui::notice::{BlockReason, Notice};
 
 /// A program that tries a port is back on it after a millisecond or a few, also on a busy machine. A
 /// line that comes this late is still at once for a human.

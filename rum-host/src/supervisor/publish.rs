@@ -14,11 +14,12 @@ use tokio::sync::watch;
 
 use super::{AgentState, Supervisor};
 use crate::clock;
-use crate::control::board::{Board, Demand};
-use crate::control::model;
-use crate::notice::BlockReason;
 use crate::plan::{Binding, GuestPort, Key};
-use crate::status::{self, Draining, Facts, Forward, Knowledge, Standing};
+use crate::status::journal::{Board, Demand};
+use crate::status::model;
+use crate::status::rows;
+use crate::status::rows::{Draining, Facts, Forward, Knowledge, Standing};
+use crate::ui::notice::BlockReason;
 
 /// Counters are put on the board this often while somebody reads.
 const TICK: Duration = Duration::from_secs(1);
@@ -194,7 +195,7 @@ impl Supervisor {
             && let Some(port) = ports.pop_first()
         {
             *left -= 1;
-            let rows = status::rows(&self.facts(GuestPort(port), knowledge, now));
+            let rows = rows::rows(&self.facts(GuestPort(port), knowledge, now));
             self.notes.board.put_port(port, rows);
         }
     }

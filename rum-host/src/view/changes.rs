@@ -12,10 +12,8 @@
 
 use std::collections::HashMap;
 
-use crate::control::board::BATCH;
-use crate::control::model::{
-    AgentStatus, ConfigStatus, Event, Op, PortStatus, State, Update, What,
-};
+use crate::status::journal::BATCH;
+use crate::status::model::{AgentStatus, ConfigStatus, Event, Op, PortStatus, State, Update, What};
 
 /// One thing that a watcher is told.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! All objects start alike (`schema_version`, `boot`, `seq`); the lines have a `type` and what
 //! belongs to it. A missing value is `null`, never a missing key. The words are those of
-//! [`crate::control::model`], whose version rises only when something is removed or renamed, so
+//! [`crate::status::model`], whose version rises only when something is removed or renamed, so
 //! readers ignore what they do not know.
 //!
 //! Invariant: one object is one line of text that a terminal may see: besides the escapes of
@@ -14,8 +14,8 @@
 use facet::Facet;
 
 use super::changes::{Change, Numbered};
-use super::known::Known;
-use crate::control::model::{
+use crate::status::mirror::Known;
+use crate::status::model::{
     AgentStatus, ConfigStatus, ControlInfo, Op, PortStatus, SCHEMA_VERSION,
 };
 
@@ -174,7 +174,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::control::model::{State, Update, What};
+    use crate::status::model::{State, Update, What};
     use crate::view::changes::Changes;
     use crate::view::samples::{event, info, lost_agent, port, snapshot};
 

@@ -11,7 +11,7 @@ use rum_shared::text::clean;
 
 use super::changes::Change;
 use super::clock;
-use crate::control::model::{AgentState, AgentStatus, ConfigStatus, Op, PortStatus, State};
+use crate::status::model::{AgentState, AgentStatus, ConfigStatus, Op, PortStatus, State};
 
 /// Tells changes as lines.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ pub(super) fn of_config(config: &ConfigStatus) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::control::model::{Update, What};
+    use crate::status::model::{Update, What};
     use crate::view::changes::Changes;
     use crate::view::samples::{agent, config, event, lost_agent, port, process, snapshot};
 

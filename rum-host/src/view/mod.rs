@@ -6,11 +6,10 @@
 pub mod changes;
 mod clock;
 pub mod json;
-mod known;
 pub mod lines;
+pub mod live;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod table;
-pub mod watch;
 
-pub use known::Known;
+pub use crate::status::mirror::Known;

@@ -1,6 +1,6 @@
 //! Statuses for tests, as a `rum up` tells them.
 
-use crate::control::model::{
+use crate::status::model::{
     AgentState, AgentStatus, Bytes, ConfigStatus, Connections, ControlInfo, Event, PortStatus,
     ProcessName, Reason, State, Update, What,
 };
@@ -110,7 +110,7 @@ pub fn config() -> ConfigStatus {
 /// A running `rum up`.
 pub fn info() -> ControlInfo {
     ControlInfo {
-        protocol: crate::control::model::CONTROL_PROTOCOL,
+        protocol: crate::status::model::CONTROL_PROTOCOL,
         version: "0.1.0".into(),
         name: "dev".into(),
         kind: "namespace".into(),

@@ -16,9 +16,9 @@ use jiff::tz::TimeZone;
 use rum_shared::text::clean;
 use unicode_width::UnicodeWidthStr;
 
-use super::known::Known;
 use super::{clock, lines};
-use crate::control::model::{AgentState, ControlInfo, PortStatus, ProcessName, Reason, State};
+use crate::status::mirror::Known;
+use crate::status::model::{AgentState, ControlInfo, PortStatus, ProcessName, Reason, State};
 
 /// From this many columns of the terminal on, there is room for all columns of the table.
 const WIDE: usize = 100;
@@ -420,7 +420,7 @@ pub fn footer(known: &Known, all: bool) -> Vec<String> {
 /// That something listens beside the range, which is why it is not in the table.
 pub fn outside(known: &Known) -> Option<String> {
     let range = known.config.as_ref()?.range.as_ref()?;
-    let line = crate::notice::outside(&known.outside, range);
+    let line = crate::ui::notice::outside(&known.outside, range);
     (!known.outside.is_empty()).then(|| clean(&line, usize::MAX))
 }
 

@@ -28,19 +28,20 @@ use jiff::tz::TimeZone;
 use rum_agent::kernel::Socket;
 use rum_agent::kernel::answer::Answer;
 use rum_agent::port_set::socket_table::{Scope, Truth};
-use rum_host::control::board::Board;
-use rum_host::control::model::{
-    AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
-};
-use rum_host::forwarder::Stats;
+use rum_host::forward::Stats;
 use rum_host::plan::{
     Action, AutoPolicy, CONFLICT_RETRY, Destination, GuestPort, HostAddr, Key, OnConflict, Planner,
     Policy,
 };
-use rum_host::status::{self, Facts, Forward, Knowledge, Standing};
+use rum_host::status::journal::Board;
+use rum_host::status::model::{
+    AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
+};
+use rum_host::status::rows;
+use rum_host::status::rows::{Facts, Forward, Knowledge, Standing};
 use rum_host::view::Known;
+use rum_host::view::live::offscreen::Offscreen;
 use rum_host::view::table::{self, Look};
-use rum_host::view::watch::offscreen::Offscreen;
 use rum_shared::listener::{BoundAddr, Listener, ListenerSet, Process};
 use rum_shared::range::{PortRange, PortRanges};
 
@@ -310,7 +311,7 @@ fn rows(listener: &Listener, policy: &Policy, stats: &Stats, now: Instant) -> Ve
     let port = GuestPort(listener.port);
     let at = HostAddr(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), listener.port));
     let took = None;
-    status::rows(&Facts {
+    rows::rows(&Facts {
         port,
         listener: Some(listener),
         verdict: Some(policy.judge(listener, now, now)),

@@ -23,17 +23,18 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rum_host::commands::exec;
 use rum_host::control::client::Control;
+use rum_host::guest::process;
+use rum_host::guest::process::isolation::Isolation;
 use rum_host::guest::{Guest, GuestKind, GuestSpec, Link};
 use rum_host::runtime_dir::{RunningGuest, RuntimeDir};
-use rum_host::sandbox::isolation::Isolation;
-use rum_host::{exec, sandbox};
 
 /// Long enough for anything that does end, short enough for a test of what does not.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    if let Some(code) = sandbox::dispatch_internal(agent) {
+    if let Some(code) = process::dispatch_internal(agent) {
         return code;
     }
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         ["exec", name, ..] => {
             let error = exec::exec(Some(name), Path::new(""), &args[2..]);
             eprintln!("error: {error}");
-            Ok(ExitCode::from(sandbox::EXIT_FAILED))
+            Ok(ExitCode::from(process::EXIT_FAILED))
         }
         ["stop", dir] => stop(dir.into()),
         ["probe"] => probe(),
@@ -86,7 +87,7 @@ async fn up(name: &str, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>
         Err(error) => {
             eprintln!("error: {error}");
             eprintln!("hint: {}", error.hint().unwrap_or_default());
-            return Ok(ExitCode::from(sandbox::EXIT_FAILED));
+            return Ok(ExitCode::from(process::EXIT_FAILED));
         }
     };
     if !command.is_empty() {

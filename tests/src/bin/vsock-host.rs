@@ -10,9 +10,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rum_host::notice::Notice;
 use rum_host::plan::{AutoPolicy, Policy};
 use rum_host::supervisor::{Options, Stop, Supervisor};
+use rum_host::ui::notice::Notice;
 use rum_shared::stream::rpc::RumAgentClient;
 use rum_shared::stream::session::{Limits, Session};
 use rum_shared::transport::{Endpoint, Service};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use rum_host::agent::client::POLL_PERIOD;
+use rum_host::stream::client::POLL_PERIOD;
 
 /// In how much time the world is to be as the model says: a second, and a period of the poll for
 /// what no hint told. Without what the threads that have to do it wait for a processor.

@@ -5,15 +5,15 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rum_host::config::{self as configuration, values};
-use rum_host::control::model::{
+use rum_host::plan::policy::Pattern;
+use rum_host::status::model::{
     AgentState, AgentStatus, Bytes, ConfigStatus, Connections, OtherHolder, PortStatus,
     ProcessName, Reason, State, Update,
 };
-use rum_host::policy::Pattern;
 use rum_host::view::changes::Changes;
 use rum_host::view::lines::Lines;
+use rum_host::view::live::offscreen::Offscreen;
 use rum_host::view::table::{self, Look};
-use rum_host::view::watch::offscreen::Offscreen;
 use rum_host::view::{Known, json};
 use rum_shared::text::clean;
 
@@ -190,7 +190,7 @@ pub(super) fn show(update: Update) {
         let line = lines.line(&change, now).unwrap_or_default();
         harmless(&line, &['\n']);
     }
-    let info = rum_host::control::model::ControlInfo {
+    let info = rum_host::status::model::ControlInfo {
         protocol: 1,
         version: String::new(),
         name: String::new(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use facet::Facet;
 use roam::{Link as _, LinkRx as _, facet_postcard};
-use rum_host::agent::validate::StreamValidator;
-use rum_host::control::model::{ControlInfo, Update, WatchRequest};
+use rum_host::status::model::{ControlInfo, Update, WatchRequest};
+use rum_host::stream::validate::StreamValidator;
 use rum_shared::bytes::channel::{Decoder, DialStatus, Event, MAX_FRAME};
 use rum_shared::range::PortRange;
 use rum_shared::stream::link;

@@ -122,14 +122,14 @@ fn second_boot(debian: &Debian) {
     assert_eq!(String::from_utf8_lossy(&again.stderr), "");
     assert_eq!(debian.ssh("ls -d /sys/firmware/efi"), "/sys/firmware/efi\n");
     let agent = debian.setup.path().join("agent");
-    fs::write(&agent, rum_host::payload::agent()).expect("ours");
+    fs::write(&agent, rum_host::guest::payload::agent()).expect("ours");
     let mut sum = Command::new("sha256sum");
     let sum = sum.stdin(File::open(agent).expect("ours")).output();
     let here = sum.expect("coreutils").stdout;
     let there = debian.ssh("sha256sum </usr/local/bin/rum-agent");
     assert_eq!(there.as_bytes(), here, "another agent");
     let unit = debian.ssh("cat /etc/systemd/system/rum-agent.service");
-    assert_eq!(unit, rum_host::payload::unit());
+    assert_eq!(unit, rum_host::guest::payload::unit());
     let down = debian.rum(&["down"]).output().expect("rum");
     assert!(down.status.success(), "{down:?}");
     until_within(BOOT, "the end", || rum.child.try_wait().expect("ours"));

@@ -6,8 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use rum_agent::kernel::listen_events::{Notified, Told, Wanted};
-use rum_host::sandbox::holder::{self, Door, Holder, MAX_FILTERS};
-use rum_host::sandbox::seccomp;
+use rum_host::hint::filter;
+use rum_host::hint::holder;
+use rum_host::hint::holder::{Door, Holder, MAX_FILTERS};
 use rum_tests::rum::binary;
 
 use super::{alone_in_netns, within};
@@ -151,7 +152,7 @@ fn a_unix_socket_is_not_told_of() {
 #[test]
 fn an_answer_that_nobody_can_give_any_more_is_enosys() {
     alone_in_netns(|| {
-        let mut program = program(|| seccomp::install().map(drop));
+        let mut program = program(|| filter::install().map(drop));
         let answer = ask(&mut program, "listen 127.0.0.1:1 hello");
         assert!(answer.contains("not implemented"), "{answer}");
         end(program);
@@ -163,8 +164,8 @@ fn only_one_is_asked() {
     alone_in_netns(|| {
         let mut command = Command::new("true");
         let prepare = || {
-            let first = seccomp::install()?;
-            let second = seccomp::install().map(drop);
+            let first = filter::install()?;
+            let second = filter::install().map(drop);
             drop(first);
             second
         };

@@ -3,8 +3,8 @@
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use rum_host::agent::client::{AgentClient, AgentEvent, LinkState, POLL_PERIOD};
-use rum_host::backoff::{FIRST, LAST};
+use rum_host::stream::backoff::{FIRST, LAST};
+use rum_host::stream::client::{AgentClient, AgentEvent, LinkState, POLL_PERIOD};
 use rum_shared::range::PortRange;
 use rum_shared::stream::rpc::HEARTBEAT_DEADLINE;
 use rum_shared::stream::session::Limits;

@@ -7,10 +7,10 @@ mod timers;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use rum_host::notice::Notice;
+use rum_host::plan::reconcile::Repair;
 use rum_host::plan::{AutoPolicy, Policy};
-use rum_host::reconcile::Repair;
 use rum_host::supervisor::{Options, Stop, Summary, Supervisor};
+use rum_host::ui::notice::Notice;
 use rum_shared::stream::rpc::{OLDEST_PROTOCOL, PROTOCOL};
 use rum_tests::fake_agent::FakeAgent;
 use rum_tests::netns::in_netns;

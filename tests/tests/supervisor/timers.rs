@@ -4,10 +4,10 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use rum_host::notice::Notice;
 use rum_host::plan::CONFLICT_RETRY;
-use rum_host::reconcile::{CONFIRM_AFTER, Repair};
+use rum_host::plan::reconcile::{CONFIRM_AFTER, Repair};
 use rum_host::supervisor::{GRACE, PAUSE, Stop};
+use rum_host::ui::notice::Notice;
 use rum_tests::client::host;
 use rum_tests::fake_agent::FakeAgent;
 

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use super::virsh::DEADLINE;
-use super::words::Trouble;
 use super::{Domain, Spec};
 use crate::error::RumError;
+use crate::guest::libvirt::error::Trouble;
 
 /// Who may know it (virsh(1), domifaddr), the surest first: libvirt's DHCP server, QEMU's agent in
 /// the domain, this machine's neighbours.

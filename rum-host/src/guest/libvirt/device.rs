@@ -1,9 +1,9 @@
 //! A vsock device for a domain that has none, for those who install an agent in it.
 
 use super::virsh::{DEADLINE, Failed, Refusal};
-use super::words::{MAX_NAME, SNIPPET, Trouble};
 use super::{Domain, Spec};
 use crate::error::RumError;
+use crate::guest::libvirt::error::{MAX_NAME, SNIPPET, Trouble};
 use rum_shared::text::clean;
 
 /// What came of giving a domain a vsock device.

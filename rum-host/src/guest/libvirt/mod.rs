@@ -25,19 +25,19 @@ pub use self::address::address;
 pub use self::device::{Given, give_vsock};
 pub use self::hypervisor::hypervisor;
 use self::virsh::{DEADLINE, Events, Failed, Virsh};
-use self::words::{MAX_NAME, Trouble};
 use self::xml::Description;
 use super::progress::{Progress, Tell};
 use super::{GuestEnd, Stopped};
 use crate::error::RumError;
+use crate::guest::libvirt::error::{MAX_NAME, Trouble};
 
 mod address;
 mod device;
+mod error;
 mod hypervisor;
 #[cfg(test)]
 mod tests;
 mod virsh;
-mod words;
 mod xml;
 
 /// The libvirt of the machine, which has the domains of virt-manager.

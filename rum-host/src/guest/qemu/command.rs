@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::firmware::Firmware;
 use super::spec::{Boot, Spec};
-use crate::payload;
+use crate::guest::payload;
 
 /// A processor architecture that rum knows how to emulate: that of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

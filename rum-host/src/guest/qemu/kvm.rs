@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::sandbox::SELF;
+use crate::guest::process::SELF;
 
 /// Hidden first argument of the process that tries it.
 pub const MODE: &str = "__rum-kvm";

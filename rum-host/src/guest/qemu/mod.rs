@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The agent comes in with the initramfs of a kernel, or on a seed disk that cloud-init reads
-//! ([`crate::payload`]). An image is never written: the guest's writes go to an overlay
+//! ([`crate::guest::payload`]). An image is never written: the guest's writes go to an overlay
 //! (`overlay`), which stays.
 //!
 //! A guest may reboot. QEMU ends with the guest's reset (`-action reboot=shutdown`), which it tells
@@ -18,7 +18,7 @@
 //! is simpler than two, it costs some tenths of a second, and connections of the old boot end at
 //! once instead of at their next byte. Disk, logs, CID and sockets stay. How often: `reboots`.
 //!
-//! Invariants: none of the VM's processes outlives rum ([`crate::sandbox`]); nothing of it listens
+//! Invariants: none of the VM's processes outlives rum ([`crate::guest::process`]); nothing of it listens
 //! on a network of the host (`command`); what its logs say is cleaned before it is shown.
 
 use std::fmt;

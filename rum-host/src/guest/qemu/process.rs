@@ -1,5 +1,5 @@
 //! The processes of a VM, seen from rum's side: a warden and its lifeline (see
-//! [`crate::sandbox`]).
+//! [`crate::guest::process`]).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,9 +11,9 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use crate::guest::GuestError;
 use crate::guest::namespace::{StatusLines, inherit, io_error};
+use crate::guest::process::status::Status;
+use crate::guest::process::{SELF, START, WARDEN};
 use crate::runtime_dir::RuntimeDir;
-use crate::sandbox::status::Status;
-use crate::sandbox::{SELF, START, WARDEN};
 
 /// A warden and what it runs, which is killed when this is dropped.
 #[derive(Debug)]

@@ -24,9 +24,9 @@ use super::qmp::Qmp;
 use super::spec::{Accel, Boot, Spec, SshKey};
 use super::state::StateDir;
 use super::{firmware, kvm, log, overlay};
+use crate::guest::payload;
 use crate::guest::progress::{Progress, Tell};
 use crate::guest::{GuestError, GuestSpec};
-use crate::payload;
 use crate::runtime_dir::RuntimeDir;
 
 /// QEMU sets a machine up in less than a second; a loaded machine gets more.

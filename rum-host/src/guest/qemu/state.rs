@@ -11,9 +11,9 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::commands::ssh::Files;
 use crate::guest::GuestError;
 use crate::runtime_dir;
-use crate::ssh::Files;
 
 /// A VM's state directory.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::control::model::{Bytes, Connections};
+use crate::status::model::{Bytes, Connections};
 use crate::view::samples::{info, lost_agent, port, process, snapshot};
 
 fn known(ports: Vec<PortStatus>) -> Known {

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::time::Instant;
 
-use rum_host::forwarder::LINK_DEADLINE;
+use rum_host::forward::LINK_DEADLINE;
 
 use super::World;
 use super::settle::expect_reset;

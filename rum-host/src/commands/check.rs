@@ -1,0 +1,410 @@
+//! `rum check`: what `rum up` would forward, and what of this machine is in its way.
+//!
+//! What is told about the machine was tried: each address is bound for an instant, without
+//! listening, so that nobody can connect to it. It is about this moment only, so it never
+//! changes the exit code: `rum up` waits for a host port that is taken. What keeps the guest from being
+//! started is looked for by the code that starts it ([`guest::in_the_way`]).
+//!
+//! Invariant: [`summary`] and [`warnings`] are pure.
+
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rum_shared::listener::Process;
+use rum_shared::range::{PortRange, PortRanges};
+use rustix::io::Errno;
+
+use crate::cli::GlobalArgs;
+use crate::cli::tools::CheckArgs;
+use crate::config::{self, Settings};
+use crate::error::{self, RumError};
+use crate::exit;
+use crate::forward::holder;
+use crate::guest::{self, GuestKind};
+use crate::plan::policy::{RuleAction, Territory};
+use crate::plan::{AutoPolicy, Binds, HostAddr, OnConflict, StaticForward};
+use crate::ui::notice::{Hold, taken};
+
+/// Runs `rum check`.
+///
+/// # Errors
+/// The configuration is wrong, or stdout cannot be written to.
+pub async fn run(args: &CheckArgs, global: &GlobalArgs) -> Result<u8, RumError> {
+    let settings = config::load(args.config.as_deref(), &args.overrides())?;
+    if !global.quiet {
+        super::print(&summary(&settings))?;
+    }
+    let auto = settings.policy.auto.iter();
+    let outgoing = auto.filter_map(|auto| outgoing(auto, local_port_range()));
+    let guest = guest::in_the_way(&settings.guest).await;
+    let guest = guest.into_iter().map(|error| error::warning(&error.into()));
+    let ports = warnings(&settings, probe).into_iter().chain(outgoing);
+    let warnings: String = guest.chain(ports.map(|warning| warning.render())).collect();
+    // That stderr is closed is not a reason to fail.
+    let _ = anstream::stderr().lock().write_all(warnings.as_bytes());
+    Ok(exit::OK)
+}
+
+/// What would be forwarded, a line each.
+fn summary(settings: &Settings) -> String {
+    let mut lines = Vec::new();
+    lines.push(match &settings.origin {
+        Some(file) => format!("{} is valid", file.display()),
+        None => "The command line is valid, and there is no rum.toml".to_owned(),
+    });
+    let kind = match &settings.guest {
+        GuestKind::Namespace(_) => "a network namespace of this machine".to_owned(),
+        GuestKind::Qemu(vm) => format!("a VM that boots from {}", vm.boot.file().display()),
+        GuestKind::Vsock { cid } => format!("the VM with context id {cid} (vsock)"),
+        GuestKind::Unix { socket } => format!("the VM behind {} (unix)", socket.display()),
+        GuestKind::Libvirt(spec) => format!("the domain {} of {}", spec.domain, spec.uri),
+    };
+    lines.push(format!("guest      {}: {kind}", settings.name));
+    lines.extend(settings.policy.statics.iter().map(|forward| {
+        let StaticForward {
+            host,
+            binds,
+            guest,
+            label,
+        } = forward;
+        let host = shown(*binds, host.0.port());
+        let label = label.iter().map(|label| format!(" ({label})"));
+        format!(
+            "static     {host} → guest:{guest}{}",
+            label.collect::<String>()
+        )
+    }));
+    lines.extend(settings.policy.auto.iter().flat_map(automatic));
+    lines.extend(settings.policy.auto.iter().flat_map(rules));
+    lines.iter().map(|line| clean(line) + "\n").collect()
+}
+
+/// A path may hold anything.
+fn clean(line: &str) -> String {
+    line.replace(char::is_control, "?")
+}
+
+fn automatic(auto: &AutoPolicy) -> [String; 2] {
+    let AutoPolicy {
+        ranges,
+        bind,
+        on_conflict,
+        drain,
+        ..
+    } = auto;
+    let conflict = match on_conflict {
+        OnConflict::Wait => "wait until it is free",
+        OnConflict::Next => "take the next free one",
+    };
+    let drain = match drain {
+        None => "go on when their port closes".to_owned(),
+        Some(Duration::ZERO) => "are cut when their port closes".to_owned(),
+        Some(drain) => format!("may go on for {drain:?} when their port closes"),
+    };
+    [
+        format!("automatic  {} → guest, the same port", shown(*bind, ranges)),
+        format!("           host port taken: {conflict}; connections {drain}"),
+    ]
+}
+
+/// `localhost:5000-6000`, `127.0.0.1:5000, [::1]:5000`
+fn shown(binds: Binds, ports: impl std::fmt::Display) -> String {
+    if binds == Binds::LOCALHOST {
+        return format!("localhost:{ports}");
+    }
+    let one = |ip: IpAddr| match ip.is_ipv6() {
+        true => format!("[{ip}]:{ports}"),
+        false => format!("{ip}:{ports}"),
+    };
+    binds.all().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// What is excluded, and a line for each rule.
+fn rules(auto: &AutoPolicy) -> Vec<String> {
+    let exclude = Some(&auto.exclude).filter(|exclude| !exclude.is_empty());
+    let mut lines: Vec<_> = exclude
+        .map(|e| format!("excluded   {e}"))
+        .into_iter()
+        .collect();
+    lines.extend(auto.rules.iter().enumerate().map(|(index, rule)| {
+        let mut line = format!("rule {:<5} {rule}: ", index + 1);
+        match rule.action {
+            RuleAction::Ignore => line += "ignored",
+            RuleAction::Forward { host, bind } => {
+                let bind = bind.unwrap_or(auto.bind);
+                line += &match host {
+                    Some(host) => format!("to {} and up", shown(bind, host)),
+                    None => format!("to {bind}, the same port"),
+                };
+            }
+        }
+        line.extend(rule.label.iter().map(|label| format!(" ({label})")));
+        line
+    }));
+    lines
+}
+
+/// Something of this machine that is in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Warning {
+    message: String,
+    hint: String,
+}
+
+impl Warning {
+    fn render(&self) -> String {
+        error::warning(&RumError::new(&*self.message).hint(&*self.hint))
+    }
+}
+
+/// What came of binding an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Probe {
+    /// It can be bound.
+    Free,
+    /// Somebody has it, cleaned.
+    Taken(Option<Process>, Hold),
+    /// This user may not bind so low a port.
+    Privileged,
+    /// This machine has no such address.
+    NotHere,
+    /// Anything else.
+    Other(String),
+}
+
+/// What is in the way of `settings`, according to `probe`.
+fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> Vec<Warning> {
+    let mut found = Vec::new();
+    for StaticForward { host, binds, .. } in &settings.policy.statics {
+        for ip in binds.all() {
+            let addr = SocketAddr::new(ip, host.0.port());
+            match probe(addr) {
+                Probe::NotHere if binds.may_lack(ip) => {}
+                found_there => found.extend(in_the_way(addr, &addr.to_string(), found_there)),
+            }
+        }
+    }
+    if let Some(auto) = &settings.policy.auto
+        && let Some(range) = auto.ranges.hull()
+    {
+        // The lowest port is the one that may need privilege.
+        for ip in auto.bind.all() {
+            let lowest = SocketAddr::new(ip, range.min());
+            match probe(lowest) {
+                // A port of many, that the guest may never listen on.
+                Probe::Taken(..) => {}
+                Probe::NotHere if auto.bind.may_lack(ip) => {}
+                other => found.extend(in_the_way(lowest, &lowest.to_string(), other)),
+            }
+        }
+    }
+    let statics = settings.policy.statics.iter().flat_map(|s| s.binds.all());
+    let autos = settings.policy.auto.iter().flat_map(|a| a.bind.all());
+    let mut wide: Vec<_> = statics
+        .chain(autos)
+        .filter(|ip| ip.is_unspecified())
+        .collect();
+    wide.sort_unstable();
+    wide.dedup();
+    found.extend(wide.into_iter().map(|ip| Warning {
+        message: format!("{ip} is every address of this machine: the network can reach the guest"),
+        hint: "write `bind = \"localhost\"` to let only this machine in".to_owned(),
+    }));
+    found
+}
+
+/// That connections of this machine may get the host ports of `auto`, if the kernel takes their ports from
+/// `local`.
+fn outgoing(auto: &AutoPolicy, local: Option<PortRange>) -> Option<Warning> {
+    let local = local?;
+    let host = auto
+        .territories()
+        .iter()
+        .map(Territory::host)
+        .reduce(|all, t| all.union(&t))?;
+    let shared = host.intersection(&PortRanges::new([local]));
+    (!shared.is_empty()).then(|| Warning {
+        message: format!(
+            "host ports {shared} are among those that outgoing connections get \
+             (net.ipv4.ip_local_port_range is {local}): while one has a port, it cannot be forwarded"
+        ),
+        hint: format!(
+            "choose other ports, or as root: sysctl -w net.ipv4.ip_local_reserved_ports={shared}"
+        ),
+    })
+}
+
+/// The ports that the kernel gives to outgoing connections (ip(7)).
+fn local_port_range() -> Option<PortRange> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ends = text.split_ascii_whitespace().map(str::parse);
+    PortRange::new(ends.next()?.ok()?, ends.next()?.ok()?).ok()
+}
+
+fn in_the_way(addr: SocketAddr, shown: &str, probe: Probe) -> Option<Warning> {
+    let (message, hint) = match probe {
+        Probe::Free => return None,
+        Probe::Taken(holder @ Some(_), by) => (
+            taken(HostAddr(addr), holder.as_ref(), by),
+            "`rum up` forwards it once that is free; or choose another `host` port".to_owned(),
+        ),
+        Probe::Taken(None, by) => (
+            taken(HostAddr(addr), None, by),
+            format!(
+                "`rum up` forwards it once that is free; as root `ss -ltnp sport = :{}` says \
+                 by whom",
+                addr.port()
+            ),
+        ),
+        Probe::Privileged => (
+            format!("{shown} cannot be bound by this user, as any low port"),
+            format!(
+                "choose a higher port, or as root: sysctl -w \
+                 net.ipv4.ip_unprivileged_port_start={}",
+                addr.port()
+            ),
+        ),
+        Probe::NotHere => (
+            format!("{} is not an address of this machine", addr.ip()),
+            "`ip address` shows those that are; \"127.0.0.1\" always is".to_owned(),
+        ),
+        Probe::Other(why) => (
+            format!("{shown} cannot be bound: {why}"),
+            "`rum up` tries again and again".to_owned(),
+        ),
+    };
+    Some(Warning { message, hint })
+}
+
+/// Binds `addr` for an instant, as the forwarder does, without listening.
+fn probe(addr: SocketAddr) -> Probe {
+    match bind(addr) {
+        Ok(()) => Probe::Free,
+        Err(Errno::ADDRINUSE) => {
+            let (holder, by) = holder::holder(HostAddr(addr));
+            Probe::Taken(holder, by)
+        }
+        Err(Errno::ACCESS) => Probe::Privileged,
+        Err(Errno::ADDRNOTAVAIL) => Probe::NotHere,
+        Err(other) => Probe::Other(other.to_string()),
+    }
+}
+
+/// Binds `addr`, and lets go of it.
+pub(super) fn bind(addr: SocketAddr) -> rustix::io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    let family = match addr.is_ipv6() {
+        true => AddressFamily::INET6,
+        false => AddressFamily::INET,
+    };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Connections of before that linger in TIME_WAIT are in nobody's way.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &addr)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::config::parse;
+
+    const FILE: &str = "name = \"dev\"
+drain = \"0\"
+[[ports]]
+host = 8080
+guest = 80
+[[ports]]
+host = 80
+guest = 8000
+bind = \"::\"
+[[ports]]
+host = 9000
+guest = 9000
+bind = \"192.0.2.1\"
+[auto_ports]
+range = \"443,5000-6000\"
+bind = \"0.0.0.0\"
+on_conflict = \"next\"
+";
+
+    fn settings(text: &str) -> Settings {
+        Settings {
+            origin: Some("rum.toml".into()),
+            ..parse(text, "rum.toml").unwrap()
+        }
+    }
+
+    #[test]
+    fn summaries() {
+        let mut vsock = settings(FILE);
+        vsock.guest = GuestKind::Vsock { cid: 3 };
+        let mut alone = settings("[auto_ports]\nrange = \"5000-6000\"\nbind = \"::1\"");
+        alone.origin = None;
+        alone.guest = GuestKind::Unix {
+            socket: "/run/a\u{1b}[2J".into(),
+        };
+        let all = [settings(FILE), vsock, alone].map(|s| summary(&s));
+        insta::assert_snapshot!(all.join("\n"));
+    }
+
+    #[test]
+    fn every_warning() {
+        let postgres = Process {
+            pid: 4121,
+            name: "postgres".into(),
+            ..Process::default()
+        };
+        let probe = |addr: SocketAddr| match addr.port() {
+            8080 => Probe::Taken(Some(postgres.clone()), Hold::Listener),
+            80 | 443 => Probe::Privileged,
+            9000 => Probe::NotHere,
+            _ => panic!("{addr} was not asked for"),
+        };
+        let mut all = warnings(&settings(FILE), probe);
+        all.extend(in_the_way(
+            "[::1]:1".parse().unwrap(),
+            "[::1]:1",
+            Probe::Taken(None, Hold::Listener),
+        ));
+        all.extend(in_the_way(
+            "[::1]:1".parse().unwrap(),
+            "[::1]:1",
+            Probe::Taken(None, Hold::TimeWait),
+        ));
+        let auto = settings("[auto_ports]\nrange = \"5000,32000-40000\"")
+            .policy
+            .auto
+            .unwrap();
+        all.extend(outgoing(&auto, PortRange::new(32768, 60999).ok()));
+        assert_eq!(outgoing(&auto, PortRange::new(50000, 60999).ok()), None);
+        all.extend(in_the_way(
+            "[::1]:1".parse().unwrap(),
+            "[::1]:1",
+            Probe::Other("no memory".into()),
+        ));
+        let text: String = all.iter().map(Warning::render).collect();
+        insta::assert_snapshot!(crate::commands::plain(&text));
+        let free = "[auto_ports]\nrange = \"5000\"";
+        assert_eq!(warnings(&settings(free), |_| Probe::Free), []);
+        let taken = warnings(&settings(free), |_| Probe::Taken(None, Hold::Listener));
+        assert_eq!(taken, [], "one of the automatic ports");
+    }
+
+    #[test]
+    fn what_is_tried_is_true() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let Probe::Taken(Some(holder), Hold::Listener) = probe(addr) else {
+            panic!("not taken");
+        };
+        assert_eq!(holder.pid, std::process::id());
+        assert_eq!(probe("127.0.0.1:0".parse().unwrap()), Probe::Free);
+        // TEST-NET-1 of RFC 5737 is nobody's.
+        assert_eq!(probe("192.0.2.1:0".parse().unwrap()), Probe::NotHere);
+    }
+}

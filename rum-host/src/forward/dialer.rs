@@ -1,0 +1,347 @@
+//! Step 5 of the data flow: from a client that was accepted to a connection to the guest's program.
+//!
+//! A client waits as the kernel would let it wait without rum: a listener whose accept queue is full
+//! answers late or, after some two minutes (`net.ipv4.tcp_syn_retries`, tcp(7)), never, and only the
+//! kernel decides that. What has a deadline of ours is an agent that is not there ([`LINK_DEADLINE`]).
+//! Nothing was sent to a program by a dial that got no answer, so it is simply made again.
+//!
+//! Invariant: one program that accepts nobody costs others nothing. What waits for it is counted
+//! ([`WaitingRoom`]); beyond its share it is no longer accepted, so that its clients wait in the
+//! kernel's queue, as they would without rum.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use rum_shared::bytes::channel;
+use rum_shared::bytes::channel::{Connected, DialStatus};
+use rum_shared::bytes::relay::Bulk;
+use rum_shared::transport::{Endpoint, Stream};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::ACCEPT_PAUSE;
+use super::stats::{Counted, Stats};
+use crate::clock;
+use crate::descriptors::{self, Reserve, Room, is_exhaustion};
+use crate::forward::pool::{Dialled, Pool};
+use crate::plan::{Destination, GuestPort};
+use crate::stream::backoff::Backoff;
+use crate::stream::client::LinkState;
+
+/// Time for an agent that is away, or that takes no channel, to be back. A restart takes less.
+pub const LINK_DEADLINE: Duration = Duration::from_secs(10);
+/// Clients of one forward that wait for its program to accept them. More wait in the kernel's queue.
+const MAX_WAITING: usize = 512;
+/// A forward with fewer clients than this that wait always accepts the next, whatever others do.
+const FEW_WAITING: usize = 4;
+
+/// Why a client was reset before it reached a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The guest's kernel or agent said so.
+    Agent(DialStatus),
+    /// No agent for [`LINK_DEADLINE`].
+    NoAgent,
+    /// A channel that broke the rules, or an error of this machine.
+    Failed,
+}
+
+impl Refusal {
+    /// In words, about `guest`.
+    pub fn words(self, guest: Destination) -> &'static str {
+        let elsewhere = guest.ip.is_some();
+        match self {
+            Self::Agent(DialStatus::Refused) if elsewhere => "nothing listens there",
+            Self::Agent(DialStatus::Unreachable) if elsewhere => {
+                "the guest does not reach that address"
+            }
+            Self::Agent(DialStatus::Denied) if elsewhere => {
+                "the agent does not know addresses: it is older than this rum"
+            }
+            Self::Agent(DialStatus::Refused) => "nothing listens on it in the guest",
+            Self::Agent(DialStatus::Unreachable) => {
+                "the address it listens on cannot be reached in the guest"
+            }
+            Self::Agent(DialStatus::TimedOut) => {
+                "the guest did not answer: its program accepts no connections, or a firewall drops them"
+            }
+            Self::Agent(DialStatus::NoLocalPort) => {
+                "the guest has no free local port for one more connection"
+            }
+            Self::Agent(DialStatus::Denied) => "the agent does not allow it",
+            Self::NoAgent => "no agent answered",
+            // The first two are never the end of a dial.
+            Self::Agent(DialStatus::Connected | DialStatus::Exhausted | DialStatus::Failed)
+            | Self::Failed => "the connection could not be made",
+        }
+    }
+}
+
+/// Opens connections into the guest.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    endpoint: Endpoint,
+    pub(super) pool: Pool,
+    pub(super) bulk: Bulk,
+    pub(super) reserve: Reserve,
+    pub(super) waiting: WaitingRoom,
+    link: watch::Receiver<LinkState>,
+    pub(super) successions: watch::Receiver<u64>,
+}
+
+/// How one try failed.
+enum Failed {
+    Refused(Refusal),
+    /// No descriptors or memory here.
+    ExhaustedHere,
+    /// None at the agent.
+    ExhaustedThere,
+    /// The agent went away before it answered.
+    Lost,
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        if is_exhaustion(&error) {
+            return Self::ExhaustedHere;
+        }
+        tracing::debug!(%error, "a channel ended before its answer");
+        Self::Lost
+    }
+}
+
+impl Dialer {
+    /// Dials `endpoint` whenever `link` says that an agent is there.
+    /// What leads to an agent is reset when `successions` says that another one took its place.
+    pub fn new(
+        endpoint: Endpoint,
+        link: watch::Receiver<LinkState>,
+        successions: watch::Receiver<u64>,
+    ) -> Self {
+        Self {
+            endpoint,
+            pool: Pool::default(),
+            bulk: Bulk::default(),
+            reserve: Reserve::default(),
+            waiting: WaitingRoom::default(),
+            link,
+            successions,
+        }
+    }
+
+    /// Keeps ready what makes a new connection faster. Never completes.
+    pub async fn keep_ready(&self) {
+        self.pool.keep(&self.endpoint, self.link.clone()).await;
+    }
+
+    /// A connection to `guest`, in `room`. When somebody else is quicker to use that, this waits for
+    /// other room, as the client would have if it had not been accepted yet.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) async fn open(
+        &mut self,
+        guest: Destination,
+        mut room: Room,
+        stats: &Stats,
+    ) -> Result<Connected, Refusal> {
+        if let Some(direct) = self.direct(guest).await {
+            return direct.map(Connected::Direct).map_err(Refusal::Agent);
+        }
+        let mut pauses = Backoff::default();
+        let mut unserved = None;
+        // The last moment at which the agent is known to have been there.
+        let mut there = clock::now();
+        loop {
+            let up = self.link.wait_for(|state| state.may_dial(clock::now()));
+            let deadline = there + LINK_DEADLINE;
+            match tokio::time::timeout_at(deadline.into(), up).await {
+                Ok(Ok(_)) if clock::now() < deadline => {}
+                _ => return Err(Refusal::NoAgent),
+            }
+            let start = clock::now();
+            let tried = self.through_agent(guest, room).await;
+            match tried {
+                Ok(connected) => return Ok(connected),
+                Err(Failed::Refused(refusal)) => return Err(refusal),
+                Err(Failed::ExhaustedHere) => there = clock::now(),
+                Err(Failed::ExhaustedThere) => {
+                    there = clock::now();
+                    if unserved.is_none() && stats.unserved.load(Relaxed) == 0 {
+                        tracing::warn!(
+                            %guest,
+                            "the agent has no room for more connections; they wait until it has"
+                        );
+                    }
+                    unserved.get_or_insert_with(|| Counted::new(&stats.unserved));
+                    tokio::time::sleep(pauses.next_delay()).await;
+                }
+                Err(Failed::Lost) => {
+                    // A dial that fails at once met nobody.
+                    if clock::now() - start > ACCEPT_PAUSE {
+                        there = clock::now();
+                    }
+                    tokio::time::sleep(pauses.next_delay()).await;
+                }
+            }
+            room = self.room().await;
+        }
+    }
+
+    /// A channel to `guest` for somebody who relays its frames himself.
+    ///
+    /// # Errors
+    /// Why there is none; `None`: no agent answered.
+    pub async fn channel(&mut self, guest: Destination) -> Result<Stream, Option<DialStatus>> {
+        let room = self.room().await;
+        match self.open(guest, room, &Stats::default()).await {
+            Ok(Connected::Framed(channel)) => Ok(channel),
+            // Only a guest on the same kernel has sockets to hand over, and such a one needs no frames.
+            Ok(Connected::Direct(_)) => Err(Some(DialStatus::Denied)),
+            Err(Refusal::Agent(status)) => Err(Some(status)),
+            Err(Refusal::NoAgent) => Err(None),
+            Err(Refusal::Failed) => Err(Some(DialStatus::Failed)),
+        }
+    }
+
+    /// Completes when another agent has taken the place of the one that was dialled last.
+    pub async fn succeeded(&mut self) {
+        if self.successions.changed().await.is_err() {
+            // rum is stopping, and whoever waits will be dropped.
+            std::future::pending().await
+        }
+    }
+
+    /// A connection without the agent: over a socket that it has handed over. `None`: the agent
+    /// has to be asked.
+    async fn direct(&self, guest: Destination) -> Option<Result<TcpStream, DialStatus>> {
+        match self.pool.connect(GuestPort(guest.own_port()?))? {
+            Dialled::Connected(tcp) => Some(Ok(tcp)),
+            Dialled::Waiting(waiting) => match waiting.connected().await {
+                Ok(tcp) => Some(Ok(tcp)),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    Some(Err(DialStatus::TimedOut))
+                }
+                Err(_) => None,
+            },
+        }
+    }
+
+    /// One try. It has no deadline: it lasts as long as the agent is there.
+    async fn through_agent(&mut self, guest: Destination, room: Room) -> Result<Connected, Failed> {
+        self.successions.mark_unchanged();
+        let ready = self.pool.channel();
+        let mut link = self.link.clone();
+        let asked = ask(&self.endpoint, ready, guest, room);
+        tokio::select! {
+            answer = asked => match answer? {
+                Ok(connected) => Ok(connected),
+                Err(DialStatus::Exhausted) => Err(Failed::ExhaustedThere),
+                Err(status) => Err(Failed::Refused(Refusal::Agent(status))),
+            },
+            lost = lost(&mut link) => Err(lost),
+            Ok(()) = self.successions.changed() => Err(Failed::Lost),
+        }
+    }
+
+    /// Room, once there is some.
+    async fn room(&self) -> Room {
+        loop {
+            if let Ok(room) = self.reserve.take() {
+                return room;
+            }
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+}
+
+/// Waits until the agent has gone away, and is back or stays away. An agent that is only let go of, since
+/// rum is stopping, still answers what it was asked.
+async fn lost(link: &mut watch::Receiver<LinkState>) -> Failed {
+    if link
+        .wait_for(|state| *state == LinkState::Down)
+        .await
+        .is_ok()
+    {
+        let back = link.wait_for(|state| *state != LinkState::Down);
+        match tokio::time::timeout(LINK_DEADLINE, back).await {
+            Ok(Ok(_)) => return Failed::Lost,
+            Ok(Err(_)) => {}
+            Err(_) => return Failed::Refused(Refusal::NoAgent),
+        }
+    }
+    std::future::pending().await
+}
+
+async fn ask(
+    endpoint: &Endpoint,
+    ready: Option<Stream>,
+    guest: Destination,
+    room: Room,
+) -> io::Result<Result<Connected, DialStatus>> {
+    // One that was ready and fails without an answer was made by an agent that is gone.
+    if let Some(ready) = ready
+        && let Ok(answer) = channel::open(ready, guest).await
+    {
+        return Ok(answer);
+    }
+    room.vacate();
+    channel::dial(endpoint, guest).await
+}
+
+/// Counts the clients of all forwards that wait for a program to accept them. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct WaitingRoom {
+    all: Arc<AtomicUsize>,
+    /// Most that wait together, but for the first few of each forward.
+    most: usize,
+}
+
+impl Default for WaitingRoom {
+    /// Those that wait have at most three eighths of the descriptors: each has its client's socket and
+    /// two more.
+    fn default() -> Self {
+        Self {
+            all: Arc::default(),
+            most: (descriptors::limit() / 8).max(FEW_WAITING),
+        }
+    }
+}
+
+impl WaitingRoom {
+    /// Whether a forward with `own` clients that wait may accept one more.
+    pub(super) fn has_room(&self, own: usize) -> bool {
+        let share = MAX_WAITING.min(self.most / 4);
+        own < FEW_WAITING || (own < share && self.all.load(Relaxed) < self.most)
+    }
+
+    pub(super) fn enter(&self) {
+        self.all.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn leave(&self) {
+        self.all.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_wait_for_one_program_leave_room_for_others() {
+        let room = WaitingRoom {
+            all: Arc::default(),
+            most: 40,
+        };
+        assert!(room.has_room(9));
+        assert!(!room.has_room(10), "its share");
+        (0..40).for_each(|_| room.enter());
+        assert!(!room.has_room(FEW_WAITING), "all of them together");
+        assert!(room.has_room(FEW_WAITING - 1), "another forward");
+        room.leave();
+        assert!(room.has_room(FEW_WAITING));
+    }
+}

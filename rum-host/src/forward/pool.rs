@@ -1,0 +1,323 @@
+//! Step 5 of the data flow, the fast way in: what can be made ready before a client comes.
+//!
+//! A socket belongs to the network namespace in which it was made, whoever holds it. So an
+//! agent that shares our kernel hands over TCP sockets that are not connected yet, and a new client
+//! costs one connect(2) here instead of a turn through the agent. To an agent in a VM a few channels
+//! are dialled ahead, which saves a new client that dial: what is left is the port on its way
+//! there and the answer on its way back.
+//!
+//! Invariants: it is a short cut and nothing else. A socket tries the guest's IPv4 loopback, where
+//! nearly everything can be reached; whenever it, or a channel, fails, the agent is
+//! asked as ever, and gives the reason. Fewer than [`LOW`] + [`rum_shared::bytes::handover::OFFER`] sockets
+//! and at most [`CHANNELS`] channels are held. Channels are dialled only while the agent may be
+//! ([`LinkState::may_dial`]), and those of a lost one are not used for the next.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rum_shared::bytes::handover;
+use rum_shared::transport::{Endpoint, Service, Stream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+
+use crate::clock;
+use crate::plan::GuestPort;
+use crate::stream::client::LinkState;
+
+/// Fewer than this many sockets left: time for more.
+const LOW: usize = handover::OFFER / 2;
+/// Channels that are kept: the clients that may come within the time of one dial, which takes a
+/// few milliseconds, without having to wait for theirs.
+pub const CHANNELS: usize = 4;
+
+/// What is ready. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Pool(Arc<Inner>);
+
+/// What became of a [`Pool::connect`].
+#[derive(Debug)]
+pub enum Dialled {
+    /// It is there.
+    Connected(TcpStream),
+    /// The listener has no room for it yet.
+    Waiting(Waiting),
+}
+
+/// A connection that the kernel is still trying to make.
+#[derive(Debug)]
+pub struct Waiting(TcpStream);
+
+impl Waiting {
+    /// Waits for as long as the kernel does.
+    ///
+    /// # Errors
+    /// As connect(2): ECONNREFUSED, ETIMEDOUT.
+    pub async fn connected(self) -> io::Result<TcpStream> {
+        self.0.writable().await?;
+        match self.0.take_error()? {
+            None if is_apart(&self.0) => Ok(self.0),
+            None => Err(Errno::CONNREFUSED.into()),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+/// Whether `tcp` did not meet itself, as can happen on a port without a listener (RFC 9293, 3.5,
+/// simultaneous open).
+fn is_apart(tcp: &TcpStream) -> bool {
+    matches!((tcp.local_addr(), tcp.peer_addr()), (Ok(local), Ok(peer)) if local != peer)
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    /// Something was taken.
+    taken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sockets: Vec<OwnedFd>,
+    channels: Vec<Stream>,
+}
+
+impl Pool {
+    /// A connection to `guest` on the guest's IPv4 loopback, if there is a socket. Over loopback it is
+    /// made at once, but for a listener whose accept queue is full.
+    pub fn connect(&self, guest: GuestPort) -> Option<Dialled> {
+        let socket = self.state().sockets.pop()?;
+        self.0.taken.notify_one();
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, guest.0));
+        match rustix::net::connect(&socket, &addr) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(_) => return None,
+        }
+        let tcp = TcpStream::from_std(socket.into()).ok()?;
+        if tcp.peer_addr().is_ok() {
+            return is_apart(&tcp).then_some(Dialled::Connected(tcp));
+        }
+        // Refused, or waiting for room in the backlog.
+        match tcp.take_error() {
+            Ok(None) => Some(Dialled::Waiting(Waiting(tcp))),
+            _ => None,
+        }
+    }
+
+    /// A channel whose header has not been sent. The agent was there a moment ago; whether it
+    /// still is shows when it answers.
+    pub fn channel(&self) -> Option<Stream> {
+        let mut state = self.state();
+        let channel = std::iter::from_fn(|| state.channels.pop()).find(is_quiet)?;
+        self.0.taken.notify_one();
+        Some(channel)
+    }
+
+    /// Drops what is ready, until it is filled again at the agent's next sign of life.
+    pub fn clear(&self) {
+        *self.state() = State::default();
+    }
+
+    /// Keeps it filled from `endpoint`, for ever. Cancel-safe.
+    pub async fn keep(&self, endpoint: &Endpoint, mut link: watch::Receiver<LinkState>) {
+        loop {
+            // The sender is gone: rum is stopping, and whoever owns this future will drop it.
+            let Ok(_) = link.wait_for(|state| state.may_dial(clock::now())).await else {
+                return std::future::pending().await;
+            };
+            self.fill_until_lost(endpoint, &mut link).await;
+            // They lead to an agent that may be gone without a word.
+            self.state().channels.clear();
+        }
+    }
+
+    async fn fill_until_lost(&self, endpoint: &Endpoint, link: &mut watch::Receiver<LinkState>) {
+        loop {
+            // At each sign of life as well, when it is known that the agent may be dialled.
+            link.mark_unchanged();
+            self.state().channels.retain(is_quiet);
+            if link.borrow().may_dial(clock::now())
+                && let Err(error) = self.fill(endpoint).await
+            {
+                tracing::debug!(%error, "nothing can be made ready for clients to come");
+            }
+            tokio::select! {
+                () = self.0.taken.notified() => {}
+                changed = link.changed() => if changed.is_err() || *link.borrow() == LinkState::Down {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn fill(&self, endpoint: &Endpoint) -> io::Result<()> {
+        if let Endpoint::Unix { .. } = endpoint {
+            if self.state().sockets.len() < LOW {
+                let mut sockets = handover::request(endpoint).await?;
+                // Only this adds any, so all of them find room; `request` takes no more than an offer.
+                self.state().sockets.append(&mut sockets);
+            }
+            return Ok(());
+        }
+        while self.state().channels.len() < CHANNELS {
+            let channel = endpoint.dial(Service::Channel).await?;
+            self.state().channels.push(channel);
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing is done under the lock that could be left half done.
+        let state = self.0.state.lock();
+        state.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether nothing was heard of a channel that is to be silent until its header: no end, no byte.
+fn is_quiet(channel: &Stream) -> bool {
+    let mut fds = [PollFd::new(channel, PollFlags::IN | PollFlags::RDHUP)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rum_shared::transport::Gate;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    /// A `CONNECT` device, whose every connection ends here.
+    struct Device {
+        _dir: tempfile::TempDir,
+        listener: UnixListener,
+        endpoint: Endpoint,
+        link: watch::Sender<LinkState>,
+        pool: Pool,
+    }
+
+    impl Device {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("vm");
+            Self {
+                listener: UnixListener::bind(&socket).unwrap(),
+                endpoint: Endpoint::Connect {
+                    socket,
+                    gate: Gate::default(),
+                },
+                _dir: dir,
+                link: watch::channel(LinkState::Down).0,
+                pool: Pool::default(),
+            }
+        }
+
+        fn up(&self) {
+            self.link.send_replace(LinkState::Streaming(clock::now()));
+        }
+
+        /// Answers one dial.
+        async fn dialled(&self) -> UnixStream {
+            let (mut stream, _) = self.listener.accept().await.unwrap();
+            let mut asked = [0; b"CONNECT 2223\n".len()];
+            stream.read_exact(&mut asked).await.unwrap();
+            assert_eq!(&asked, b"CONNECT 2223\n");
+            stream.write_all(b"OK 7\n").await.unwrap();
+            stream
+        }
+
+        /// Runs the pool until `done`.
+        async fn keeping<T>(&self, done: impl Future<Output = T>) -> T {
+            tokio::select! {
+                () = self.pool.keep(&self.endpoint, self.link.subscribe()) => unreachable!(),
+                done = done => done,
+            }
+        }
+
+        async fn until(&self, what: impl Fn() -> bool) {
+            while !what() {
+                tokio::task::yield_now().await;
+            }
+        }
+
+        fn ready(&self) -> usize {
+            self.pool.state().channels.len()
+        }
+
+        /// Fills the pool. The far ends of its channels.
+        async fn filled(&self) -> Vec<UnixStream> {
+            let mut ends = vec![];
+            for _ in 0..CHANNELS {
+                ends.push(self.dialled().await);
+            }
+            self.until(|| self.ready() == CHANNELS).await;
+            ends
+        }
+    }
+
+    #[tokio::test]
+    async fn channels_are_dialled_ahead_and_replaced() {
+        let device = Device::new();
+        device.up();
+        let mut ends = device.keeping(device.filled()).await;
+        let mut channel = device.pool.channel().unwrap();
+        channel.write_all(b"!").await.unwrap();
+        // The latest comes first.
+        assert_eq!(ends.pop().unwrap().read_u8().await.unwrap(), b'!');
+        let more = async {
+            ends.push(device.dialled().await);
+            device.until(|| device.ready() == CHANNELS).await;
+        };
+        device.keeping(more).await;
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_or_speaks_is_not_offered() {
+        let device = Device::new();
+        device.up();
+        let mut ends = device.keeping(device.filled()).await;
+        drop(ends.pop());
+        ends.last_mut().unwrap().write_all(b"?").await.unwrap();
+        assert!(device.pool.channel().is_some());
+        assert_eq!(device.ready(), 1);
+    }
+
+    #[tokio::test]
+    async fn those_of_a_lost_agent_are_not_for_the_next() {
+        let device = Device::new();
+        device.up();
+        let lost = async {
+            let ends = device.filled().await;
+            device.link.send_replace(LinkState::Down);
+            device.until(|| device.ready() == 0).await;
+            assert!(device.pool.channel().is_none());
+            device.up();
+            (ends, device.filled().await)
+        };
+        let (_lost, mut next) = device.keeping(lost).await;
+        let mut channel = device.pool.channel().unwrap();
+        channel.write_all(b"!").await.unwrap();
+        assert_eq!(next.pop().unwrap().read_u8().await.unwrap(), b'!');
+    }
+
+    #[tokio::test]
+    async fn a_silent_agent_is_not_dialled() {
+        let device = Device::new();
+        let long_ago = clock::now().checked_sub(std::time::Duration::from_secs(60));
+        let silent = LinkState::Streaming(long_ago.unwrap());
+        device.link.send_replace(silent);
+        let dialled = async {
+            tokio::select! {
+                biased;
+                _ = device.dialled() => panic!("dialled"),
+                () = async { for _ in 0..100 { tokio::task::yield_now().await } } => {}
+            }
+        };
+        device.keeping(dialled).await;
+    }
+}

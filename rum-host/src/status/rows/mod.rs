@@ -1,0 +1,455 @@
+//! What is the matter with a guest port, in words: the rows of `rum ports`.
+//!
+//! Pure: the supervisor gives everything it knows of one guest port, and gets its rows, one for
+//! each forward and one if it has none. Only `since` and `previous_state` are left open, which the
+//! board fills in.
+//!
+//! Invariant: `forwarded` only what is bound on the host, and in the guest was in the latest dump or served
+//! the last client, or leads to an address, which nobody watches, that reset no client; every other state has a reason, which says what to do where there is something to do.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use rum_shared::listener::Listener;
+
+use self::reasons::{
+    address, named, not_bound, other_holders, reason, several_programs, trouble, unreachable,
+};
+use crate::forward::Stats;
+use crate::plan::{Destination, GuestPort, HostAddr, Key, Verdict};
+use crate::status::model::{Bytes, Connections, PortStatus, Reason, State};
+use crate::ui::notice::BlockReason;
+
+mod publisher;
+mod reasons;
+
+/// What to do about a host address that is not there.
+const ADDRESS_HINT: &str = "give it to an interface, then it serves by itself; or change `bind`";
+
+/// How sure it is what the guest listens on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Knowledge {
+    /// The agent has not told yet.
+    None,
+    /// The agent tells.
+    Current,
+    /// The agent was lost, for this reason; what it told last is kept for a while.
+    Stale(String),
+    /// It did not come back: nothing is kept.
+    Forgotten(String),
+}
+
+/// How a wanted forward stands.
+#[derive(Debug)]
+pub enum Standing<'a> {
+    /// Bound there.
+    Bound {
+        /// The address it got.
+        at: HostAddr,
+        /// What went through it.
+        stats: &'a Stats,
+        /// From the agent's word to the bound port.
+        took: Option<Duration>,
+        /// Its other addresses that are bound.
+        beside: Vec<HostAddr>,
+        /// One of its addresses that does not serve, and why. Where that is the one that decides, the
+        /// port is not forwarded.
+        lacks: Option<(HostAddr, &'a BlockReason)>,
+    },
+    /// It could not be bound there, for this reason.
+    Blocked {
+        /// The address it should have.
+        at: HostAddr,
+        /// Why not; None while it is being found out.
+        reason: Option<&'a BlockReason>,
+    },
+}
+
+/// A forward that is wanted.
+#[derive(Debug)]
+pub struct Forward<'a> {
+    /// What names it.
+    pub key: Key,
+    /// Where it leads.
+    pub guest: Destination,
+    /// How it stands.
+    pub standing: Standing<'a>,
+    /// From the configuration.
+    pub label: Option<&'a str>,
+}
+
+/// A forward that is no longer wanted, with connections that live on.
+#[derive(Debug)]
+pub struct Draining<'a> {
+    /// What named it.
+    pub key: Key,
+    /// Where it leads.
+    pub guest: Destination,
+    /// Where it was bound.
+    pub at: HostAddr,
+    /// What went through it.
+    pub stats: &'a Stats,
+    /// Whether they are cut after a while.
+    pub limited: bool,
+    /// From the configuration.
+    pub label: Option<&'a str>,
+}
+
+/// All that is known of one guest port.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The port.
+    pub port: GuestPort,
+    /// Who listens there.
+    pub listener: Option<&'a Listener>,
+    /// What the policy says about automatic forwarding of it, if somebody listens.
+    pub verdict: Option<Verdict>,
+    /// What the rule for the listener calls it.
+    pub label: Option<&'a str>,
+    /// The ranges of automatic forwards, as configured.
+    pub ranges: Option<String>,
+    /// Its forwards.
+    pub forwards: Vec<Forward<'a>>,
+    /// Its former forwards.
+    pub draining: Vec<Draining<'a>>,
+    /// How sure that is.
+    pub knowledge: &'a Knowledge,
+}
+
+/// The rows of one guest port, by id.
+pub fn rows(facts: &Facts<'_>) -> Vec<PortStatus> {
+    let mut rows: Vec<PortStatus> = facts.forwards.iter().map(|f| facts.forward(f)).collect();
+    let is_auto = |f: &Forward<'_>| matches!(f.key, Key::Auto(_));
+    if let (Some(_), Some(verdict)) = (facts.listener, &facts.verdict)
+        && !facts.forwards.iter().any(is_auto)
+    {
+        // A static forward leads there: that it is not forwarded a second time is no news.
+        let leads_there = |f: &Forward<'_>| f.guest.own_port().is_some();
+        let unforwarded = !facts.forwards.iter().any(leads_there);
+        rows.extend(unforwarded.then(|| facts.without(verdict)).flatten());
+    }
+    for draining in &facts.draining {
+        let mut row = facts.drain(draining);
+        let taken = |id: &str| rows.iter().any(|other| other.id == id);
+        if taken(&row.id) {
+            let free = (2..)
+                .map(|n| format!("{}#{n}", row.id))
+                .find(|id| !taken(id));
+            row.id = free.unwrap_or_default();
+        }
+        rows.push(row);
+    }
+    rows.sort_by(|a, b| a.id.cmp(&b.id));
+    rows
+}
+
+/// The row of a port that would be forwarded if a `rum up` ran.
+pub fn not_running(facts: &Facts<'_>) -> PortStatus {
+    let message = "no `rum up` runs, so nothing is forwarded";
+    let reason = reason("not-running", message, Some("start `rum up`"));
+    facts.own_row(id(Key::Auto(facts.port)), State::Pending, Some(reason))
+}
+
+fn id(key: Key) -> String {
+    match key {
+        Key::Auto(port) | Key::AutoBeside(port, _) => format!("guest:{port}"),
+        Key::Static(host) | Key::StaticBeside(host, _) => format!("static:{host}"),
+    }
+}
+
+/// How a bound forward stands that leads to an address in the guest's networks. Nobody watches what listens
+/// there: what became of its last client is all that is known.
+fn elsewhere(
+    guest: Destination,
+    stats: &Stats,
+    lacks: Option<(HostAddr, &BlockReason)>,
+) -> (State, Option<Reason>) {
+    let trouble = trouble(guest, stats, false, lacks);
+    if stats.last_refusal().is_some() {
+        return (State::Pending, trouble);
+    }
+    let unwatched = || {
+        let message = format!(
+            "what listens at {guest} is not watched: whether it serves shows when a client comes"
+        );
+        reason("not-watched", message, None)
+    };
+    let reason = match stats.serves() {
+        true => trouble,
+        false => trouble.or_else(|| Some(unwatched())),
+    };
+    (State::Forwarded, reason)
+}
+
+impl Facts<'_> {
+    /// The row of the port itself.
+    fn own_row(&self, id: String, state: State, reason: Option<Reason>) -> PortStatus {
+        self.row(id, Destination::own(self.port.0), state, reason)
+    }
+
+    fn row(
+        &self,
+        id: String,
+        guest: Destination,
+        state: State,
+        reason: Option<Reason>,
+    ) -> PortStatus {
+        // Who listens at another address of this port is not known.
+        let listener = self.listener.filter(|_| guest.ip.is_none());
+        let addresses = match (guest.ip, listener) {
+            (Some(ip), _) => vec![ip.to_string()],
+            (None, Some(l)) => l.addresses.iter().map(|a| address(l, a)).collect(),
+            (None, None) => Vec::new(),
+        };
+        let process = listener.and_then(|l| l.process.as_ref());
+        let command = process.map(|process| process.command.clone());
+        PortStatus {
+            id,
+            proto: "tcp".to_owned(),
+            port: self.port.0,
+            guest_addresses: addresses,
+            destination: guest.ip.map(|_| guest.to_string()),
+            host: None,
+            host_addresses: Vec::new(),
+            state,
+            previous_state: None,
+            reason,
+            process: process.map(named),
+            command: command.filter(|command| !command.is_empty()),
+            other_holders: listener.map(other_holders).unwrap_or_default(),
+            uid: listener.filter(|l| l.inode != 0).map(|l| l.uid),
+            label: None,
+            url: None,
+            connections: Connections::default(),
+            bytes: Bytes::default(),
+            since: String::new(),
+            detected_us: None,
+            forwarded_us: None,
+        }
+    }
+
+    fn forward(&self, forward: &Forward<'_>) -> PortStatus {
+        let (state, reason) = self.state(forward);
+        let mut row = self.row(id(forward.key), forward.guest, state, reason);
+        row.label = forward.label.map(str::to_owned);
+        if let Standing::Bound {
+            at,
+            stats,
+            took,
+            beside,
+            ..
+        } = &forward.standing
+        {
+            row.bound(*at, stats);
+            let others = beside.iter().map(HostAddr::to_string);
+            row.host_addresses.extend(others);
+            row.url = Some(format!("http://{at}/"));
+            if forward.guest.ip.is_none() {
+                row.detected_us = self.listener.and_then(detected_us);
+            }
+            if let Key::Auto(_) = forward.key {
+                row.forwarded_us = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(0));
+            }
+        }
+        row
+    }
+
+    fn state(&self, forward: &Forward<'_>) -> (State, Option<Reason>) {
+        let (at, blocked) = match &forward.standing {
+            Standing::Blocked { at, reason } => (*at, *reason),
+            Standing::Bound {
+                at: bound,
+                stats,
+                lacks,
+                ..
+            } => {
+                return match lacks {
+                    Some((lacks, why)) if lacks == bound => {
+                        let reason = not_bound(*lacks, why, Some(ADDRESS_HINT));
+                        (State::Pending, Some(reason))
+                    }
+                    _ => self.bound_state(forward, stats, *lacks),
+                };
+            }
+        };
+        let Some(why) = blocked else {
+            let message = format!("{at} is not bound yet");
+            return (State::Pending, Some(reason("bind-failed", message, None)));
+        };
+        let (state, hint) = match (why, forward.key) {
+            (BlockReason::Conflict { .. }, Key::Auto(_)) => (
+                State::Conflict,
+                Some("free it, or set on_conflict = \"next\""),
+            ),
+            (BlockReason::Conflict { .. }, _) => (
+                State::Conflict,
+                Some("free it, or give the forward another `host` port"),
+            ),
+            (BlockReason::Privileged, _) => (
+                State::RefusedPrivileged,
+                Some(
+                    "give it a host port from 1024 up, run rum as root, or lower \
+                     net.ipv4.ip_unprivileged_port_start",
+                ),
+            ),
+            (BlockReason::NoAddress, _) => (State::Pending, Some(ADDRESS_HINT)),
+            (BlockReason::Other(_), _) => (State::Pending, None),
+        };
+        (state, Some(not_bound(at, why, hint)))
+    }
+
+    fn bound_state(
+        &self,
+        forward: &Forward<'_>,
+        stats: &Stats,
+        lacks: Option<(HostAddr, &BlockReason)>,
+    ) -> (State, Option<Reason>) {
+        if let (Knowledge::Current, Destination { ip: Some(_), .. }) =
+            (self.knowledge, forward.guest)
+        {
+            return elsewhere(forward.guest, stats, lacks);
+        }
+        if let (Knowledge::Current, Some(listener)) = (self.knowledge, self.listener)
+            && let Some(why) = &listener.unreachable
+        {
+            return (State::Pending, Some(unreachable(self.port, why)));
+        }
+        match self.knowledge {
+            Knowledge::Current if self.listener.is_some() => {
+                let several = || self.listener.and_then(several_programs);
+                (
+                    State::Forwarded,
+                    trouble(forward.guest, stats, true, lacks).or_else(several),
+                )
+            }
+            Knowledge::Current if stats.serves() => {
+                let led = || {
+                    let message = format!(
+                        "nothing listens on guest port {}, and yet its connections are served: a rule of the \
+                         guest's firewall leads them elsewhere",
+                        self.port
+                    );
+                    reason("led-elsewhere", message, None)
+                };
+                (
+                    State::Forwarded,
+                    trouble(forward.guest, stats, false, lacks).or_else(|| Some(led())),
+                )
+            }
+            Knowledge::Current => {
+                let message = format!("nothing listens on guest port {} yet", self.port);
+                let hint = "start its program in the guest; until then connections are reset, but for those \
+                            that the guest's firewall leads elsewhere";
+                let reason = reason("not-listening", message, Some(hint));
+                (State::Pending, Some(reason))
+            }
+            Knowledge::None => {
+                let message = "the agent in the guest has not answered yet";
+                let hint = "connections wait for it";
+                (
+                    State::Pending,
+                    Some(reason("agent-awaited", message, Some(hint))),
+                )
+            }
+            Knowledge::Stale(why) => {
+                let hint = match forward.key {
+                    Key::Auto(_) => {
+                        "the port stays bound for a while and new connections wait for the agent"
+                    }
+                    _ => "new connections wait for the agent",
+                };
+                let message = format!("the agent is lost: {why}");
+                (State::Lost, Some(reason("agent-lost", message, Some(hint))))
+            }
+            Knowledge::Forgotten(why) => {
+                let message = format!("the agent is lost: {why}");
+                let hint = "look whether the guest still runs";
+                (State::Lost, Some(reason("agent-lost", message, Some(hint))))
+            }
+        }
+    }
+
+    /// The row of a port that is not forwarded automatically; None if it is about to be.
+    fn without(&self, verdict: &Verdict) -> Option<PortStatus> {
+        let id = id(Key::Auto(self.port));
+        let (state, reason) = match verdict {
+            Verdict::Forward(_) => return None,
+            Verdict::Ignored { code, message } => {
+                let hint = match *code {
+                    "excluded" => format!("take {} out of `exclude`", self.port),
+                    _ => format!("write a rule for {} before it", self.port),
+                };
+                (State::Ignored, reason(code, message, Some(&hint)))
+            }
+            Verdict::Unreachable { why } => (State::Pending, unreachable(self.port, why)),
+            Verdict::AwaitingProcess { .. } => {
+                let message = "a rule waits for the name of its process";
+                (State::Pending, reason("awaiting-process", message, None))
+            }
+            Verdict::OutOfRange => {
+                let hint = format!("widen `range` to take in {}", self.port);
+                let message = match &self.ranges {
+                    Some(ranges) => format!("not in range = \"{ranges}\""),
+                    None => "there are no automatic forwards".to_owned(),
+                };
+                (
+                    State::OutOfRange,
+                    reason("not-in-range", message, Some(&hint)),
+                )
+            }
+        };
+        let label = self.label.map(str::to_owned);
+        Some(PortStatus {
+            label,
+            ..self.own_row(id, state, Some(reason))
+        })
+    }
+
+    fn drain(&self, draining: &Draining<'_>) -> PortStatus {
+        let left = draining.stats.active.load(Relaxed);
+        let message = match left {
+            1 => "closed; 1 connection left".to_owned(),
+            n => format!("closed; {n} connections left"),
+        };
+        let hint = match draining.limited {
+            true => "they are cut when the drain time is over",
+            false => "they go on until their program or their client closes them",
+        };
+        let reason = reason("closed", message, Some(hint));
+        let mut row = self.row(
+            id(draining.key),
+            draining.guest,
+            State::Draining,
+            Some(reason),
+        );
+        row.label = draining.label.map(str::to_owned);
+        row.bound(draining.at, draining.stats);
+        row
+    }
+}
+
+/// From the kernel's event to the dump that showed the port, both on the agent's clock. The agent
+/// may be lying, but not with a number that means nothing.
+fn detected_us(listener: &Listener) -> Option<u64> {
+    let took = listener.seen_ns.checked_sub(listener.hinted_ns?)?;
+    Some(took / 1000)
+}
+
+impl PortStatus {
+    fn bound(&mut self, at: HostAddr, stats: &Stats) {
+        self.host = Some(at.to_string());
+        self.host_addresses = vec![at.to_string()];
+        self.connections = Connections {
+            now: stats.active.load(Relaxed),
+            total: stats.accepted.load(Relaxed),
+            refused: stats.refused.load(Relaxed),
+        };
+        self.bytes = Bytes {
+            to_guest: stats.bytes.from_tcp.load(Relaxed),
+            to_host: stats.bytes.to_tcp.load(Relaxed),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;

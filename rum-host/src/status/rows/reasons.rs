@@ -1,0 +1,166 @@
+//! Why a port is in its state, in words.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use rum_shared::bytes::channel::DialStatus;
+use rum_shared::listener::{BoundAddr, Holder, Listener, Process};
+
+use super::{ADDRESS_HINT, publisher};
+use crate::forward::{Refusal, Stats};
+use crate::plan::{Destination, GuestPort, HostAddr};
+use crate::status::model::{OtherHolder, ProcessName, Reason};
+use crate::ui::notice::{BlockReason, taken};
+
+/// Why `at` is not bound.
+pub(super) fn not_bound(at: HostAddr, why: &BlockReason, hint: Option<&str>) -> Reason {
+    let (code, message) = match why {
+        BlockReason::Conflict { holder, by } => {
+            ("host-port-taken", taken(at, holder.as_ref(), *by))
+        }
+        BlockReason::Privileged => (
+            "host-port-privileged",
+            format!("{at} needs privilege, as any port below 1024"),
+        ),
+        BlockReason::NoAddress => (
+            "no-host-address",
+            format!("this machine does not have the address {}", at.0.ip()),
+        ),
+        BlockReason::Other(why) => ("bind-failed", format!("cannot bind {at}: {why}")),
+    };
+    let holder = match why {
+        BlockReason::Conflict {
+            holder: Some(p), ..
+        } => Some(ProcessName {
+            pid: p.pid,
+            name: p.name.clone(),
+        }),
+        _ => None,
+    };
+    Reason {
+        holder,
+        ..reason(code, message, hint)
+    }
+}
+
+pub(super) fn reason(code: &str, message: impl Into<String>, hint: Option<&str>) -> Reason {
+    Reason {
+        code: code.to_owned(),
+        message: message.into(),
+        hint: hint.map(str::to_owned),
+        holder: None,
+    }
+}
+
+/// Where `listener` is bound, as `ss` writes it.
+pub(super) fn address(listener: &Listener, addr: &BoundAddr) -> String {
+    let ip = match addr.ip {
+        IpAddr::V6(ip) if ip.is_unspecified() && addr.dual_stack => "*".to_owned(),
+        ip => ip.to_string(),
+    };
+    let known = listener.devices.iter().find(|d| d.index == addr.device);
+    match known {
+        Some(device) if !device.name.is_empty() => format!("{ip}%{}", device.name),
+        _ if addr.device != 0 => format!("{ip}%{}", addr.device),
+        _ => ip,
+    }
+}
+
+/// What clients of a port that `listens` meet that they should not, the worst first.
+pub(super) fn trouble(
+    guest: Destination,
+    stats: &Stats,
+    listens: bool,
+    lacks: Option<(HostAddr, &BlockReason)>,
+) -> Option<Reason> {
+    let count = |n: u64, what: &str| match n {
+        1 => format!("1 connection {what}"),
+        n => format!("{n} connections {what}"),
+    };
+    if stats.exhausted.load(Relaxed) {
+        let message = "connections wait: rum has no file descriptors or memory left";
+        let hint = "close some connections, or start rum with a higher `ulimit -n`";
+        return Some(reason("exhausted", message, Some(hint)));
+    }
+    let unserved = stats.unserved.load(Relaxed);
+    if unserved > 0 {
+        let message = count(unserved.into(), "waiting: the agent has no room for more");
+        let hint = "close some connections, or give the agent more file descriptors";
+        return Some(reason("agent-exhausted", message, Some(hint)));
+    }
+    let slow = stats.slow.load(Relaxed);
+    if slow > 0 {
+        let message = count(
+            slow.into(),
+            "waiting: the program in the guest does not accept them",
+        );
+        let hint = "look whether it is stopped or busy, or whether the guest's firewall drops them";
+        return Some(reason("not-accepted", message, Some(hint)));
+    }
+    if let Some((at, why)) = lacks {
+        let hint = match why {
+            BlockReason::NoAddress => ADDRESS_HINT,
+            _ => "free it; until then clients that use this address do not reach the guest",
+        };
+        return Some(not_bound(at, why, Some(hint)));
+    }
+    let refusal = stats.last_refusal()?;
+    let refused = count(stats.refused.load(Relaxed), "reset");
+    let why = match refusal {
+        Refusal::Agent(DialStatus::Refused) if listens => {
+            "the guest refused it, though a program listens: its firewall may reject connections"
+        }
+        refusal => refusal.words(guest),
+    };
+    let message = format!("{refused}, the last one because {why}");
+    Some(reason("refused", message, None))
+}
+
+pub(super) fn named(process: &Process) -> ProcessName {
+    ProcessName {
+        pid: process.pid,
+        name: publisher::name(process),
+    }
+}
+
+/// Who else listens on the port of `listener`.
+pub(super) fn other_holders(listener: &Listener) -> Vec<OtherHolder> {
+    let others = listener.others.iter();
+    let others = others.map(|other| OtherHolder {
+        address: address(listener, &other.address),
+        process: named(&other.process),
+    });
+    others.collect()
+}
+
+/// That several programs listen on the port of `listener`, and which of them is reached.
+pub(super) fn several_programs(listener: &Listener) -> Option<Reason> {
+    let reached = listener.process.as_ref();
+    let is_another = |other: &&Holder| {
+        !reached.is_some_and(|reached| publisher::same_container(reached, &other.process))
+    };
+    let mut others = listener.others.iter().filter(is_another);
+    let first = others.next()?;
+    let of = |process: &Process| format!("{} (pid {})", publisher::name(process), process.pid);
+    let reached = match reached {
+        Some(process) => of(process),
+        None => "another process".to_owned(),
+    };
+    let more = match others.count() {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let message = format!(
+        "{reached} is reached; {} listens on the same port at {}{more}",
+        of(&first.process),
+        address(listener, &first.address)
+    );
+    let hint = "give one of them another port";
+    Some(reason("several-programs", message, Some(hint)))
+}
+
+pub(super) fn unreachable(port: GuestPort, why: &str) -> Reason {
+    let message = format!("nothing can connect to guest port {port}: {why}");
+    let hint = "have its program listen on 127.0.0.1, 0.0.0.0 or an address that the guest has";
+    reason("unreachable", message, Some(hint))
+}

@@ -1,0 +1,220 @@
+//! What the agent says becomes what the supervisor knows (step 3): the set of guest listeners, since
+//! when each is known, and how the agent stands.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use rum_shared::listener::{Change, Listener, ListenerSet};
+use rum_shared::range::PortRange;
+use rum_shared::stream::rpc::WatchEvent;
+
+use super::{AgentState, GRACE, Shell, Supervisor};
+use crate::clock;
+use crate::forward::holder;
+use crate::plan::reconcile::{CONFIRM_AFTER, Repair};
+use crate::plan::{GuestPort, Key};
+use crate::stream::client::AgentEvent;
+use crate::ui::notice::Notice;
+
+impl Supervisor {
+    /// Takes over a complete set of guest listeners.
+    fn learn(&mut self, set: ListenerSet, range: PortRange, at: Instant) {
+        self.replace(set, at);
+        self.covers = Some(range);
+        if self.agent != AgentState::Up {
+            self.agent = AgentState::Up;
+            // What came and went meanwhile is unknown.
+            for active in self.forwarders.values() {
+                active.forwarder.stats().changed_hands();
+            }
+            self.notes.connected();
+            self.notes.everything();
+        }
+    }
+
+    /// `set` and nothing else listens from now on.
+    pub(super) fn replace(&mut self, set: ListenerSet, at: Instant) {
+        let change = self.guest.set().diff(&set);
+        self.apply(&change, at);
+    }
+
+    /// Takes over a difference.
+    fn apply(&mut self, change: &Change, at: Instant) {
+        for port in change.ports() {
+            self.notes.port(port);
+            self.planner.touch(GuestPort(port));
+        }
+        for port in change.closed.iter().map(|port| GuestPort(*port)) {
+            if let Some(active) = self.forwarders.get_mut(&Key::Auto(port))
+                && let Some((listener, _)) = self.guest.heard(port)
+            {
+                active.after_close = self.planner.policy().drain_after_close(listener);
+            }
+        }
+        let opened = change.opened.iter().map(|listener| listener.port);
+        for port in change.closed.iter().copied().chain(opened) {
+            self.changes_hands(GuestPort(port));
+        }
+        self.guest.apply(change, at);
+    }
+
+    /// What clients of `port` met says nothing about those to come.
+    fn changes_hands(&self, port: GuestPort) {
+        let statics = self.planner.policy().statics.iter();
+        let statics = statics.filter(|s| s.guest.own_port() == Some(port.0));
+        let keys = statics
+            .map(|s| Key::Static(s.host))
+            .chain([Key::Auto(port)]);
+        for active in keys.filter_map(|key| self.forwarders.get(&key)) {
+            active.forwarder.stats().changed_hands();
+        }
+    }
+
+    /// Takes note of what the connections to the agent report.
+    pub(super) fn agent_event(&mut self, event: AgentEvent, shell: &mut Shell<'_>) {
+        let now = clock::now();
+        match event {
+            AgentEvent::Connected { info, streaming } => {
+                let same = holder::boot_id().is_some_and(|id| id == info.boot_id);
+                if std::mem::replace(&mut self.guest.same_kernel, same) != same {
+                    // Which listeners are rum's own is another question now.
+                    let ports = self.guest.set().iter().map(|l| GuestPort(l.port));
+                    ports.for_each(|port| self.planner.touch(port));
+                }
+                if self.notes.has_rebooted(&info) {
+                    shell.say(Notice::GuestRebooted);
+                }
+                self.notes.introduced(info.clone());
+                shell.say(Notice::AgentConnected { info, streaming });
+            }
+            AgentEvent::Watch { at, range, event } => self.watch_event(event, range, at),
+            AgentEvent::Polled {
+                ports,
+                outside,
+                range,
+                sent,
+                authoritative: true,
+            } => {
+                self.beside_the_range(ports.iter().chain(&outside), shell);
+                let known = |port: u16| self.guest.set().get(port).cloned();
+                let listeners: Vec<_> = ports
+                    .into_iter()
+                    .map(|port| known(port).unwrap_or_else(|| Listener::bare(port)))
+                    .collect();
+                let set = ListenerSet::new(self.guest.set().generation, listeners);
+                self.learn(set, range, sent);
+            }
+            AgentEvent::Polled {
+                sent,
+                ports,
+                outside,
+                range,
+                ..
+            } => {
+                self.beside_the_range(ports.iter().chain(&outside), shell);
+                let known = self.guest.set().within(range).map(|l| l.port);
+                for repair in self.reconciler.poll(sent, known, &ports) {
+                    self.repair(repair, now);
+                    shell.say(Notice::Repaired(repair));
+                }
+                let again = self.reconciler.has_suspects();
+                self.confirm_at = again.then_some(sent + CONFIRM_AFTER);
+            }
+            AgentEvent::Lost { reason, retry } => {
+                tracing::debug!(reason, ?retry, "the agent cannot be reached");
+                self.notes.lost(reason.clone(), retry);
+                self.notes.everything();
+                match self.agent {
+                    AgentState::Up => {
+                        self.agent = AgentState::Lost(now);
+                        let grace = GRACE;
+                        shell.say(Notice::AgentLost { reason, grace });
+                    }
+                    AgentState::Awaited => {
+                        self.agent = AgentState::AwaitedLong;
+                        shell.say(Notice::AgentAwaited { reason });
+                    }
+                    AgentState::AwaitedLong | AgentState::Lost(_) | AgentState::GivenUp => {}
+                }
+            }
+        }
+    }
+
+    fn watch_event(&mut self, event: WatchEvent, range: PortRange, at: Instant) {
+        match event {
+            WatchEvent::Snapshot {
+                generation,
+                listeners,
+                ..
+            } => {
+                self.reconciler.snapshot(at);
+                self.learn(ListenerSet::new(generation, listeners), range, at);
+            }
+            WatchEvent::Delta {
+                generation,
+                opened,
+                changed,
+                closed,
+            } => {
+                let change = Change {
+                    generation,
+                    opened,
+                    changed,
+                    closed,
+                };
+                for port in change.ports() {
+                    self.reconciler.event(port, at);
+                }
+                self.apply(&change, at);
+            }
+            WatchEvent::Heartbeat { .. } => {}
+        }
+    }
+
+    /// Takes note of those of `ports`, which listen in the guest, that nobody asked to be forwarded.
+    fn beside_the_range<'a>(
+        &mut self,
+        ports: impl Iterator<Item = &'a u16>,
+        shell: &mut Shell<'_>,
+    ) {
+        let policy = self.planner.policy();
+        let Some(auto) = &policy.auto else {
+            return self.notes.board.put_outside(Vec::new());
+        };
+        let forwarded = |port: u16| {
+            policy
+                .statics
+                .iter()
+                .any(|s| s.guest.own_port() == Some(port))
+        };
+        // An agent in rum's own network namespace sees rum's own ports as well.
+        let same_kernel = self.guest.same_kernel;
+        let beside = |port: &u16| !auto.ranges.contains(*port) && !forwarded(*port);
+        let mut ports: BTreeSet<u16> = ports.copied().filter(beside).collect();
+        if same_kernel && !ports.is_empty() {
+            for active in self.forwarders.values() {
+                if let Some(own) = active.forwarder.addr() {
+                    ports.remove(&own.0.port());
+                }
+            }
+        }
+        let range = auto.ranges.to_string();
+        if let Some(ports) = self.outside.polled(&ports) {
+            shell.say(Notice::Outside { ports, range });
+        }
+        let ports = self.outside.listening().collect();
+        self.notes.board.put_outside(ports);
+    }
+
+    fn repair(&mut self, repair: Repair, now: Instant) {
+        let mut change = Change {
+            generation: self.guest.set().generation,
+            ..Change::default()
+        };
+        match repair {
+            Repair::Opened(port) => change.opened.push(Listener::bare(port)),
+            Repair::Closed(port) => change.closed.push(port),
+        }
+        self.apply(&change, now);
+    }
+}

@@ -1,0 +1,200 @@
+//! `--log-format json`: what is told, as JSON objects, one a line.
+//!
+//! Records of the log, notices and errors have the same form: `timestamp` (RFC 3339, UTC),
+//! `level` and `message`, which is the line that people see. A notice has its word in `notice`
+//! besides, and what it is about in fields of its own; those that say nothing are left out.
+//!
+//! Invariant: one record is one line, and no string in it contains a control character.
+
+use facet::Facet;
+use jiff::Timestamp;
+use miette::Diagnostic as _;
+
+use crate::error::RumError;
+use crate::plan::reconcile::Repair;
+use crate::ui::notice::{BlockReason, Notice};
+
+/// One line.
+#[derive(Debug, Clone, Default, Facet)]
+struct Record {
+    timestamp: String,
+    level: String,
+    message: String,
+    /// Which notice it is.
+    #[facet(skip_serializing_if = Option::is_none)]
+    notice: Option<String>,
+    /// The host address.
+    #[facet(skip_serializing_if = Option::is_none)]
+    host: Option<String>,
+    /// The guest port.
+    #[facet(skip_serializing_if = Option::is_none)]
+    guest: Option<u16>,
+    /// Where a forward leads that leads to an address in the guest's networks.
+    #[facet(skip_serializing_if = Option::is_none)]
+    destination: Option<String>,
+    /// Connections: those that drain, or that were cut.
+    #[facet(skip_serializing_if = Option::is_none)]
+    connections: Option<u64>,
+    /// Why.
+    #[facet(skip_serializing_if = Option::is_none)]
+    reason: Option<String>,
+    /// Process id of whoever has the host port.
+    #[facet(skip_serializing_if = Option::is_none)]
+    holder: Option<u32>,
+    /// Where in a file.
+    #[facet(skip_serializing_if = Option::is_none)]
+    place: Option<String>,
+    /// What to do about it.
+    #[facet(skip_serializing_if = Option::is_none)]
+    hint: Option<String>,
+}
+
+impl Record {
+    fn new(at: Timestamp, level: &str, message: &str) -> Self {
+        Self {
+            timestamp: format!("{at:.6}"),
+            level: level.to_owned(),
+            message: clean(message),
+            ..Self::default()
+        }
+    }
+
+    fn line(&self) -> String {
+        // Only a type that JSON cannot express fails, and this is none.
+        facet_json::to_string(self).expect("a record is numbers and strings") + "\n"
+    }
+}
+
+fn clean(text: &str) -> String {
+    text.replace(char::is_control, "?")
+}
+
+/// `notice`, said at `at`.
+pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
+    let level = if notice.is_problem() { "WARN" } else { "INFO" };
+    let plain = Record::new(at, level, &notice.to_string());
+    let about = |word: &str| Record {
+        notice: Some(word.to_owned()),
+        ..plain
+    };
+    let why = |reason: &String| Some(clean(reason));
+    match notice {
+        Notice::AgentConnected { .. } => about("agent-connected"),
+        Notice::AgentAwaited { reason } => Record {
+            reason: why(reason),
+            ..about("agent-awaited")
+        },
+        Notice::AgentMissing { .. } => about("agent-missing"),
+        Notice::AgentLost { reason, .. } => Record {
+            reason: why(reason),
+            ..about("agent-lost")
+        },
+        Notice::NoBoundary => about("no-boundary"),
+        Notice::GuestRebooted => about("guest-rebooted"),
+        Notice::GraceOver => about("grace-over"),
+        Notice::Forwarded { host, guest, .. } => Record {
+            host: Some(host.to_string()),
+            guest: Some(guest.port),
+            destination: guest.ip.map(|_| guest.to_string()),
+            ..about("forwarded")
+        },
+        Notice::Stopped {
+            guest, connections, ..
+        } => Record {
+            guest: Some(guest.port),
+            destination: guest.ip.map(|_| guest.to_string()),
+            connections: Some((*connections).into()),
+            ..about("stopped")
+        },
+        Notice::Blocked {
+            host,
+            guest,
+            reason,
+            ..
+        } => Record {
+            host: Some(host.to_string()),
+            guest: Some(guest.port),
+            destination: guest.ip.map(|_| guest.to_string()),
+            reason: Some(match reason {
+                BlockReason::Conflict { .. } => "host-port-taken".to_owned(),
+                BlockReason::Privileged => "host-port-privileged".to_owned(),
+                BlockReason::NoAddress => "no-host-address".to_owned(),
+                BlockReason::Other(_) => "bind-failed".to_owned(),
+            }),
+            holder: match reason {
+                BlockReason::Conflict { holder, .. } => holder.as_ref().map(|process| process.pid),
+                _ => None,
+            },
+            ..about("blocked")
+        },
+        Notice::AddressGone { ip, .. } => Record {
+            host: Some(ip.to_string()),
+            ..about("address-gone")
+        },
+        Notice::AddressBack { ip } => Record {
+            host: Some(ip.to_string()),
+            ..about("address-back")
+        },
+        Notice::Cut { guest, connections } => Record {
+            guest: Some(guest.port),
+            destination: guest.ip.map(|_| guest.to_string()),
+            connections: Some(*connections as u64),
+            ..about("cut")
+        },
+        Notice::Repaired(Repair::Opened(port) | Repair::Closed(port)) => Record {
+            guest: Some(*port),
+            ..about("repaired")
+        },
+        Notice::Outside { ports, .. } => Record {
+            guest: ports.first().copied(),
+            ..about("outside")
+        },
+        Notice::Guest(progress) => about(progress.word()),
+        Notice::GuestEnded { reason } => Record {
+            reason: why(reason),
+            ..about("guest-ended")
+        },
+        Notice::GuestKilled { .. } => about("guest-killed"),
+        Notice::Reloaded { .. } | Notice::Unchanged => about("reloaded"),
+        Notice::NotReloaded => about("not-reloaded"),
+        Notice::NextTime => about("next-time"),
+        Notice::Stopping { .. } => about("stopping"),
+    }
+    .line()
+}
+
+/// That `lost` lines found no room.
+pub(super) fn omitted(message: &str, at: Timestamp) -> String {
+    Record {
+        notice: Some("omitted".to_owned()),
+        ..Record::new(at, "WARN", message)
+    }
+    .line()
+}
+
+/// `error`, which ends this process; a line for each mistake of a configuration.
+pub(crate) fn error(error: &RumError, at: Timestamp) -> String {
+    let mut causes = Vec::new();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        causes.push(clean(&cause.to_string()));
+        source = cause.source();
+    }
+    let Some(config) = error.config() else {
+        return Record {
+            reason: (!causes.is_empty()).then(|| causes.join(": ")),
+            hint: error.one_line_hint().map(|hint| clean(&hint)),
+            ..Record::new(at, "ERROR", &error.to_string())
+        }
+        .line();
+    };
+    let line = |problem: &crate::config::Located| {
+        Record {
+            place: Some(clean(problem.place())),
+            hint: problem.help().map(|hint| clean(&hint.to_string())),
+            ..Record::new(at, "ERROR", &problem.to_string())
+        }
+        .line()
+    };
+    config.problems().iter().map(line).collect()
+}

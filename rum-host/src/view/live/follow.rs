@@ -1,0 +1,146 @@
+//! The way to `rum up`, and back to it when it went away.
+//!
+//! One future is under way at any time, the next update or the search for another `rum up`, and
+//! it lives on while keys come in: so a deadline in it, such as that of a silent `rum up`, counts
+//! from its own start.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::control::client::{Control, ControlError, Feed};
+use crate::control::find;
+use crate::runtime_dir::RunningGuest;
+use crate::status::model::{Since, Stay, Update};
+
+/// Pause between two looks for a `rum up`.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What is to be known of it.
+#[derive(Debug)]
+pub enum Told {
+    /// It told something.
+    Update(Box<Update>),
+    /// It is gone, for this reason; it is looked for.
+    Gone(String),
+    /// It is there and of no use, for this reason; another is looked for.
+    Useless(String),
+}
+
+type Next = Pin<Box<dyn Future<Output = (Option<Feed>, Told)> + Send>>;
+
+/// A watch on the guest of a name that outlives the `rum up` that holds it.
+pub struct Link {
+    name: String,
+    all: bool,
+    /// The latest event, and whose it was.
+    since: Option<Since>,
+    next: Next,
+    hurry: Arc<Notify>,
+}
+
+impl Link {
+    /// Follows `feed`.
+    pub fn new(name: &str, feed: Feed, all: bool) -> Self {
+        Self {
+            name: name.to_owned(),
+            all,
+            since: None,
+            next: follow(feed),
+            hurry: Arc::default(),
+        }
+    }
+
+    /// What there is to know next. Cancel-safe.
+    pub async fn next(&mut self) -> Told {
+        let (feed, told) = (&mut self.next).await;
+        let seq = match &told {
+            Told::Update(update) => match &**update {
+                Update::Snapshot { seq, .. } => Some(*seq),
+                Update::Events(events) => events.last().map(|event| event.seq),
+            },
+            Told::Gone(_) | Told::Useless(_) => None,
+        };
+        self.next = match feed {
+            Some(feed) => {
+                let boot = &feed.info().boot;
+                if let Some(seq) = seq {
+                    let boot = boot.clone();
+                    self.since = Some(Since { boot, seq });
+                }
+                follow(feed)
+            }
+            None => self.search(true),
+        };
+        told
+    }
+
+    /// Watches anew, with every port or without.
+    pub fn watch(&mut self, all: bool) {
+        self.all = all;
+        // Another selection of ports needs another snapshot.
+        self.since = None;
+        self.next = self.search(false);
+    }
+
+    /// Looks for `rum up` at once, if it is being looked for.
+    pub fn hurry(&self) {
+        self.hurry.notify_waiters();
+    }
+
+    /// Looks until there is one that answers. One that is not `known_gone` is looked for at once,
+    /// and that it is gone is told.
+    fn search(&self, known_gone: bool) -> Next {
+        let (name, all, since) = (self.name.clone(), self.all, self.since.clone());
+        let hurry = self.hurry.clone();
+        Box::pin(async move {
+            loop {
+                if known_gone {
+                    tokio::select! {
+                        () = tokio::time::sleep(LOOK) => {}
+                        () = hurry.notified() => {}
+                    }
+                }
+                let why = match open(&name, all, since.clone()).await {
+                    Ok((feed, first)) => return (Some(feed), Told::Update(Box::new(first))),
+                    Err(Told::Gone(_)) if known_gone => continue,
+                    Err(why) => why,
+                };
+                return (None, why);
+            }
+        })
+    }
+}
+
+/// A watch on the `rum up` of guest `name`, and the first that it tells.
+async fn open(name: &str, all: bool, since: Option<Since>) -> Result<(Feed, Update), Told> {
+    let guest = find(Some(name)).map_err(|error| Told::Gone(error.to_string()))?;
+    let opened = async {
+        let mut feed = Feed::open(&guest, all, Some(Stay::Follow), since).await?;
+        let first = feed.next().await?;
+        Ok((feed, first))
+    };
+    opened.await.map_err(|error| match error {
+        ControlError::Gone { why, .. } => Told::Gone(why),
+        error => Told::Useless(error.to_string()),
+    })
+}
+
+fn follow(mut feed: Feed) -> Next {
+    Box::pin(async move {
+        match feed.next().await {
+            Ok(update) => (Some(feed), Told::Update(Box::new(update))),
+            Err(ControlError::Gone { why, .. }) => (None, Told::Gone(why)),
+            Err(error) => (None, Told::Gone(error.to_string())),
+        }
+    })
+}
+
+/// Asks the `rum up` of guest `name` to try its agent at once; what to tell the user of it.
+pub async fn retry(guest: RunningGuest) -> Option<String> {
+    let asked = async { Control::connect(&guest).await?.retry().await };
+    asked.await.err().map(|error| error.to_string())
+}

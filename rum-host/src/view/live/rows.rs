@@ -1,0 +1,248 @@
+//! The table of the live view: one row a port, columns as the width allows.
+//!
+//! Invariant: columns depend on the width of the screen and on the longest host address only, so
+//! that they hardly ever move.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::style::{Color, Modifier, Style};
+
+use crate::status::model::{PortStatus, State};
+
+use super::app::{App, Sort};
+use super::text;
+
+/// Room for a host address: `127.0.0.1:65535`, and at most this much.
+const HOST: (usize, usize) = (15, 24);
+/// From these widths on there is room for the process; for guest, connections and time; for
+/// labels.
+const WIDER: [u16; 3] = [76, 110, 134];
+
+/// A column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Column {
+    Port,
+    State,
+    Host,
+    Process,
+    Guest,
+    Conns,
+    Since,
+    Label,
+    Reason,
+}
+
+impl Column {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Port => "PORT",
+            Self::State => "STATE",
+            Self::Host => "HOST",
+            Self::Process => "PROCESS",
+            Self::Guest => "GUEST",
+            Self::Conns => "CONNS",
+            Self::Since => "SINCE",
+            Self::Label => "LABEL",
+            Self::Reason => "REASON",
+        }
+    }
+
+    fn is_sorted(self, by: Sort) -> bool {
+        matches!(
+            (self, by),
+            (Self::Port, Sort::Port) | (Self::Process, Sort::Process) | (Self::Since, Sort::Latest)
+        )
+    }
+}
+
+/// The columns with their widths, and whether labels have one of their own.
+fn columns(width: u16, rows: &[&PortStatus]) -> Vec<(Column, usize)> {
+    let host = rows.iter().filter_map(|p| p.host.as_deref());
+    let host = host.map(text::width).max().unwrap_or(0);
+    let mut columns = vec![
+        (Column::Port, 5),
+        // Two for the mark before it.
+        (Column::State, 20),
+        (Column::Host, host.clamp(HOST.0, HOST.1)),
+    ];
+    if width >= WIDER[1] {
+        columns.extend([
+            (Column::Process, 18),
+            (Column::Guest, 11),
+            (Column::Conns, 5),
+            (Column::Since, 8),
+        ]);
+    } else if width >= WIDER[0] {
+        columns.push((Column::Process, 14));
+    }
+    if width >= WIDER[2] {
+        columns.push((Column::Label, 12));
+    }
+    // Two for the mark of the selected row, one behind each column.
+    let taken: usize = columns.iter().map(|(_, width)| width + 1).sum();
+    let rest = usize::from(width).saturating_sub(2 + taken);
+    columns.push((Column::Reason, rest));
+    columns
+}
+
+/// Tells states apart without colour.
+pub fn mark(state: State) -> char {
+    match state {
+        State::Forwarded => ' ',
+        State::Draining => '~',
+        State::Pending => '.',
+        State::Conflict | State::RefusedPrivileged => '!',
+        State::Ignored | State::OutOfRange => '-',
+        State::Lost => '?',
+    }
+}
+
+/// The colour of a state, one of the terminal's own 16, so that it suits its theme.
+pub fn style(state: State, color: bool) -> Style {
+    let style = Style::new();
+    if !color {
+        return match state.is_problem() {
+            true => style.add_modifier(Modifier::BOLD),
+            false => style,
+        };
+    }
+    match state {
+        State::Forwarded => style.fg(Color::Green),
+        State::Draining => style.fg(Color::Cyan),
+        State::Pending => style.fg(Color::Yellow),
+        State::Conflict | State::RefusedPrivileged => style.fg(Color::Red),
+        State::Lost => style.fg(Color::Magenta),
+        State::Ignored | State::OutOfRange => style.add_modifier(Modifier::DIM),
+    }
+}
+
+/// Draws titles and the rows in view.
+pub fn draw(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &TimeZone) {
+    let rows = app.rows();
+    let columns = columns(area.width, &rows);
+    let height = usize::from(area.height.saturating_sub(1));
+    let first = app.selection.offset();
+    let place = (rows.len() > height).then(|| {
+        let last = (first + height).min(rows.len());
+        format!("{}-{last} of {}", first + 1, rows.len())
+    });
+    let mut x = area.x + 2;
+    for (column, width) in &columns {
+        // The last column's room is shared.
+        let shared = place.as_ref().filter(|_| *column == Column::Reason);
+        if shared.is_some_and(|place| place.len() + column.title().len() + 2 > *width) {
+            break;
+        }
+        let mut style = Style::new().add_modifier(Modifier::BOLD);
+        if column.is_sorted(app.sort) {
+            style = style.add_modifier(Modifier::UNDERLINED);
+        }
+        let lead = if *column == Column::State { 2 } else { 0 };
+        buf.set_stringn(
+            x + lead,
+            area.y,
+            column.title(),
+            width.saturating_sub(usize::from(lead)),
+            style,
+        );
+        x = x.saturating_add(narrow(*width) + 1);
+    }
+    if let Some(place) = place {
+        let x = area.right().saturating_sub(narrow(place.len()));
+        let dim = Style::new().add_modifier(Modifier::DIM);
+        buf.set_stringn(x, area.y, &place, usize::from(area.width), dim);
+    }
+    for (line, port) in rows.iter().enumerate().skip(first).take(height) {
+        let y = area.y + 1 + narrow(line - first);
+        let selected = line == app.selection.row();
+        row(app, port, selected, &columns, (area, y), buf, (now, tz));
+    }
+}
+
+fn row(
+    app: &App,
+    port: &PortStatus,
+    selected: bool,
+    columns: &[(Column, usize)],
+    (area, y): (Rect, u16),
+    buf: &mut Buffer,
+    when: (Timestamp, &TimeZone),
+) {
+    let stale = app.is_stale();
+    let base = match (selected, stale) {
+        (true, _) => Style::new().add_modifier(Modifier::REVERSED),
+        (false, true) => Style::new().add_modifier(Modifier::DIM),
+        (false, false) => Style::new(),
+    };
+    buf.set_style(Rect::new(area.x, y, area.width, 1), base);
+    if selected {
+        buf.set_stringn(area.x, y, ">", 1, base);
+    }
+    let labelled = columns.iter().any(|(column, _)| *column == Column::Label);
+    let processed = columns.iter().any(|(column, _)| *column == Column::Process);
+    let mut x = area.x + 2;
+    for (column, width) in columns {
+        let text = match column {
+            Column::State => {
+                let mark = if stale { '?' } else { mark(port.state) };
+                format!("{mark} {}", port.state)
+            }
+            Column::Reason => why(port, labelled, processed),
+            column => cell(*column, port, when),
+        };
+        let style = match column {
+            Column::State if !selected && !stale => base.patch(style(port.state, app.color)),
+            _ => base,
+        };
+        buf.set_stringn(x, y, text::fit(&text, *width), *width, style);
+        x = x.saturating_add(narrow(*width) + 1);
+    }
+}
+
+fn cell(column: Column, port: &PortStatus, (now, tz): (Timestamp, &TimeZone)) -> String {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    match column {
+        Column::Port => port.port.to_string(),
+        Column::Host => or_none(port.host.clone()),
+        Column::Process => or_none(port.process.as_ref().map(text::process)),
+        Column::Guest => match port.guest_addresses.as_slice() {
+            [] => "-".to_owned(),
+            addresses => addresses.join(","),
+        },
+        Column::Conns => port.connections.now.to_string(),
+        Column::Since => text::since(&port.since, now, tz),
+        Column::Label => or_none(port.label.clone()),
+        Column::State | Column::Reason => String::new(),
+    }
+}
+
+/// The reason; where there is none, what else is known and has no column.
+fn why(port: &PortStatus, labelled: bool, processed: bool) -> String {
+    let mut words = Vec::new();
+    if !processed && let Some(process) = &port.process {
+        words.push(text::process(process));
+    }
+    let reason = text::reason(port);
+    if !reason.is_empty() {
+        // It comes first where there is little room.
+        words.insert(0, reason);
+    } else if port.destination.is_some() {
+        words.push(format!("to {}", port.called()));
+    } else if !labelled {
+        words.extend(port.label.clone());
+    }
+    if port.state == State::Forwarded && port.connections.now > 0 {
+        words.push(text::conns(&port.connections));
+    }
+    match words.is_empty() {
+        true => "-".to_owned(),
+        false => words.join("  "),
+    }
+}
+
+/// A width or a height that is known to fit a screen.
+pub fn narrow(n: usize) -> u16 {
+    u16::try_from(n).unwrap_or(u16::MAX)
+}
