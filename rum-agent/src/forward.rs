@@ -31,9 +31,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
 
+use crate::port_set::hub::Hub;
 use crate::port_set::reach;
 use crate::port_set::reach::Route;
-use crate::stream::hub::Hub;
 
 /// Channels that relay or dial at once; each costs two descriptors, some 3 kB, and the relay's buffers
 /// while bytes wait in it.

@@ -23,6 +23,7 @@ pub mod forward;
 pub mod hint;
 pub mod kernel;
 pub mod port_set;
+pub mod schedule;
 pub mod server;
 pub mod stream;
 

@@ -25,9 +25,9 @@ use tracing::{debug, info, warn};
 use crate::forward::{Forwarder, MAX_CHANNELS, MAX_REFUSED};
 use crate::hint::{HintError, HintKind, Hints};
 use crate::kernel::{DumpError, tracepoint::ThreadName};
+use crate::port_set::hub::Hub;
 use crate::port_set::source::{Source, SourceKind};
 use crate::port_set::watcher::Watcher;
-use crate::stream::hub::Hub;
 use crate::stream::service::Service;
 
 /// Sessions at once. A host needs two, four while it renews them; the rest is for tools. What one

@@ -26,6 +26,7 @@ pub mod guest;
 pub mod hint;
 mod limits;
 pub mod plan;
+mod runtime;
 pub mod runtime_dir;
 pub mod signals;
 pub mod stack;
@@ -42,7 +43,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub fn main() -> ExitCode {
     crate::commands::completions::answer();
     let cli = Cli::parse();
-    let outcome = crate::ui::output::init(&cli.global).and_then(|()| match &cli.command {
+    let outcome = ui::output::init(&cli.global.style()).and_then(|()| match &cli.command {
         Command::Up(args) => run_up(args, &cli.global),
         Command::Down(args) => run_down(args),
         Command::Ports(args) => run_ports(args, &cli.global),
@@ -59,7 +60,7 @@ pub fn main() -> ExitCode {
         Command::SshProxy(args) => run_ssh_proxy(args),
         Command::Agent(command) => crate::commands::agent::run(command),
         Command::Init(args) => crate::commands::init::run(args),
-        Command::Check(args) => small_runtime()
+        Command::Check(args) => runtime::small()
             .and_then(|runtime| runtime.block_on(crate::commands::check::run(args, &cli.global))),
         Command::Doctor(args) => crate::commands::doctor::run(args, &cli.global),
         Command::Completions(args) => crate::commands::completions::run(args),
@@ -68,7 +69,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            error::report(&error, cli.global.log_format);
+            ui::render::report(&error, cli.global.log_format);
             ExitCode::from(error.exit_code())
         }
     }
@@ -110,18 +111,10 @@ fn guest_name(name: Option<&String>) -> Result<Option<String>, RumError> {
     }
 }
 
-/// A runtime for commands that only talk to a `rum up`.
-fn small_runtime() -> Result<tokio::runtime::Runtime, RumError> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| RumError::new("cannot start the runtime").caused_by(error))
-}
-
 fn run_down(args: &DownArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
     let told =
-        small_runtime()?.block_on(crate::commands::down::down(name.as_deref(), args.force))?;
+        runtime::small()?.block_on(crate::commands::down::down(name.as_deref(), args.force))?;
     if let Some(told) = told {
         crate::ui::output::tell(&told);
     }
@@ -140,7 +133,7 @@ fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
         (Some(_), None) => config::current(None).ok().flatten(),
         (_, file) => config::current(file.as_deref())?,
     };
-    small_runtime()?.block_on(crate::commands::ports::ports(
+    runtime::small()?.block_on(crate::commands::ports::ports(
         args,
         settings.as_ref(),
         global.quiet,
@@ -149,7 +142,7 @@ fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
 
 fn run_wait(args: &WaitArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    small_runtime()?.block_on(crate::commands::wait::wait(args, name.as_deref()))
+    runtime::small()?.block_on(crate::commands::wait::wait(args, name.as_deref()))
 }
 
 /// This process becomes ssh, or there is an error.
@@ -168,7 +161,7 @@ fn run_ssh_config(args: &SshConfigArgs) -> Result<u8, RumError> {
 
 fn run_ssh_proxy(args: &SshProxyArgs) -> Result<u8, RumError> {
     let guest = crate::commands::ssh::find(args.name.as_deref())?;
-    let runtime = small_runtime()?;
+    let runtime = runtime::small()?;
     let relayed = runtime.block_on(crate::commands::ssh::proxy(&guest, args.port));
     // A thread that reads stdin must not keep an ended rum alive.
     runtime.shutdown_background();

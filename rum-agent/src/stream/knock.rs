@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A knock comes up to this much earlier or later, so that many guests do not knock as one.
 const JITTER: Duration = Duration::from_millis(200);
 
-/// Knocks at `target` while nobody has a stream (`streamed`, see [`crate::stream::hub::Hub::hull`], is none),
+/// Knocks at `target` while nobody has a stream (`streamed`, see [`crate::port_set::hub::Hub::hull`], is none),
 /// until `stop` is cancelled.
 pub async fn run(
     target: KnockTarget,

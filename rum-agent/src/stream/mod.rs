@@ -1,5 +1,4 @@
 //! Step 3 of the data flow: what the host is told.
 
-pub mod hub;
 pub mod knock;
 pub mod service;

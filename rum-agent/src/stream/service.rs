@@ -14,8 +14,8 @@ use rum_shared::stream::rpc::{
     ReadyResponse, RumAgent, WatchEvent, fit, v1,
 };
 
+use crate::port_set::hub::{Hub, MAX_SUBSCRIBERS, Subscription, Update};
 use crate::port_set::watcher::Refresh;
-use crate::stream::hub::{Hub, MAX_SUBSCRIBERS, Subscription, Update};
 
 /// The agent as its sessions see it.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! The command line: definitions and help texts. What a command does is elsewhere.
 
 pub mod agent;
+mod candidates;
 pub mod ports;
 pub mod ssh;
 pub mod tools;
@@ -8,13 +9,14 @@ pub mod tools;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 use rum_shared::range::PortRanges;
 
-use crate::commands::completions::guests;
+use crate::cli::candidates::guests;
 use crate::config::{Overrides, values};
 use crate::plan::policy::Binds;
+use crate::ui::{Color, LogFormat, Style};
 
 /// Widest help text; longer lines are hard to read.
 const MAX_WIDTH: usize = 100;
@@ -71,26 +73,16 @@ pub struct GlobalArgs {
     pub log_format: LogFormat,
 }
 
-/// The form of the log, and of what `rum up` says.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people
-    #[default]
-    Text,
-    /// JSON objects, one a line
-    Json,
-}
-
-/// When to use colour.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum Color {
-    /// On a terminal, unless NO_COLOR is set
-    #[default]
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
+impl GlobalArgs {
+    /// What they say of how things are said.
+    pub fn style(&self) -> Style {
+        Style {
+            color: self.color,
+            format: self.log_format,
+            quiet: self.quiet,
+            verbose: self.verbose,
+        }
+    }
 }
 
 /// The commands.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueHint};
 use clap_complete::engine::ArgValueCandidates;
 
-use crate::commands::completions::{guests, ports};
+use super::candidates::{guests, ports};
 use crate::config::values;
 use crate::status::model::Since;
 

@@ -5,37 +5,9 @@ use std::ffi::OsString;
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
-use crate::commands::completions::guests;
+use crate::cli::candidates::guests;
 use crate::config::values;
-
-/// Longest name of a user, in bytes (useradd(8)).
-const MAX_USER: usize = 32;
-
-/// The name of a user in a guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User(String);
-
-impl User {
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// A user's name: letters, digits, `.`, `_` and `-`, which is not first.
-///
-/// # Errors
-/// What it has to be.
-pub fn user_name(text: &str) -> Result<User, String> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let fits = (1..=MAX_USER).contains(&text.len());
-    match fits && !text.starts_with('-') && text.bytes().all(good) {
-        true => Ok(User(text.to_owned())),
-        false => Err(format!(
-            "a user's name has up to {MAX_USER} letters, digits, `.`, `_` and `-`"
-        )),
-    }
-}
+use crate::guest::qemu::login::{User, user_name};
 
 /// A user with an `@`.
 fn user_at(text: &str) -> Result<User, String> {

@@ -18,13 +18,14 @@ use rustix::io::Errno;
 use crate::cli::GlobalArgs;
 use crate::cli::tools::CheckArgs;
 use crate::config::{self, Settings};
-use crate::error::{self, RumError};
+use crate::error::RumError;
 use crate::exit;
+use crate::forward::blocked::{Hold, taken};
 use crate::forward::holder;
 use crate::guest::{self, GuestKind};
 use crate::plan::policy::{RuleAction, Territory};
 use crate::plan::{AutoPolicy, Binds, HostAddr, OnConflict, StaticForward};
-use crate::ui::notice::{Hold, taken};
+use crate::ui::render;
 
 /// Runs `rum check`.
 ///
@@ -38,7 +39,9 @@ pub async fn run(args: &CheckArgs, global: &GlobalArgs) -> Result<u8, RumError> 
     let auto = settings.policy.auto.iter();
     let outgoing = auto.filter_map(|auto| outgoing(auto, local_port_range()));
     let guest = guest::in_the_way(&settings.guest).await;
-    let guest = guest.into_iter().map(|error| error::warning(&error.into()));
+    let guest = guest
+        .into_iter()
+        .map(|error| render::warning(&error.into()));
     let ports = warnings(&settings, probe).into_iter().chain(outgoing);
     let warnings: String = guest.chain(ports.map(|warning| warning.render())).collect();
     // That stderr is closed is not a reason to fail.
@@ -154,7 +157,7 @@ struct Warning {
 
 impl Warning {
     fn render(&self) -> String {
-        error::warning(&RumError::new(&*self.message).hint(&*self.hint))
+        render::warning(&RumError::new(&*self.message).hint(&*self.hint))
     }
 }
 

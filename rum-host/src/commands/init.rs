@@ -342,7 +342,9 @@ mod tests {
         let error = create(&path, "new").unwrap_err();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
         let error = refused(Path::new("rum.toml"), error);
-        insta::assert_snapshot!(crate::commands::plain(&crate::error::render(&error, 80)));
+        insta::assert_snapshot!(crate::commands::plain(&crate::ui::render::render(
+            &error, 80
+        )));
         std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
         assert!(create(&dir.path().join("link"), "new").is_err(), "O_EXCL");
         assert!(create(&dir.path().join("no/rum.toml"), "new").is_err());

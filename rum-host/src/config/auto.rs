@@ -3,9 +3,9 @@
 use rum_shared::range::{PortRange, PortRanges, RangeError};
 
 use super::check::{Check, Place};
-use super::error::Problem;
 use super::raw::{AutoPortsConfig, Config, RuleConfig};
 use super::{Overrides, values};
+use crate::error::located::Problem;
 use crate::plan::policy::{AutoPolicy, Binds, OnConflict, Pattern, Rule, RuleAction};
 
 /// Most rules; each is compared with every listener.

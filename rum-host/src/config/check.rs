@@ -14,10 +14,10 @@ use crate::guest::GuestKind;
 use crate::plan::policy::{Binds, DRAIN, Destination, HostAddr, Policy, StaticForward};
 
 use super::destination;
-use super::error::Problem;
 use super::raw::{Config, PortOrAddress, Texts};
 use super::values::{self, Invalid};
 use super::{DEFAULT_NAME, Overrides, Settings};
+use crate::error::located::Problem;
 
 /// Most static forwards; each costs a listening socket.
 pub const MAX_FORWARDS: usize = 1024;

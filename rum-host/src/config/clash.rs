@@ -10,7 +10,7 @@ use rum_shared::range::{PortRange, PortRanges};
 
 use super::Overrides;
 use super::check::{Check, Placed};
-use super::error::Problem;
+use crate::error::located::Problem;
 use crate::plan::policy::{AutoPolicy, Binds, Territory};
 
 /// Ports below need privilege: none is proposed unless the user was there.

@@ -7,8 +7,8 @@ use super::GuestKind;
 use super::check::{Check, Place};
 use super::raw::GuestConfig;
 use super::values;
-use crate::guest::process::isolation::Isolation;
 use crate::guest::qemu::{Accel, Boot, Spec, SshKey, is_public_key};
+use crate::runtime_dir::isolation::Isolation;
 
 /// CIDs 0 to 2 are the hypervisor, the loopback and the host (vsock(7)).
 const FIRST_CID: i64 = 3;

@@ -15,7 +15,6 @@ mod auto;
 mod check;
 mod clash;
 mod destination;
-mod error;
 mod guest;
 mod libvirt;
 mod raw;
@@ -33,9 +32,9 @@ use std::path::{Path, PathBuf};
 use rum_shared::range::PortRanges;
 use toml::de::DeTable;
 
+pub use crate::error::located::{ConfigError, Located, MAX_PROBLEMS, Problem};
 pub use auto::MAX_RULES;
 pub use check::MAX_FORWARDS;
-pub use error::{ConfigError, Located, MAX_PROBLEMS, Problem};
 pub use raw::{AutoPortsConfig, Config, GuestConfig, PortConfig, PortOrAddress, RuleConfig};
 
 use crate::error::RumError;

@@ -12,8 +12,8 @@ use facet::{Def, Facet, Field, Shape, Type, UserType};
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use super::error::Problem;
 use super::raw::{PortOrAddress, Texts};
+use crate::error::located::Problem;
 
 /// Longest key for which a similar one is looked for.
 const MAX_SIMILAR: usize = 32;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue, Error};
 
-use super::error::Problem;
+use crate::error::located::Problem;
 
 /// What `error` says about `text`.
 pub(super) fn problem(text: &str, error: &Error) -> Problem {

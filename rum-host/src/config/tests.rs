@@ -9,9 +9,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::error;
-use crate::guest::process::isolation::Isolation;
 use crate::plan::{AutoPolicy, Destination, HostAddr, OnConflict, StaticForward};
+use crate::runtime_dir::isolation::Isolation;
+use crate::ui::render;
 
 fn fixtures(kind: &str) -> Vec<(String, String)> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -44,7 +44,7 @@ fn snapshot(kind: &str, name: &str, text: &str) {
 
 /// What the user sees, without colour.
 fn rendered(error: &RumError) -> String {
-    anstream::adapter::strip_str(&error::render(error, 80)).to_string()
+    anstream::adapter::strip_str(&render::render(error, 80)).to_string()
 }
 
 #[test]

@@ -109,6 +109,7 @@ fn describe(
             since: now.clone(),
             reason: None,
             retry_ms: None,
+            grace_ms: 0,
             attempts: 0,
             version: word(|info| &info.version),
             hostname: word(|info| &info.hostname),

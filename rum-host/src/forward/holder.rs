@@ -11,9 +11,9 @@ use rum_agent::kernel::sock_diag::SockDiag;
 use rum_shared::listener::{MAX_NAME, Process};
 use rum_shared::text::clean;
 
+use crate::forward::blocked::Hold;
 use crate::plan::HostAddr;
 use crate::plan::policy::overlap;
-use crate::ui::notice::Hold;
 
 /// How many descriptors of this machine are looked at for one name: a second's work, in a thread of its
 /// own. A machine with busy servers has more than the agent's bound allows for.

@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use self::progress::Tell;
 use crate::error::RumError;
 use crate::guest::process::Failure;
-use crate::guest::process::isolation::Isolation;
 use crate::limits;
+use crate::runtime_dir::isolation::Isolation;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 
 pub mod libvirt;
@@ -30,6 +30,31 @@ pub mod payload;
 pub mod process;
 pub mod progress;
 pub mod qemu;
+impl From<GuestError> for RumError {
+    fn from(error: GuestError) -> Self {
+        if let GuestError::Libvirt(error) = error {
+            return error;
+        }
+        let mut this = Self::new(error.to_string());
+        if let Some(hint) = error.hint() {
+            this = this.hint(hint);
+        }
+        if let Some(example) = error.example() {
+            this = this.example(example);
+        }
+        match std::error::Error::source(&error).map(ToString::to_string) {
+            Some(source) => this.caused_by(source),
+            None => this,
+        }
+    }
+}
+
+impl From<RuntimeDirError> for RumError {
+    fn from(error: RuntimeDirError) -> Self {
+        GuestError::from(error).into()
+    }
+}
+
 #[cfg(test)]
 mod tests;
 mod unix;

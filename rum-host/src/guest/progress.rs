@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ui::notice::Notice;
-
 /// Something that happened to a guest of rum's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
@@ -172,17 +170,17 @@ impl fmt::Display for Progress {
 
 /// The way to the user, for a guest.
 #[derive(Clone)]
-pub struct Tell(Arc<dyn Fn(Notice) + Send + Sync>);
+pub struct Tell(Arc<dyn Fn(Progress) + Send + Sync>);
 
 impl Tell {
     /// A way that calls `tell`, which must not block.
-    pub fn new(tell: impl Fn(Notice) + Send + Sync + 'static) -> Self {
+    pub fn new(tell: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         Self(Arc::new(tell))
     }
 
     /// Tells.
     pub fn say(&self, progress: Progress) {
-        (self.0)(Notice::Guest(progress));
+        (self.0)(progress);
     }
 }
 

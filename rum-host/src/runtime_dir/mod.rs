@@ -28,6 +28,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 
 mod base;
 mod error;
+pub mod isolation;
 mod kept;
 mod process_id;
 mod running;
@@ -42,7 +43,7 @@ pub use kept::Mended;
 pub use process_id::ProcessId;
 pub use running::{RunningGuest, list, list_in};
 
-use crate::guest::process::isolation::Isolation;
+use crate::runtime_dir::isolation::Isolation;
 
 /// Longest name of a guest, in bytes.
 pub const MAX_NAME: usize = 64;

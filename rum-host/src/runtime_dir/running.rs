@@ -11,7 +11,7 @@ use super::{
     CONSOLE, CONSOLE_LOCK, CONTROL, LOCK, ProcessId, RuntimeDirError, STATE, STREAMS, base,
     check_name, open_private, read_holder, read_text,
 };
-use crate::guest::process::isolation::Isolation;
+use crate::runtime_dir::isolation::Isolation;
 
 /// A guest that some `rum up` of this user holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -90,6 +90,7 @@ impl Board {
             since: timestamp(),
             reason: None,
             retry_ms: None,
+            grace_ms: 0,
             attempts: 0,
             version: None,
             hostname: None,

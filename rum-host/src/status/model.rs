@@ -229,6 +229,8 @@ pub struct AgentStatus {
     pub reason: Option<String>,
     /// When it is tried again, in milliseconds from this message.
     pub retry_ms: Option<u64>,
+    /// For how long the automatic forwards stay once it is lost, in milliseconds.
+    pub grace_ms: u64,
     /// Attempts since it was lost.
     pub attempts: u32,
     /// Its version, once known.

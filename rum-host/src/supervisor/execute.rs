@@ -7,9 +7,10 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{Active, AgentState, Closed, GRACE, Shell, Supervisor, Told, forward};
 use crate::clock;
+use crate::forward::blocked::BlockReason;
 use crate::forward::{BindError, Forwarder};
 use crate::plan::{Action, Binding, Destination, GuestPort, HostAddr, Key, OnConflict, Want};
-use crate::ui::notice::{BlockReason, Notice};
+use crate::ui::notice::Notice;
 
 /// How long one turn carries out what is planned, before agent, control socket and signals get
 /// theirs: short enough that nobody waits, long enough for some hundred ports.

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::{Done, Shell, Supervisor, Told};
 use crate::clock;
+use crate::forward::blocked::BlockReason;
 use crate::forward::holder;
 use crate::forward::holder::Taken;
 use crate::plan::{AT_ONCE, Binding, HostAddr, Key};
-use crate::ui::notice::BlockReason;
 
 /// Looks take at most this part of a core.
 const SHARE: u32 = 20;

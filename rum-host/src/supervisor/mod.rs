@@ -29,6 +29,7 @@ use self::pauses::{Blocks, Pauses};
 use self::publish::Notes;
 use crate::clock;
 use crate::control::streams::Streams;
+use crate::forward::blocked::BlockReason;
 use crate::forward::holder::Taken;
 use crate::forward::{Dialer, Forwarder};
 use crate::plan::reconcile::Reconciler;
@@ -36,7 +37,7 @@ use crate::plan::{Destination, GuestPort, HostAddr, Key, Planner, Policy};
 use crate::status::journal::Board;
 use crate::stream::client::{AgentClient, EVENT_QUEUE, LinkState};
 use crate::supervisor::listeners::Guest;
-use crate::ui::notice::{BlockReason, Notice};
+use crate::ui::notice::Notice;
 
 mod addresses;
 mod agent_events;

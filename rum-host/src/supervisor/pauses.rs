@@ -13,9 +13,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Told;
+use crate::forward::blocked::BlockReason;
 use crate::forward::holder::Taken;
 use crate::plan::{Destination, HostAddr, Key};
-use crate::ui::notice::{BlockReason, Notice};
+use crate::ui::notice::Notice;
 
 /// A program that tries a port is back on it after a millisecond or a few, also on a busy machine. A
 /// line that comes this late is still at once for a human.

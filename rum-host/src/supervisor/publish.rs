@@ -12,14 +12,14 @@ use rum_shared::range::PortRange;
 use rum_shared::stream::rpc::AgentInfo;
 use tokio::sync::watch;
 
-use super::{AgentState, Supervisor};
+use super::{AgentState, GRACE, Supervisor};
 use crate::clock;
+use crate::forward::blocked::BlockReason;
 use crate::plan::{Binding, GuestPort, Key};
 use crate::status::journal::{Board, Demand};
 use crate::status::model;
 use crate::status::rows;
 use crate::status::rows::{Draining, Facts, Forward, Knowledge, Standing};
-use crate::ui::notice::BlockReason;
 
 /// Counters are put on the board this often while somebody reads.
 const TICK: Duration = Duration::from_secs(1);
@@ -247,6 +247,7 @@ impl Supervisor {
             since: String::new(),
             reason: notes.lost.clone().filter(|_| away),
             retry_ms: notes.retry_ms.filter(|_| away),
+            grace_ms: u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX),
             attempts: notes.attempts,
             version: info.map(|info| info.version.clone()),
             hostname: info.map(|info| info.hostname.clone()),

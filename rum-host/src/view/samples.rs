@@ -77,6 +77,7 @@ pub fn agent() -> AgentStatus {
         since: SINCE.into(),
         reason: None,
         retry_ms: None,
+        grace_ms: 15_000,
         attempts: 0,
         version: Some("0.1.0".into()),
         hostname: Some("dev".into()),

@@ -363,6 +363,7 @@ fn snapshot(n: u16) -> Update {
             since: NOW.to_owned(),
             reason: None,
             retry_ms: None,
+            grace_ms: 15_000,
             attempts: 0,
             version: Some("0.1.0".to_owned()),
             hostname: Some("dev".to_owned()),

@@ -26,8 +26,8 @@ use std::time::Duration;
 use rum_host::commands::exec;
 use rum_host::control::client::Control;
 use rum_host::guest::process;
-use rum_host::guest::process::isolation::Isolation;
 use rum_host::guest::{Guest, GuestKind, GuestSpec, Link};
+use rum_host::runtime_dir::isolation::Isolation;
 use rum_host::runtime_dir::{RunningGuest, RuntimeDir};
 
 /// Long enough for anything that does end, short enough for a test of what does not.

@@ -141,6 +141,7 @@ pub fn terminal(data: &[u8]) {
             since: part(),
             reason: Some(part()),
             retry_ms: Some(u64::MAX),
+            grace_ms: 15_000,
             attempts: u32::MAX,
             version: Some(part()),
             hostname: Some(part()),

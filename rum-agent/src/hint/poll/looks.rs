@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::kernel::sockstat::{Fingerprint, Sockstat};
-use crate::port_set::schedule::Share;
+use crate::schedule::Share;
 use crate::used;
 
 /// Looks take at most one part in so many of a processor: 4 ms are kept up to 80 us a look, which

@@ -14,7 +14,7 @@ use tracing::info;
 
 use self::looks::Looks;
 use crate::kernel::sockstat::Sockstat;
-use crate::port_set::schedule::Share;
+use crate::schedule::Share;
 
 mod looks;
 

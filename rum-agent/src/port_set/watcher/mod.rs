@@ -1,7 +1,7 @@
 //! Steps 1 and 2 of the data flow: the one loop that owns the agent's state.
 //!
 //! Wait for a reason to look (a hint, a request, a retry, a changed filter), gather all that
-//! are pending, take one dump, confirm what it misses, fold, publish. [`crate::port_set::schedule`] decides
+//! are pending, take one dump, confirm what it misses, fold, publish. [`crate::schedule`] decides
 //! when a dump may start: the first of a burst at once, a storm's at a bounded rate. Where many
 //! listen and hints name a few ports, those alone are looked up, so that one more change costs the
 //! same among 10,000 listeners as among 100. What a lookup cannot tell, further addresses and
@@ -37,11 +37,11 @@ use crate::chain;
 use crate::hint::{Hints, Wake};
 use crate::kernel::holders::{Holders, Stale};
 use crate::kernel::{DumpError, Socket};
+use crate::port_set::hub::Hub;
 use crate::port_set::reach::Reach;
-use crate::port_set::schedule::{LookAgain, Pace};
 use crate::port_set::socket_table::{Scope, Truth};
 use crate::port_set::source::{Source, SourceKind};
-use crate::stream::hub::Hub;
+use crate::schedule::{LookAgain, Pace};
 use crate::used;
 
 use self::names::{Found, Names};

@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 use crate::blocking;
 use crate::kernel::holders::{Key, Stale};
 use crate::kernel::process::{self, Held, Place, Walk};
-use crate::port_set::schedule::Pace;
+use crate::schedule::Pace;
 use crate::used;
 
 /// Names are looked up this long after a change: the walk through /proc would compete with the

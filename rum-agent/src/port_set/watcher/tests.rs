@@ -5,9 +5,9 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::kernel::Socket;
 use crate::kernel::tracepoint::Hint;
-use crate::port_set::schedule::LOOK_AGAIN;
+use crate::port_set::hub::{Subscription, Update};
 use crate::port_set::source::fake::FakeKernel;
-use crate::stream::hub::{Subscription, Update};
+use crate::schedule::LOOK_AGAIN;
 
 /// Inodes from here on belong to no process, so that no name turns up in between.
 const NOBODY: u64 = 1 << 60;

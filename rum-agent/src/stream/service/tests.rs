@@ -225,7 +225,7 @@ async fn a_stream_that_is_not_read_delays_nobody_and_then_gets_a_snapshot() {
     let test = async {
         assert!(matches!(next(&mut rx).await, WatchEvent::Snapshot { .. }));
         // More than credit and log hold together.
-        let last = crate::stream::hub::LOG_CHANGES as u64 * 2;
+        let last = crate::port_set::hub::LOG_CHANGES as u64 * 2;
         for _ in 0..last {
             hub.publish(Change {
                 generation: hub.current().generation + 1,

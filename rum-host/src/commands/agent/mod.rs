@@ -73,7 +73,7 @@ fn in_domain(name: &str, args: &InstallArgs) -> Result<String, RumError> {
         uri: args.uri.clone(),
         socket: None,
     };
-    let runtime = crate::small_runtime()?;
+    let runtime = crate::runtime::small()?;
     if !args.print {
         let given = runtime.block_on(libvirt::give_vsock(&spec))?;
         if let Some(line) = in_words(&given, &clean(domain, MAX_DOMAIN)) {

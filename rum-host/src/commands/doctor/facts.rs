@@ -24,10 +24,10 @@ use rustix::thread::UnshareFlags;
 
 use crate::commands::check;
 use crate::guest::libvirt;
-use crate::guest::process::isolation::Isolation;
 use crate::guest::process::setup;
 use crate::guest::qemu::kvm;
 use crate::guest::{Guest, GuestError, GuestKind, GuestSpec, Link};
+use crate::runtime_dir::isolation::Isolation;
 use crate::runtime_dir::{self, RunningGuest, RuntimeDir};
 use crate::stream::client;
 

@@ -9,7 +9,6 @@
 //!
 //! Invariant: nothing of the caller's `~/.ssh` is written to; hosts' keys are remembered beside ours.
 
-mod files;
 mod options;
 mod proxy;
 mod user;
@@ -18,15 +17,16 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub use self::files::Files;
 use self::options::Options;
 pub use self::proxy::proxy;
-use crate::cli::ssh::{SshArgs, SshConfigArgs, User};
+use crate::cli::ssh::{SshArgs, SshConfigArgs};
 use crate::control;
 use crate::error::RumError;
 use crate::exit;
 use crate::guest::NAMESPACE;
 use crate::guest::qemu::StateDir;
+use crate::guest::qemu::login::Files;
+use crate::guest::qemu::login::User;
 use crate::runtime_dir::RunningGuest;
 
 /// Where an sshd listens.

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Files, PORT, program};
-use crate::cli::ssh::User;
 use crate::error::RumError;
+use crate::guest::qemu::login::User;
 use crate::runtime_dir::RunningGuest;
 
 /// What a path would have to be for ssh to read it unchanged.
@@ -145,7 +145,7 @@ fn shell_word(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cli::ssh::user_name;
+    use crate::guest::qemu::login::user_name;
 
     #[test]
     fn the_block_is_whole() {

@@ -8,8 +8,8 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 
 use super::not_started;
-use crate::cli::ssh::{User, user_name};
 use crate::error::RumError;
+use crate::guest::qemu::login::{User, user_name};
 
 /// Bytes that are read of what the guest says: one line of it counts.
 const MAX_SAID: u64 = 4096;

@@ -25,7 +25,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::cli::{GlobalArgs, LogFormat, UpArgs};
+use crate::cli::{GlobalArgs, UpArgs};
 use crate::commands::up::hangup::Terminals;
 use crate::commands::up::reload::{Reload, Told};
 use crate::config::Settings;
@@ -44,6 +44,7 @@ use crate::stack;
 use crate::status::journal::{Board, timestamp};
 use crate::status::model::{CONTROL_PROTOCOL, ControlInfo};
 use crate::supervisor::{Options, Stop, Summary, Supervisor};
+use crate::ui::LogFormat;
 use crate::ui::notice::Notice;
 use crate::ui::output::{Output, Target};
 
@@ -163,7 +164,7 @@ pub async fn up(
     let (agent_up, agent) = watch::channel(0);
     let tell = Tell::new({
         let ui = ui.clone();
-        move |notice| ui.say(&notice)
+        move |progress| ui.say(&Notice::Guest(progress))
     });
     let link = Link {
         agent_args,

@@ -5,7 +5,7 @@
 use super::virsh::{Refusal, refusal};
 use super::xml::Vsock;
 use super::*;
-use crate::error;
+use crate::ui::render;
 
 #[test]
 fn a_description_tells_run_and_cid() {
@@ -131,7 +131,7 @@ fn troubles_in_words() {
         Trouble::with(&system, true).ended_at_once("shut off (failed)"),
     ];
     let shown = errors.map(|error| {
-        let text = error::render(&error, 80);
+        let text = render::render(&error, 80);
         anstream::adapter::strip_str(&text).to_string()
     });
     insta::assert_snapshot!(shown.join("\n"));

@@ -32,7 +32,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions};
 use rustix::thread::ThreadNameSpaceType;
 
 use super::{
-    EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, bad_arguments, isolation, number,
+    EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, bad_arguments, number,
     open_descriptors, rights, signals, waking,
 };
 use crate::hint::holder;
@@ -102,7 +102,7 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
         Some(word) if word == Job::Own.word() => Job::Own,
         _ => Job::Shared,
     };
-    let isolation = isolation(&mut args)?;
+    let isolation = super::isolation(&mut args)?;
     let workdir = args.next().ok_or_else(bad_arguments)?;
     let name = args.next().ok_or_else(bad_arguments)?;
     let program = args.next().ok_or_else(bad_arguments)?;

@@ -18,8 +18,8 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use super::setup::{Caller, Furnishing};
 use super::status::Status;
 use super::{
-    Failure, INIT, KILL, SELF, TERMINATE, bad_arguments, isolation, number, open_descriptors,
-    rights, setup, signals, waking,
+    Failure, INIT, KILL, SELF, TERMINATE, bad_arguments, number, open_descriptors, rights, setup,
+    signals, waking,
 };
 use crate::runtime_dir;
 
@@ -44,7 +44,7 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let path = Path::new(&path);
     let lock = inherited(number(&mut args)?)?;
     let sockets = [number(&mut args)?, number(&mut args)?];
-    let isolation = isolation(&mut args)?;
+    let isolation = super::isolation(&mut args)?;
     let failed = |error| Failure::new("cannot open the runtime directory", error);
     let dir = runtime_dir::open_private(path).map_err(failed)?;
     // Else we would remove somebody's files.

@@ -42,14 +42,13 @@ use std::ffi::{CStr, OsString};
 use std::fmt;
 use std::process::ExitCode;
 
-use self::isolation::Isolation;
 use crate::guest::qemu::kvm;
 use crate::limits;
+use crate::runtime_dir::isolation::Isolation;
 
 pub mod enter;
 mod ids;
 mod init;
-pub mod isolation;
 mod keeper;
 mod mounts;
 mod rights;

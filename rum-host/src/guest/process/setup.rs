@@ -22,7 +22,7 @@ use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::Failure;
 use super::ids::Mapper;
-use super::isolation::Isolation;
+use crate::runtime_dir::isolation::Isolation;
 
 const DISABLED: &str = "user namespaces are not available to ordinary users on this machine";
 

@@ -38,6 +38,7 @@ mod firmware;
 mod given;
 pub(crate) mod kvm;
 mod log;
+pub(crate) mod login;
 mod overlay;
 mod process;
 mod qmp;

@@ -11,7 +11,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::commands::ssh::Files;
+use super::login::Files;
 use crate::guest::GuestError;
 use crate::runtime_dir;
 

@@ -16,9 +16,9 @@ use self::reasons::{
     address, named, not_bound, other_holders, reason, several_programs, trouble, unreachable,
 };
 use crate::forward::Stats;
+use crate::forward::blocked::BlockReason;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Verdict};
 use crate::status::model::{Bytes, Connections, PortStatus, Reason, State};
-use crate::ui::notice::BlockReason;
 
 mod publisher;
 mod reasons;

@@ -7,10 +7,10 @@ use rum_shared::bytes::channel::DialStatus;
 use rum_shared::listener::{BoundAddr, Holder, Listener, Process};
 
 use super::{ADDRESS_HINT, publisher};
+use crate::forward::blocked::{BlockReason, taken};
 use crate::forward::{Refusal, Stats};
 use crate::plan::{Destination, GuestPort, HostAddr};
 use crate::status::model::{OtherHolder, ProcessName, Reason};
-use crate::ui::notice::{BlockReason, taken};
 
 /// Why `at` is not bound.
 pub(super) fn not_bound(at: HostAddr, why: &BlockReason, hint: Option<&str>) -> Reason {

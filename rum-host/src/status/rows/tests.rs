@@ -7,8 +7,8 @@ use rum_shared::listener::{BoundAddr, Device, Holder, Process};
 
 use super::*;
 use crate::forward::Refusal;
+use crate::forward::blocked::Hold;
 use crate::plan::{OnConflict, Want};
-use crate::ui::notice::Hold;
 
 const PORT: GuestPort = GuestPort(5000);
 

@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use miette::Diagnostic as _;
 
 use crate::error::RumError;
+use crate::forward::blocked::BlockReason;
 use crate::plan::reconcile::Repair;
-use crate::ui::notice::{BlockReason, Notice};
+use crate::ui::notice::Notice;
 
 /// One line.
 #[derive(Debug, Clone, Default, Facet)]
@@ -188,7 +189,7 @@ pub(crate) fn error(error: &RumError, at: Timestamp) -> String {
         }
         .line();
     };
-    let line = |problem: &crate::config::Located| {
+    let line = |problem: &crate::error::Located| {
         Record {
             place: Some(clean(problem.place())),
             hint: problem.help().map(|hint| clean(&hint.to_string())),

@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::cli::{Color, GlobalArgs, LogFormat};
-use crate::error::{self, RumError};
-use crate::ui::notice::Notice;
+use super::notice::Notice;
+use super::{Color, LogFormat, Style, render};
+use crate::error::RumError;
 
 pub(crate) mod json;
 
@@ -84,9 +84,9 @@ impl Output {
         });
     }
 
-    /// Prints an error as [`error::report`] does. Never waits.
+    /// Prints an error as [`render::report`] does. Never waits.
     pub fn report(&self, error: &RumError) {
-        self.lines.say(error::for_stderr(error, self.format));
+        self.lines.say(render::for_stderr(error, self.format));
     }
 
     /// Cancelled when the reader has gone, as after `rum up | head -1`.
@@ -120,8 +120,8 @@ pub(crate) fn tell(line: &str) {
 ///
 /// # Errors
 /// `RUST_LOG` is not a filter.
-pub fn init(args: &GlobalArgs) -> Result<(), RumError> {
-    let choice = match args.color {
+pub fn init(style: &Style) -> Result<(), RumError> {
+    let choice = match style.color {
         Color::Auto => anstream::ColorChoice::Auto,
         Color::Always => anstream::ColorChoice::Always,
         Color::Never => anstream::ColorChoice::Never,
@@ -134,7 +134,7 @@ pub fn init(args: &GlobalArgs) -> Result<(), RumError> {
                 .hint("write RUST_LOG=debug, or RUST_LOG=rum_host=debug")
         })?,
         _ => {
-            let level = level(args);
+            let level = level(style);
             // Libraries stay one step quieter: their debug lines are not ours.
             let others = if level >= LevelFilter::DEBUG {
                 LevelFilter::INFO
@@ -151,9 +151,9 @@ pub fn init(args: &GlobalArgs) -> Result<(), RumError> {
         .with_env_filter(filter)
         .with_writer(lines::Log::default)
         .with_ansi(ansi)
-        .with_target(args.verbose > 0);
+        .with_target(style.verbose > 0);
     // A second set-up is a test's; the first stays.
-    let _ = if args.log_format == LogFormat::Json {
+    let _ = if style.format == LogFormat::Json {
         // The form of `json`: what a record is about next to its message.
         log.with_ansi(false)
             .json()
@@ -161,7 +161,7 @@ pub fn init(args: &GlobalArgs) -> Result<(), RumError> {
             .with_current_span(false)
             .with_span_list(false)
             .try_init()
-    } else if io::stderr().is_terminal() && args.verbose == 0 {
+    } else if io::stderr().is_terminal() && style.verbose == 0 {
         log.without_time().try_init()
     } else {
         log.try_init()
@@ -169,8 +169,8 @@ pub fn init(args: &GlobalArgs) -> Result<(), RumError> {
     Ok(())
 }
 
-fn level(args: &GlobalArgs) -> LevelFilter {
-    match (args.quiet, args.verbose) {
+fn level(style: &Style) -> LevelFilter {
+    match (style.quiet, style.verbose) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::WARN,
         (false, 1) => LevelFilter::INFO,

@@ -9,9 +9,9 @@ use rum_shared::listener::Process;
 use rum_shared::stream::rpc::AgentInfo;
 
 use super::*;
+use crate::forward::blocked::{BlockReason, Hold};
 use crate::plan::reconcile::Repair;
 use crate::plan::{Destination, GuestPort, HostAddr, Key};
-use crate::ui::notice::{BlockReason, Hold};
 
 /// More than any loaded machine needs; a test that reaches it has failed.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -318,7 +318,7 @@ fn a_reader_that_went_away_is_noticed_and_is_no_error() {
 #[test]
 fn levels() {
     let level = |quiet, verbose| {
-        level(&GlobalArgs {
+        level(&Style {
             quiet,
             verbose,
             ..Default::default()

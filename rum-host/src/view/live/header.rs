@@ -11,7 +11,6 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 
 use crate::status::model::{AgentState, State};
-use crate::supervisor::GRACE;
 
 use super::app::App;
 use super::text;
@@ -173,7 +172,7 @@ pub fn banners(app: &App, width: u16, now: Timestamp) -> Vec<Line<'static>> {
         }
         add(text, alarm);
         if agent.state == AgentState::Lost {
-            let grace = i64::try_from(GRACE.as_secs()).unwrap_or(i64::MAX);
+            let grace = i64::try_from(agent.grace_ms / 1000).unwrap_or(i64::MAX);
             let text = match seconds < grace {
                 true => format!(
                     "Forwards stay for {grace} s, new connections wait; those to a VM may break"

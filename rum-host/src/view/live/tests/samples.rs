@@ -113,6 +113,7 @@ pub fn agent(state: AgentState) -> AgentStatus {
         since: "2026-11-23T09:00:00.000Z".into(),
         reason: None,
         retry_ms: None,
+        grace_ms: 15_000,
         attempts: 0,
         version: Some("0.1.0".into()),
         hostname: Some("dev".into()),

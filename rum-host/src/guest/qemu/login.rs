@@ -8,11 +8,39 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::cli::ssh::{User, user_name};
 use crate::guest::qemu::is_public_key;
 
 /// Bytes that are read of a file of ours: no key or name is longer.
 const MAX_FILE: u64 = 4096;
+
+/// Longest name of a user, in bytes (useradd(8)).
+const MAX_USER: usize = 32;
+
+/// The name of a user in a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User(String);
+
+impl User {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A user's name: letters, digits, `.`, `_` and `-`, which is not first.
+///
+/// # Errors
+/// What it has to be.
+pub fn user_name(text: &str) -> Result<User, String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let fits = (1..=MAX_USER).contains(&text.len());
+    match fits && !text.starts_with('-') && text.bytes().all(good) {
+        true => Ok(User(text.to_owned())),
+        false => Err(format!(
+            "a user's name has up to {MAX_USER} letters, digits, `.`, `_` and `-`"
+        )),
+    }
+}
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -25,7 +25,7 @@ pub struct Problem {
 
 impl Problem {
     /// A problem with one label.
-    pub(super) fn new(
+    pub(crate) fn new(
         span: Range<usize>,
         label: impl Into<String>,
         message: impl Into<String>,
@@ -39,7 +39,7 @@ impl Problem {
     }
 
     /// Adds a second place, such as the other of two that collide.
-    pub(super) fn and(mut self, span: Option<Range<usize>>, label: impl Into<String>) -> Self {
+    pub(crate) fn and(mut self, span: Option<Range<usize>>, label: impl Into<String>) -> Self {
         self.labels
             .extend(span.map(|span| (span, shown(&label.into()))));
         self
@@ -67,7 +67,7 @@ pub struct Located {
 }
 
 impl ConfigError {
-    pub(super) fn new(name: &str, text: &str, mut problems: Vec<Problem>) -> Self {
+    pub(crate) fn new(name: &str, text: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(Problem::start);
         let omitted = problems.len().saturating_sub(MAX_PROBLEMS);
         problems.truncate(MAX_PROBLEMS);
@@ -102,12 +102,6 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
-
-impl Diagnostic for ConfigError {
-    fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
-        Some(Box::new(self.problems.iter().map(|p| p as &dyn Diagnostic)))
-    }
-}
 
 impl Located {
     fn new(mut problem: Problem, name: &str, text: &str) -> Self {

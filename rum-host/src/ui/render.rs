@@ -1,8 +1,4 @@
-//! [`RumError`]: the one error that `main` prints, and its one printer.
-//!
-//! Modules have error types of their own where a caller tells cases apart, and make a
-//! [`RumError`] of them where a user is to read it: a message without a full stop, causes, a
-//! hint where something can be done, and an exit code.
+//! Errors as a user reads them.
 //!
 //! What is printed is readable without colour; whether there is colour is decided by anstream
 //! (`--color`, `NO_COLOR`, a terminal or not), which strips it on the way out.
@@ -11,152 +7,11 @@ use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, SourceCode};
-
 use rum_shared::lines;
 
-use crate::cli::LogFormat;
-use crate::config::{ConfigError, Located};
-use crate::exit;
-use crate::guest::GuestError;
-use crate::runtime_dir::RuntimeDirError;
-use crate::ui::output::json;
-
-/// Something went wrong that a user has to know.
-#[derive(Debug)]
-pub struct RumError(Box<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    message: String,
-    hint: Option<String>,
-    example: Option<String>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
-    config: Option<ConfigError>,
-    exit: u8,
-}
-
-impl RumError {
-    /// An error with exit code [`exit::FAILED`].
-    pub fn new(message: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
-            message: message.into(),
-            hint: None,
-            example: None,
-            source: None,
-            config: None,
-            exit: exit::FAILED,
-        }))
-    }
-
-    /// An error with exit code [`exit::USAGE`].
-    pub fn usage(message: impl Into<String>) -> Self {
-        Self::new(message).exit(exit::USAGE)
-    }
-
-    /// What the user can do about it.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.0.hint = Some(hint.into());
-        self
-    }
-
-    /// Lines that are printed below the hint as they are.
-    #[must_use]
-    pub fn example(mut self, lines: impl Into<String>) -> Self {
-        self.0.example = Some(lines.into());
-        self
-    }
-
-    /// Why it happened; printed below the message.
-    #[must_use]
-    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
-        self
-    }
-
-    /// Another exit code.
-    #[must_use]
-    pub fn exit(mut self, code: u8) -> Self {
-        self.0.exit = code;
-        self
-    }
-
-    /// What the user can do about it, if anything, on one line.
-    pub(crate) fn one_line_hint(&self) -> Option<String> {
-        let lines = self.0.example.iter().flat_map(|lines| lines.lines());
-        let example: Vec<_> = lines.collect();
-        let hint = self.0.hint.as_ref()?;
-        Some(
-            format!("{hint} {}", example.join("; "))
-                .trim_end()
-                .to_owned(),
-        )
-    }
-
-    /// The mistakes of a configuration, if this is about them.
-    pub(crate) fn config(&self) -> Option<&ConfigError> {
-        self.0.config.as_ref()
-    }
-
-    /// The code that the process ends with.
-    pub fn exit_code(&self) -> u8 {
-        self.0.exit
-    }
-}
-
-impl From<ConfigError> for RumError {
-    fn from(error: ConfigError) -> Self {
-        let mut this = Self::usage(error.to_string());
-        this.0.config = Some(error);
-        this
-    }
-}
-
-impl From<GuestError> for RumError {
-    fn from(error: GuestError) -> Self {
-        if let GuestError::Libvirt(error) = error {
-            return error;
-        }
-        let mut this = Self::new(error.to_string());
-        this.0.hint = error.hint();
-        this.0.example = error.example();
-        let source = error.source().map(ToString::to_string);
-        this.0.source = source.map(Into::into);
-        this
-    }
-}
-
-impl From<RuntimeDirError> for RumError {
-    fn from(error: RuntimeDirError) -> Self {
-        GuestError::from(error).into()
-    }
-}
-
-impl fmt::Display for RumError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)
-    }
-}
-
-impl StdError for RumError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|source| source as _)
-    }
-}
-
-impl Diagnostic for RumError {
-    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        let hint = self.0.hint.as_ref()?;
-        Some(match &self.0.example {
-            None => Box::new(hint),
-            Some(lines) => Box::new(format!("{hint}\n{lines}")),
-        })
-    }
-
-    fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
-        self.0.config.as_ref()?.related()
-    }
-}
+use super::LogFormat;
+use super::output::json;
+use crate::error::{ConfigError, Located, RumError};
 
 /// Prints `error` to stderr, at the end. That stderr is closed is not a reason to fail once more.
 pub fn report(error: &RumError, format: LogFormat) {
@@ -190,13 +45,13 @@ fn terminal_width() -> usize {
 const DEFAULT_WIDTH: usize = 80;
 const ERROR: &str = "\u{1b}[1;31merror:\u{1b}[0m";
 const WARNING: &str = "\u{1b}[1;33mwarning:\u{1b}[0m";
-const BLUE: &str = "\u{1b}[1;36m";
+const CYAN: &str = "\u{1b}[1;36m";
 const PLAIN: &str = "\u{1b}[0m";
 
 /// What [`report`] prints, with colours.
 pub fn render(error: &RumError, width: usize) -> String {
     let mut out = String::new();
-    match &error.0.config {
+    match error.config() {
         Some(config) => render_config(&mut out, config, width),
         None => render_plain(&mut out, ERROR, error),
     }
@@ -218,10 +73,10 @@ fn render_plain(out: &mut String, label: &str, error: &RumError) -> fmt::Result 
         writeln!(out, "  caused by: {cause}")?;
         source = cause.source();
     }
-    if let Some(hint) = &error.0.hint {
-        writeln!(out, "{BLUE}hint:{PLAIN} {hint}")?;
+    if let Some(hint) = error.to_do() {
+        writeln!(out, "{CYAN}hint:{PLAIN} {hint}")?;
     }
-    for line in error.0.example.iter().flat_map(|lines| lines.lines()) {
+    for line in error.lines() {
         writeln!(out, "    {line}")?;
     }
     Ok(())
@@ -239,7 +94,7 @@ fn render_config(out: &mut String, error: &ConfigError, width: usize) -> fmt::Re
             writeln!(out, "  in {}", problem.place())?;
         }
         if let Some(hint) = problem.help() {
-            writeln!(out, "{BLUE}hint:{PLAIN} {hint}")?;
+            writeln!(out, "{CYAN}hint:{PLAIN} {hint}")?;
         }
     }
     if error.omitted() > 0 {
@@ -289,6 +144,7 @@ impl Diagnostic for Bare<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit;
 
     #[test]
     fn message_causes_hint_and_example_are_lines_of_their_own() {
