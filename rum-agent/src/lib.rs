@@ -4,13 +4,12 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | 1 kernel hint | [`hints`] over [`kernel`]'s events; [`pace`] says when to dump |
-//! | 2 port set | [`source`] dumps, [`truth`] folds, [`watcher`] is the loop around them |
-//! | 3 RPC stream | [`hub`] hands changes out, [`rpc`] serves them |
-//! | 5, 6 channel | [`forward`] dials the listener where [`reach`] says, and relays |
+//! | 1 kernel hint | [`hint`] over [`kernel`]'s events; [`schedule`] says when to dump |
+//! | 2 port set | [`port_set`]: `source` dumps, `socket_table` folds, `watcher` is the loop around them, `hub` hands changes out |
+//! | 3 RPC stream | [`stream`]: `service` serves the changes, `knock` tells a host that waits |
+//! | 5, 6 channel | [`forward`] dials the listener where `port_set::reach` says, and relays |
 //!
-//! [`server`] accepts sessions and channels and holds everything together, [`knock`] tells a
-//! host that waits, [`cli`] is the command line, [`boot`] how it starts as a guest's first process.
+//! [`server`] accepts sessions and channels and holds everything together, [`cli`] is the command line, [`boot`] how it starts as a guest's first process.
 //!
 //! Invariants: one loop owns the set; the agent connects to nothing but listeners of its own
 //! machine, and only when the host asks; its own sockets are vsock or Unix sockets, so it never

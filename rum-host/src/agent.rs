@@ -1,6 +1,6 @@
 //! The host's view of an agent, and the functions that forward its ports.
 //!
-//! [`client`] keeps the connections (step 3); [`start_port_forwards`] and
+//! [`crate::stream::client`] keeps the connections (step 3); [`start_port_forwards`] and
 //! [`start_auto_forwards`] run the supervisor (steps 4 to 6) for callers that want forwards
 //! without the rest of `rum up`, which runs the same one.
 

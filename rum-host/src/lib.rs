@@ -1,7 +1,7 @@
 //! The host side of rum: the library behind the command `rum`.
 //!
-//! `up` is where it starts; the six steps of ARCHITECTURE.md are in [`agent`] (3), [`plan`],
-//! [`reconcile`] and [`supervisor`] (4), [`forwarder`] (5, and 6 with rum-shared's relay).
+//! `commands::up` is where it starts; the six steps of ARCHITECTURE.md are in [`hint`] (1), [`stream`] (3), [`plan`]
+//! and [`supervisor`] (4), [`forward`] (5, and 6 with rum-shared's relay).
 
 use std::process::ExitCode;
 

@@ -5,8 +5,8 @@
 //! | step | module |
 //! |---|---|
 //! | 2 port set | [`range`], [`listener`]: pure sets and their differences |
-//! | 3 RPC stream | [`rpc`]: the trait and its wire types, over [`link`], [`session`], [`transport`] |
-//! | 5, 6 bytes | [`destination`], [`channel`], [`handover`], [`relay`]: the forward channel and its half-close |
+//! | 3 RPC stream | [`stream`]: the trait and its wire types, its sessions and their frames, over [`transport`] |
+//! | 5, 6 bytes | [`destination`], [`bytes`]: the forward channel and its half-close |
 //!
 //! [`text`] cleans what the other side wrote before a terminal sees it.
 //!

@@ -5,7 +5,7 @@
 //! | what | module | says |
 //! |---|---|---|
 //! | hints (step 1) | [`tracepoint`] | a socket entered or left LISTEN, within microseconds; privileged |
-//! | | [`notified`] | a program calls `listen()`, says the guest's first process |
+//! | | [`listen_events`] | a program calls `listen()`, says the guest's first process |
 //! | | [`destroy`] | a bound TCP socket is gone; no privilege |
 //! | | [`sockstat`] | the number of TCP sockets differs; no privilege, must be polled |
 //! | facts (step 2) | [`sock_diag`] | every listening socket, from NETLINK_SOCK_DIAG |

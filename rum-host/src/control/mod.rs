@@ -1,7 +1,7 @@
 //! The control socket: what `rum up` tells other `rum` processes of this user, and what they may
 //! ask of it.
 //!
-//! The supervisor writes on the [`board`]; the [`server`] lets any number of readers follow it,
+//! The supervisor writes in the [`crate::status::journal`]; the [`server`] lets any number of readers follow it,
 //! each at its own pace; the [`client`] is the reader's end. Beside it [`streams`] has connections into the guest.
 
 pub mod client;

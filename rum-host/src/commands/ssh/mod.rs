@@ -4,7 +4,7 @@
 //! the guest's sshd from the running `rum up` ([`crate::control::streams`]), so neither a forward nor an
 //! address is needed, and it works for VMs of every kind.
 //!
-//! For a VM whose image rum seeds, rum has a key pair of its own ([`files`]), which the seed lets in as the
+//! For a VM whose image rum seeds, rum has a key pair of its own ([`crate::guest::qemu::login`]), which the seed lets in as the
 //! image's usual user; who that is the guest says ([`user`]). For others ssh uses the caller's own keys.
 //!
 //! Invariant: nothing of the caller's `~/.ssh` is written to; hosts' keys are remembered beside ours.

@@ -1,6 +1,6 @@
 //! The live view of `rum ports --watch` on a terminal.
 //!
-//! [`app`] is the state, [`keys`] changes it, [`draw`] makes a frame of it, [`terminal`] writes what differs; [`link`]
+//! [`app`] is the state, [`keys`] changes it, [`draw`] makes a frame of it, [`terminal`] writes what differs; [`follow`]
 //! brings the updates. Here is the one loop that holds them together: it waits for whatever comes
 //! first, and draws when something visible changed, at most [`FRAME`] apart, and for counters
 //! alone at most once in [`COUNTERS`].
