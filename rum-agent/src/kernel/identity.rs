@@ -8,7 +8,7 @@
 //!
 //! Invariants: every text is valid UTF-8 and bounded; what cannot be read is empty.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -17,6 +17,8 @@ use rum_shared::listener::{MAX_COMMAND, MAX_NAME, MONITOR, Process};
 /// Most bytes of a command line that are read. A longer one ends there: programs with so many
 /// arguments have lists of files in them.
 const MAX_ARGUMENTS: u64 = 64 * 1024;
+/// More bytes than a `status`, a `comm` and most command lines have.
+const USUAL: usize = 4096;
 /// Stands for the middle of a command line that is too long.
 const CUT: &str = "…";
 /// The option by which a [`MONITOR`] is told the name of its container.
@@ -56,7 +58,7 @@ fn container(arguments: &[Vec<u8>]) -> Option<&Vec<u8>> {
 
 /// The kernel's short name of a process, empty when it cannot be read. Any bytes may be in it.
 pub fn short_name(proc: &Path, pid: u32) -> String {
-    let bytes = fs::read(proc.join(format!("{pid}/comm"))).unwrap_or_default();
+    let bytes = start(&proc.join(format!("{pid}/comm")));
     head(&text(bytes.strip_suffix(b"\n").unwrap_or(&bytes)), MAX_NAME).to_owned()
 }
 
@@ -70,18 +72,25 @@ pub fn program(proc: &Path, pid: u32) -> String {
 
 /// The process that the thread `id` belongs to; itself, if it is one.
 pub fn process_of(proc: &Path, id: u32) -> Option<u32> {
-    let status = fs::read(proc.join(format!("{id}/status"))).ok()?;
+    let status = start(&proc.join(format!("{id}/status")));
     let mut lines = status.split(|byte| *byte == b'\n');
     let group = lines.find_map(|line| line.strip_prefix(b"Tgid:"))?;
     std::str::from_utf8(group).ok()?.trim().parse().ok()
 }
 
-fn arguments(dir: &Path) -> Vec<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if let Ok(file) = File::open(dir.join("cmdline")) {
+/// The first [`MAX_ARGUMENTS`] bytes of a file of /proc, empty if it cannot be read.
+fn start(file: &Path) -> Vec<u8> {
+    // Room for a usual one, which would take eight reads else: these files do not say how long they are.
+    let mut bytes = Vec::with_capacity(USUAL);
+    if let Ok(file) = File::open(file) {
         // What was read before an error is as good as any beginning.
         let _ = file.take(MAX_ARGUMENTS).read_to_end(&mut bytes);
     }
+    bytes
+}
+
+fn arguments(dir: &Path) -> Vec<Vec<u8>> {
+    let bytes = start(&dir.join("cmdline"));
     // A program that shows its state there may leave the rest of the room empty.
     let end = bytes
         .iter()
@@ -133,6 +142,7 @@ fn head(text: &str, most: usize) -> &str {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;

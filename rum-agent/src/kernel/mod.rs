@@ -8,6 +8,7 @@
 //! | | [`listen_events`] | a program calls `listen()`, says the guest's first process |
 //! | | [`destroy`] | a bound TCP socket is gone; no privilege |
 //! | | [`sockstat`] | the number of TCP sockets differs; no privilege, must be polled |
+//! | | [`netns`] | who called `listen()` is in another network namespace: no hurry |
 //! | facts (step 2) | [`sock_diag`] | every listening socket, from NETLINK_SOCK_DIAG |
 //! | | [`proc_net`] | the same from `/proc/net/tcp` and `tcp6`, where netlink is refused |
 //! | details | [`process`], [`holders`] | who holds a socket, and whether it still does |
@@ -25,6 +26,7 @@ pub mod destroy;
 pub mod holders;
 pub mod identity;
 pub mod listen_events;
+pub mod netns;
 pub mod perf_ring;
 pub mod privilege;
 pub mod proc_net;

@@ -148,10 +148,13 @@ impl SockDiag {
     /// # Errors
     /// [`DumpError`]; then nothing is known.
     pub fn look_up(&mut self, port: u16, known: Option<&Socket>) -> Result<Vec<Socket>, DumpError> {
-        let known = known.map(|known| (known.ip, known.device));
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let loopback = loopback.map(|ip: IpAddr| (ip, 0));
+        let known = known.map(|known| (known.ip, known.device));
+        // Nothing there is believed when it is said three times: not to be asked twice.
+        let known = known.filter(|known| !loopback.contains(known));
         let mut all: Vec<Socket> = Vec::new();
-        for (ip, device) in loopback.map(|ip| (ip, 0)).into_iter().chain(known) {
+        for (ip, device) in loopback.into_iter().chain(known) {
             if let Found::Listens(socket) = self.find(port, ip, device)?
                 && !all.contains(&socket)
             {

@@ -36,6 +36,7 @@ use tracing::{debug, warn};
 use crate::chain;
 use crate::hint::{Hints, Wake};
 use crate::kernel::holders::{Holders, Stale};
+use crate::kernel::netns::NetNs;
 use crate::kernel::{DumpError, Socket};
 use crate::port_set::hub::Hub;
 use crate::port_set::reach::Reach;
@@ -54,8 +55,9 @@ const MAX_REQUESTS: usize = 64;
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 /// Longest pause between two dumps that fail.
 const RETRY_MAX: Duration = Duration::from_millis(500);
-/// When to look after a hint from outside our PID namespace. What listens there is nearly
-/// always in another network namespace as well: the machine's own, for one.
+/// When to look after a hint from outside our PID namespace or our network namespace, and but once. What
+/// listens there is nearly always in another network namespace: the machine's own, for one, or a
+/// container's.
 const FOREIGN_AFTER: Duration = Duration::from_millis(10);
 /// When what only a request has found is folded, if it is not asked for again.
 const SELF_REPAIR: Duration = Duration::from_millis(1500);
@@ -96,6 +98,7 @@ pub struct Watcher {
     source: Source,
     hints: Hints,
     hub: Arc<Hub>,
+    here: NetNs,
     requests: mpsc::Receiver<oneshot::Sender<Fresh>>,
     truth: Truth,
     pace: Pace,
@@ -161,6 +164,7 @@ impl Watcher {
             source,
             hints,
             hub,
+            here: NetNs::own(),
             requests,
             truth: Truth::default(),
             pace: Pace::new(now),
@@ -270,9 +274,13 @@ impl Watcher {
     }
 
     /// Takes note of a wake: whatever it names is looked at.
-    fn absorb(&mut self, wake: Wake) {
+    fn absorb(&mut self, mut wake: Wake) {
         self.due.all |= wake.anywhere;
         for began in wake.listening {
+            if self.here.excludes(began.pid) {
+                wake.foreign.push(began.port);
+                continue;
+            }
             self.due.port(began.port);
             self.again.expect(began.port);
             self.truth.hint(began.port, began.at_ns);

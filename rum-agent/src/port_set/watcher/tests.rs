@@ -23,15 +23,21 @@ struct Bench {
 
 /// A watcher of a fake kernel in which `ports` listen.
 fn bench(ports: &[u16]) -> Bench {
+    bench_in(ports, NetNs::own())
+}
+
+/// The same, of an agent in the network namespace `here`.
+fn bench_in(ports: &[u16], here: NetNs) -> Bench {
     let kernel = FakeKernel::default();
     kernel.with(|state| state.sockets = ports.iter().map(|port| socket(*port)).collect());
     let (hints, foreign) = mpsc::channel(4096);
     let hub = Arc::new(Hub::default());
-    let (watcher, refresh) = Watcher::new(
+    let (mut watcher, refresh) = Watcher::new(
         Source::Fake(kernel.clone()),
         Hints::default().also_from(foreign),
         hub.clone(),
     );
+    watcher.here = here;
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
     task.spawn(watcher.run(stop.clone()));
@@ -68,7 +74,7 @@ impl Bench {
         self.hints
             .try_send(Hint::Listen {
                 port,
-                pid: 1,
+                pid: std::process::id(),
                 at_ns: 1,
             })
             .unwrap();
@@ -113,6 +119,23 @@ async fn a_hint_leads_to_a_delta() {
         .with(|state| state.sockets.retain(|s| s.port != 80));
     bench.hints.try_send(Hint::Unlisten { port: 80 }).unwrap();
     assert_eq!(delta(&mut changes).await.closed, [80]);
+    bench.end().await;
+}
+
+/// A container's processes may listen as often as they like: one look for each, not eight.
+#[tokio::test(start_paused = true)]
+async fn what_listens_in_another_network_namespace_is_looked_at_once() {
+    let bench = bench_in(&[80], NetNs::nobodys());
+    let mut changes = bench.subscribe().await;
+    bench.settle().await;
+    let before = bench.dumps();
+    bench.hint(81);
+    bench.settle().await;
+    assert_eq!(bench.dumps() - before, 1);
+    // Its socket may be ours all the same.
+    bench.kernel.with(|state| state.sockets.push(socket(82)));
+    bench.hint(82);
+    assert_eq!(delta(&mut changes).await.opened[0].port, 82);
     bench.end().await;
 }
 
