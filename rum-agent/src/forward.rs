@@ -51,7 +51,7 @@ const READY_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Serves channels.
 #[derive(Debug, Clone)]
-pub struct Forwarder {
+pub struct ChannelServer {
     hub: Arc<Hub>,
     hand_over: bool,
     places: Arc<Semaphore>,
@@ -61,7 +61,7 @@ pub struct Forwarder {
     cut: CancellationToken,
 }
 
-impl Forwarder {
+impl ChannelServer {
     /// A forwarder that looks ports up in `hub`; cancelling `cut` resets all its connections.
     /// With `hand_over` it hands connected sockets to a host on the same kernel, instead of
     /// relaying.

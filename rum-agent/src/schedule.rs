@@ -1,8 +1,8 @@
 //! When to dump: pure schedules that are told the time.
 //!
-//! [`Pace`] lets the first few dumps of a burst through at once and spaces the rest, so that a
+//! [`RateLimit`] lets the first few dumps of a burst through at once and spaces the rest, so that a
 //! storm of hints costs a bounded number of dumps a second. [`Share`] keeps what polls within a share
-//! of a processor, however slow that is. [`LookAgain`] remembers hinted
+//! of a processor, however slow that is. [`Recheck`] remembers hinted
 //! ports that no dump has shown yet: the tracepoint fires just before the kernel hashes the
 //! socket, so the first dump after it can come too early.
 
@@ -35,14 +35,14 @@ pub const LOOK_AGAIN: [Duration; 7] = [
 
 /// A leaky bucket of [`BURST`] actions.
 #[derive(Debug)]
-pub struct Pace {
+pub struct RateLimit {
     /// When the bucket will be empty again.
     empty_at: Instant,
     distance: Duration,
     not_before: Instant,
 }
 
-impl Pace {
+impl RateLimit {
     /// A schedule whose first burst is available at once.
     pub fn new(now: Instant) -> Self {
         Self {
@@ -115,7 +115,7 @@ impl Share {
 /// has tries of its own, so that new ones do not keep up the search for those that were closed
 /// before anybody looked.
 #[derive(Debug, Default)]
-pub struct LookAgain(BTreeMap<u16, Tries>);
+pub struct Recheck(BTreeMap<u16, Tries>);
 
 /// How the search for a port stands.
 #[derive(Debug, Default)]
@@ -133,7 +133,7 @@ impl Tries {
     }
 }
 
-impl LookAgain {
+impl Recheck {
     /// Whether `port` is being looked for.
     pub fn contains(&self, port: u16) -> bool {
         self.0.contains_key(&port)
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn a_burst_passes_and_a_storm_is_spaced() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = RateLimit::new(start);
         let mut now = start;
         let mut dumps = 0;
         // A hint is always pending: as many dumps as the pace allows within a second.
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn an_expensive_source_is_asked_less_often() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = RateLimit::new(start);
         for _ in 0..BURST {
             pace.count(start, Duration::from_millis(50));
         }
@@ -287,14 +287,14 @@ mod tests {
     #[test]
     fn nothing_happens_before_a_hold_ends() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = RateLimit::new(start);
         pace.hold_until(start + Duration::from_secs(1));
         assert_eq!(pace.earliest(), start + Duration::from_secs(1));
     }
 
     #[test]
     fn looking_again_ends() {
-        let mut again = LookAgain::default();
+        let mut again = Recheck::default();
         let mut now = Instant::now();
         again.looked(now, |_| false);
         assert_eq!(again.due(), None, "nothing was expected");
@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn a_port_that_was_seen_is_no_longer_looked_for() {
         let now = Instant::now();
-        let mut again = LookAgain::default();
+        let mut again = Recheck::default();
         again.expect(80);
         again.expect(0);
         again.looked(now, |port| port == 80);
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn new_hints_do_not_keep_up_the_search_for_old_ports() {
-        let mut again = LookAgain::default();
+        let mut again = Recheck::default();
         let mut now = Instant::now();
         again.expect(80);
         for port in 1000..1020 {
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn what_is_late_hides_unless_it_ended() {
-        let mut again = LookAgain::default();
+        let mut again = Recheck::default();
         let now = Instant::now();
         again.ended(81);
         again.expect(80);
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_port_that_is_hinted_anew_has_all_its_tries() {
-        let mut again = LookAgain::default();
+        let mut again = Recheck::default();
         let now = Instant::now();
         for _ in 0..=LOOK_AGAIN.len() {
             again.expect(80);

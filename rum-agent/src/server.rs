@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_vsock::VMADDR_CID_HOST;
 use tracing::{debug, info, warn};
 
-use crate::forward::{Forwarder, MAX_CHANNELS, MAX_REFUSED};
+use crate::forward::{ChannelServer, MAX_CHANNELS, MAX_REFUSED};
 use crate::hint::{HintError, HintKind, Hints};
 use crate::kernel::{DumpError, tracepoint::ThreadName};
 use crate::port_set::hub::Hub;
@@ -116,7 +116,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     let (watcher, refresh) = Watcher::new(source, hints, hub.clone());
     let stop = shutdown.child_token();
     let _stop_all = stop.clone().drop_guard();
-    let forwarder = Forwarder::new(hub.clone(), config.hand_over, stop.clone());
+    let forwarder = ChannelServer::new(hub.clone(), config.hand_over, stop.clone());
     let streamed = hub.hull();
     let service = Service {
         info,

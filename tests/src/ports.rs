@@ -3,7 +3,7 @@
 use rum_host::control::client::Feed;
 use rum_host::runtime_dir::list_in;
 use rum_host::status::model::PortStatus;
-use rum_host::view::Known;
+use rum_host::view::Mirror;
 
 use crate::rum::Setup;
 use crate::wait::DEADLINE;
@@ -12,7 +12,7 @@ use crate::wait::DEADLINE;
 ///
 /// # Panics
 /// When it does not come, or rum is gone.
-pub fn follow<T>(setup: &Setup, what: &str, condition: impl Fn(&Known) -> Option<T>) -> T {
+pub fn follow<T>(setup: &Setup, what: &str, condition: impl Fn(&Mirror) -> Option<T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -21,7 +21,7 @@ pub fn follow<T>(setup: &Setup, what: &str, condition: impl Fn(&Known) -> Option
         let mut feed = Feed::open(&guests[0], false, None, None)
             .await
             .expect("rum up");
-        let mut known = Known::default();
+        let mut known = Mirror::default();
         let found = async {
             loop {
                 known.apply(&feed.next().await.expect("rum up"));

@@ -21,14 +21,14 @@ fn listener(port: u16, addresses: &[BoundAddr]) -> Listener {
 }
 
 /// A forwarder whose set holds `listeners`.
-fn forwarder(listeners: Vec<Listener>) -> Forwarder {
+fn forwarder(listeners: Vec<Listener>) -> ChannelServer {
     let hub = Arc::new(Hub::default());
     hub.publish(Change {
         generation: 1,
         opened: listeners,
         ..Change::default()
     });
-    Forwarder::new(hub, false, CancellationToken::new())
+    ChannelServer::new(hub, false, CancellationToken::new())
 }
 
 /// A port that nothing listens on and that nobody else gets as long as the socket is held.

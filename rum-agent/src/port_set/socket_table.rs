@@ -2,8 +2,8 @@
 //!
 //! A dump of the kernel's listening sockets is complete but not atomic: while neighbours in a
 //! hash bucket come and go it can skip a socket that listens all the time. So an address that a
-//! dump no longer shows is only *missing*. [`Truth::missing`] names those sockets, the caller
-//! asks the kernel about each one, and [`Truth::fold`] takes the dump together with the ones
+//! dump no longer shows is only *missing*. [`SocketTable::missing`] names those sockets, the caller
+//! asks the kernel about each one, and [`SocketTable::fold`] takes the dump together with the ones
 //! that were found alive. A dump and its confirmation therefore always make the whole truth:
 //! `fold` drops what neither names.
 //!
@@ -55,7 +55,7 @@ impl Scope {
 
 /// The sockets that are known to listen, and the set that they make.
 #[derive(Debug, Default)]
-pub struct Truth {
+pub struct SocketTable {
     /// By port; sorted, at least one.
     sockets: BTreeMap<u16, Vec<Socket>>,
     set: ListenerSet,
@@ -65,14 +65,14 @@ pub struct Truth {
     hinted: HashMap<u16, u64>,
 }
 
-impl Truth {
+impl SocketTable {
     /// The set that the last fold made. Its generation is 0 before the first fold.
     pub fn set(&self) -> &ListenerSet {
         &self.set
     }
 
     /// The kernel told at `at_ns` that something begins to listen on `port`, 0 if it did not say
-    /// on which: that counts for each port that opens, until [`Truth::forget_unknown`].
+    /// on which: that counts for each port that opens, until [`SocketTable::forget_unknown`].
     pub fn hint(&mut self, port: u16, at_ns: u64) {
         if self.hinted.len() >= MAX_HINTED {
             self.hinted.clear();

@@ -23,7 +23,7 @@ use crate::exit;
 use crate::forward::blocked::{Hold, taken};
 use crate::forward::holder;
 use crate::guest::{self, GuestKind};
-use crate::plan::policy::{RuleAction, Territory};
+use crate::plan::policy::{PortBlock, RuleAction};
 use crate::plan::{AutoPolicy, Binds, HostAddr, OnConflict, StaticForward};
 use crate::ui::render;
 
@@ -222,9 +222,9 @@ fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> 
 fn outgoing(auto: &AutoPolicy, local: Option<PortRange>) -> Option<Warning> {
     let local = local?;
     let host = auto
-        .territories()
+        .port_blocks()
         .iter()
-        .map(Territory::host)
+        .map(PortBlock::host)
         .reduce(|all, t| all.union(&t))?;
     let shared = host.intersection(&PortRanges::new([local]));
     (!shared.is_empty()).then(|| Warning {

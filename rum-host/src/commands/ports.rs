@@ -19,7 +19,7 @@ use crate::error::RumError;
 use crate::exit;
 use crate::guest::GuestError;
 use crate::status::model::{ControlInfo, Since, Stay, Update};
-use crate::view::Known;
+use crate::view::Mirror;
 use crate::view::changes::{Changes, Numbered};
 use crate::view::json;
 use crate::view::lines::Lines;
@@ -94,7 +94,7 @@ fn list(
     args: &PortsArgs,
     quiet: bool,
 ) -> Result<u8, RumError> {
-    let mut known = Known::default();
+    let mut known = Mirror::default();
     known.apply(update);
     if args.json {
         print(&json::document(info, &known, args.all))?;

@@ -19,7 +19,7 @@ use crate::error::RumError;
 use crate::exit;
 use crate::guest::GuestError;
 use crate::status::model::{AgentState, PortStatus, Reason, State, Stay};
-use crate::view::Known;
+use crate::view::Mirror;
 
 /// Pause between two looks for a `rum up`.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -103,7 +103,7 @@ async fn until_met(
 ) -> Result<Option<String>, RumError> {
     let mut feed = connect(args, name, latest).await?;
     tracing::debug!("following the `rum up` of guest `{}`", feed.info().name);
-    let mut known = Known::default();
+    let mut known = Mirror::default();
     loop {
         let update = feed.next().await;
         let update = update.map_err(|error| RumError::from(error).exit(exit::LOST))?;
@@ -152,7 +152,7 @@ async fn connect(args: &WaitArgs, name: Option<&str>, latest: &mut Why) -> Resul
 }
 
 /// What is the case with `port`, a port of the guest's own or the host port of a static forward.
-fn verdict(port: u16, gone: bool, known: &Known) -> Verdict {
+fn verdict(port: u16, gone: bool, known: &Mirror) -> Verdict {
     let rows: Vec<_> = known.ports().filter(|row| is_meant(port, row)).collect();
     match gone {
         true => verdict_gone(port, &rows, known),
@@ -170,7 +170,7 @@ fn is_meant(port: u16, row: &PortStatus) -> bool {
     row.destination.is_none() && row.port == port || host().is_some_and(|host| host.port() == port)
 }
 
-fn verdict_forwarded(port: u16, rows: &[&PortStatus], known: &Known) -> Verdict {
+fn verdict_forwarded(port: u16, rows: &[&PortStatus], known: &Mirror) -> Verdict {
     if let Some(row) = rows.iter().find(|row| row.state == State::Forwarded) {
         return Verdict::Met(row.host.clone());
     }
@@ -210,7 +210,7 @@ fn may_contain(range: &str, port: u16) -> bool {
         .map_or(true, |ranges| ranges.contains(port))
 }
 
-fn verdict_gone(port: u16, rows: &[&PortStatus], known: &Known) -> Verdict {
+fn verdict_gone(port: u16, rows: &[&PortStatus], known: &Mirror) -> Verdict {
     let silent = |row: &PortStatus| {
         let reason = row.reason.as_ref();
         reason.is_some_and(|reason| reason.code == "not-listening")
@@ -229,7 +229,7 @@ fn verdict_gone(port: u16, rows: &[&PortStatus], known: &Known) -> Verdict {
 }
 
 /// That the agent is not there, and why; or `otherwise`.
-fn agent_or(known: &Known, otherwise: &str) -> Why {
+fn agent_or(known: &Mirror, otherwise: &str) -> Why {
     let Some(agent) = &known.agent else {
         return Why::new(otherwise);
     };
@@ -250,13 +250,13 @@ mod tests {
     use crate::status::model::Update;
     use crate::view::samples::{lost_agent, port, snapshot};
 
-    fn known(ports: Vec<PortStatus>) -> Known {
-        let mut known = Known::default();
+    fn known(ports: Vec<PortStatus>) -> Mirror {
+        let mut known = Mirror::default();
         known.apply(&snapshot(7, false, ports));
         known
     }
 
-    fn is(state: State) -> Known {
+    fn is(state: State) -> Mirror {
         known(vec![port(5000, state)])
     }
 
@@ -290,7 +290,7 @@ mod tests {
         let empty = known(vec![]);
         assert!(not_yet(&verdict(5000, false, &empty), "nothing listens"));
         assert!(not_yet(
-            &verdict(5000, false, &Known::default()),
+            &verdict(5000, false, &Mirror::default()),
             "nothing listens"
         ));
     }
@@ -341,7 +341,7 @@ mod tests {
         known.agent = Some(lost_agent());
         assert!(not_yet(&verdict(5000, true, &known), "lost: vsock reset"));
         assert!(not_yet(
-            &verdict(5000, true, &Known::default()),
+            &verdict(5000, true, &Mirror::default()),
             "nothing is known"
         ));
     }

@@ -1,6 +1,6 @@
 //! What collides with what: static forwards, the ranges, and the rules that move ports.
 //!
-//! Everything that `[auto_ports]` may bind is in a [`Territory`]. Two of them with the same
+//! Everything that `[auto_ports]` may bind is in a [`PortBlock`]. Two of them with the same
 //! distance between guest and host ports cannot collide, since a host port then has one guest
 //! port; all other pairs must share no host port.
 
@@ -11,7 +11,7 @@ use rum_shared::range::{PortRange, PortRanges};
 use super::Overrides;
 use super::check::{Check, Placed};
 use crate::error::located::Problem;
-use crate::plan::policy::{AutoPolicy, Binds, Territory};
+use crate::plan::policy::{AutoPolicy, Binds, PortBlock};
 
 /// Ports below need privilege: none is proposed unless the user was there.
 const FIRST_FREE: u16 = 1024;
@@ -24,7 +24,7 @@ impl Check<'_> {
         forwards: &[Placed],
         overrides: &Overrides,
     ) {
-        let all = auto.territories();
+        let all = auto.port_blocks();
         for one in &all {
             let Some(rule) = one.rule else {
                 self.covered(auto, one, forwards, overrides);
@@ -50,8 +50,8 @@ impl Check<'_> {
         &self,
         auto: &AutoPolicy,
         rule: usize,
-        one: &Territory,
-        all: &[Territory],
+        one: &PortBlock,
+        all: &[PortBlock],
         forwards: &[Placed],
         other: &Placed,
     ) -> Problem {
@@ -76,8 +76,8 @@ impl Check<'_> {
         &self,
         auto: &AutoPolicy,
         rule: usize,
-        one: &Territory,
-        all: &[Territory],
+        one: &PortBlock,
+        all: &[PortBlock],
         forwards: &[Placed],
     ) -> Option<Problem> {
         if one.offset == 0 {
@@ -124,7 +124,7 @@ impl Check<'_> {
     fn covered(
         &mut self,
         auto: &AutoPolicy,
-        rest: &Territory,
+        rest: &PortBlock,
         forwards: &[Placed],
         overrides: &Overrides,
     ) {
@@ -157,7 +157,7 @@ impl Check<'_> {
 }
 
 /// The static forwards that are in the way of `one`.
-fn statics_in<'a>(one: &Territory, forwards: &'a [Placed]) -> impl Iterator<Item = &'a Placed> {
+fn statics_in<'a>(one: &PortBlock, forwards: &'a [Placed]) -> impl Iterator<Item = &'a Placed> {
     let (host, bind) = (one.host(), one.bind);
     forwards.iter().filter(move |(forward, _)| {
         host.contains(forward.host.0.port()) && bind.overlap(&forward.binds)
@@ -165,7 +165,7 @@ fn statics_in<'a>(one: &Territory, forwards: &'a [Placed]) -> impl Iterator<Item
 }
 
 /// `15000 is for guest:5000`
-fn leads(one: &Territory, port: u16) -> String {
+fn leads(one: &PortBlock, port: u16) -> String {
     format!("{port} is for guest:{}", i32::from(port) - one.offset)
 }
 
@@ -182,8 +182,8 @@ fn exclude(auto: &AutoPolicy, ports: impl IntoIterator<Item = u16>) -> String {
 fn elsewhere(
     auto: &AutoPolicy,
     rule: usize,
-    one: &Territory,
-    all: &[Territory],
+    one: &PortBlock,
+    all: &[PortBlock],
     forwards: &[Placed],
 ) -> String {
     let here = |binds: &Binds| one.bind.overlap(binds);

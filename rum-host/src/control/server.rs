@@ -28,7 +28,7 @@ use crate::clock;
 use crate::descriptors::{is_exhaustion, stand_in};
 use crate::error::RumError;
 use crate::runtime_dir::{Mended, RuntimeDir};
-use crate::status::journal::Board;
+use crate::status::journal::Journal;
 use crate::status::model::{ControlInfo, Stay, Update, WatchRequest};
 
 /// With so many clients it is looked who does not read, so that his place is soon that of the next.
@@ -73,7 +73,7 @@ struct Service {
     /// Whether this client is inside a guest.
     inside: bool,
     info: ControlInfo,
-    board: Arc<Board>,
+    board: Arc<Journal>,
     ask: watch::Sender<Ask>,
     places: Places,
     /// That of this client, if it stays and is there.
@@ -85,7 +85,7 @@ impl Server {
     ///
     /// # Errors
     /// As bind(2); AddrInUse when a live one is there.
-    pub fn bind(dir: &Arc<RuntimeDir>, info: ControlInfo, board: Arc<Board>) -> io::Result<Self> {
+    pub fn bind(dir: &Arc<RuntimeDir>, info: ControlInfo, board: Arc<Journal>) -> io::Result<Self> {
         let socket = Socket::bind(dir.control_socket())?;
         let (ask, asked) = watch::channel(Ask::default());
         let service = Service {

@@ -6,14 +6,14 @@ use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use super::{HostAddr, MAX_NEXT_TRIES, OnConflict, Want};
-use crate::plan::policy::{Territory, others, overlap};
+use crate::plan::policy::{PortBlock, others, overlap};
 
 /// The next address to try for `want`: its own first, then, where allowed, the other ports of
-/// its territory that are in nobody's way.
+/// its block that are in nobody's way.
 pub(super) fn candidate(
     want: &Want,
     tried: &BTreeSet<u16>,
-    territories: &[Territory],
+    blocks: &[PortBlock],
     reserved: &[&Reserved],
 ) -> Option<HostAddr> {
     if !tried.contains(&want.host.0.port()) {
@@ -25,7 +25,7 @@ pub(super) fn candidate(
     let ip = want.host.0.ip();
     let reserved: Vec<&Ports> = reserved.iter().flat_map(|r| r.overlapping(ip)).collect();
     let free = |ports| first_free(&reserved, tried, ports);
-    let port = others(want, territories).find_map(free)?;
+    let port = others(want, blocks).find_map(free)?;
     Some(HostAddr(SocketAddr::new(ip, port)))
 }
 

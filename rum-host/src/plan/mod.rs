@@ -18,7 +18,7 @@
 //! Invariants: pure and deterministic (no clock, no socket: `now` comes in, the next deadline
 //! goes out); actions are sorted, what frees a port before what takes one; a plan for a state
 //! that is as wanted is empty; nothing is ever bound but a static forward's own address or one
-//! of a [`Territory`], and the addresses beside those while they are bound; what awaits the name of its
+//! of a [`PortBlock`], and the addresses beside those while they are bound; what awaits the name of its
 //! process stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ use rum_shared::listener::Listener;
 
 use self::candidate::{Reserved, Taken};
 use self::open::Next;
-use crate::plan::policy::Territory;
+use crate::plan::policy::PortBlock;
 pub use crate::plan::policy::{
     AutoPolicy, Binds, DRAIN, Destination, GuestPort, HostAddr, Key, OnConflict, Policy,
     StaticForward, Verdict, Want,
@@ -165,7 +165,7 @@ struct Forward {
 pub struct Planner {
     policy: Policy,
     /// Those of the policy.
-    territories: Vec<Territory>,
+    port_blocks: Vec<PortBlock>,
     /// The static forwards of the policy.
     statics: BTreeMap<HostAddr, (Destination, Binds)>,
     /// None of them is [`Wish::Nothing`] without a binding once it was looked at.
@@ -186,7 +186,7 @@ impl Planner {
     pub fn new(policy: Policy) -> Self {
         let mut planner = Self {
             policy: Policy::default(),
-            territories: Vec::new(),
+            port_blocks: Vec::new(),
             statics: BTreeMap::new(),
             forwards: BTreeMap::new(),
             reserved: Reserved::default(),
@@ -246,7 +246,7 @@ impl Planner {
 
     fn set_policy(&mut self, policy: Policy) {
         let auto = policy.auto.as_ref();
-        self.territories = auto.map(AutoPolicy::territories).unwrap_or_default();
+        self.port_blocks = auto.map(AutoPolicy::port_blocks).unwrap_or_default();
         let statics = policy.statics.iter();
         self.statics = statics.map(|s| (s.host, (s.guest, s.binds))).collect();
         self.policy = policy;

@@ -78,7 +78,7 @@ impl Planner {
             Binding::Bound { at, .. } => {
                 // Where it is was right once; another policy may have come since.
                 let allowed = wish.want().is_some_and(|want| want.host == *at)
-                    || self.territories.iter().any(|t| t.may_bind(had.guest, *at));
+                    || self.port_blocks.iter().any(|t| t.may_bind(had.guest, *at));
                 (!(wanted && allowed)).then_some(Action::Unbind(key))
             }
         }
@@ -109,7 +109,7 @@ impl Planner {
                 } else {
                     &spoken_for[..2]
                 };
-                match candidate(&want, tried, &self.territories, spoken_for) {
+                match candidate(&want, tried, &self.port_blocks, spoken_for) {
                     Some(at) => (None, Some(Action::Bind { key, want, at })),
                     None => (due, None),
                 }

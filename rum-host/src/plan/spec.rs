@@ -54,8 +54,8 @@ pub(super) fn plan(
             wants.extend(binding.beside(ip).map(|want| (key.beside(ip), want)));
         }
     }
-    let territories = policy.auto.as_ref().map(AutoPolicy::territories);
-    let territories = territories.unwrap_or_default();
+    let blocks = policy.auto.as_ref().map(AutoPolicy::port_blocks);
+    let blocks = blocks.unwrap_or_default();
     let mut actions = Vec::new();
     for (key, binding) in actual {
         let had = binding.want();
@@ -65,7 +65,7 @@ pub(super) fn plan(
         };
         let allowed = |at: HostAddr| {
             wants.get(key).is_some_and(|want| want.host == at)
-                || territories.iter().any(|t| t.may_bind(had.guest, at))
+                || blocks.iter().any(|t| t.may_bind(had.guest, at))
         };
         match binding {
             Binding::Bound { at, .. } if wanted && allowed(*at) => {}
@@ -97,7 +97,7 @@ pub(super) fn plan(
             }) if *retry_at > now => (tried, Some(*retry_at)),
             Some(Binding::Blocked { .. }) | None => (&untried, None),
         };
-        match candidate(want, tried, &territories, &[&reserved, &nothing]) {
+        match candidate(want, tried, &blocks, &[&reserved, &nothing]) {
             Some(at) => {
                 reserved.insert(at);
                 let (key, want) = (*key, *want);

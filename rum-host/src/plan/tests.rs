@@ -288,7 +288,7 @@ fn named(port: u16, name: &str) -> Listener {
 }
 
 #[test]
-fn next_stays_within_the_territory_of_its_port() {
+fn next_stays_within_the_block_of_its_port() {
     let mut host = Host::new("5000-5009", OnConflict::Next);
     let auto = host.policy.auto.as_mut().unwrap();
     auto.exclude = "5001".parse().unwrap();

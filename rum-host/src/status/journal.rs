@@ -33,7 +33,7 @@ pub struct Demand {
     pub readers: usize,
     /// How many of them want to see every port of the guest.
     pub all: usize,
-    /// Rises when somebody wants counters at once; answer with [`Board::refreshed`].
+    /// Rises when somebody wants counters at once; answer with [`Journal::refreshed`].
     pub fresh: u64,
     /// Rises when a lost agent should be tried at once.
     pub retry: u64,
@@ -41,7 +41,7 @@ pub struct Demand {
 
 /// The board.
 #[derive(Debug)]
-pub struct Board {
+pub struct Journal {
     boot: String,
     state: Mutex<State>,
     /// The number of the latest event, and of the latest refresh.
@@ -69,7 +69,7 @@ pub fn timestamp() -> String {
     format!("{:.3}", Timestamp::now())
 }
 
-impl Default for Board {
+impl Default for Journal {
     /// A board that nobody reads.
     fn default() -> Self {
         let config = ConfigStatus {
@@ -82,7 +82,7 @@ impl Default for Board {
     }
 }
 
-impl Board {
+impl Journal {
     /// An empty board for the boot named `boot`.
     pub fn new(boot: String, config: ConfigStatus) -> Self {
         let agent = AgentStatus {
@@ -289,7 +289,7 @@ impl State {
 /// One that follows a board.
 #[derive(Debug)]
 pub struct Reader {
-    board: Arc<Board>,
+    board: Arc<Journal>,
     news: watch::Receiver<(u64, u64)>,
     all: bool,
     ticket: u64,

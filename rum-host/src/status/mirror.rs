@@ -6,7 +6,7 @@ use crate::status::model::{AgentStatus, ConfigStatus, Event, Op, PortStatus, Upd
 
 /// What a reader knows. Empty until the first snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct Mirror {
     /// Number of the latest event.
     pub seq: u64,
     /// The ports, by [`sort_key`].
@@ -26,7 +26,7 @@ fn sort_key(port: &PortStatus) -> (u16, String) {
     (port.port, port.id.clone())
 }
 
-impl Known {
+impl Mirror {
     /// Takes note of `update`. What it tells of events can be shown before or after this.
     pub fn apply(&mut self, update: &Update) {
         match update {

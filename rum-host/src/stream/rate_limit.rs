@@ -18,7 +18,7 @@ pub const LONGEST: Duration = Duration::from_millis(500);
 
 /// What may still come.
 #[derive(Debug)]
-pub struct Allowance {
+pub struct TokenBucket {
     /// In millionths of an item; below 0: too much has come.
     left: i64,
     at: Instant,
@@ -28,7 +28,7 @@ pub struct Allowance {
 const UNIT: i64 = 1_000_000;
 const FULL: i64 = BURST as i64 * UNIT;
 
-impl Allowance {
+impl TokenBucket {
     /// A full one.
     pub fn new(now: Instant) -> Self {
         Self {
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn two_complete_sets_and_what_an_honest_agent_tells_pass_at_once() {
         let mut now = Instant::now();
-        let mut allowance = Allowance::new(now);
+        let mut allowance = TokenBucket::new(now);
         for _ in 0..2 {
             assert_eq!(allowance.spend(65_535, now), Duration::ZERO);
         }
@@ -80,7 +80,7 @@ mod tests {
     fn a_flood_is_slowed_to_the_rate() {
         let start = Instant::now();
         let mut now = start;
-        let mut allowance = Allowance::new(now);
+        let mut allowance = TokenBucket::new(now);
         let mut items = 0;
         while now < start + Duration::from_secs(100) {
             now += allowance.spend(99, now);
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn no_pause_is_long_and_no_number_too_large() {
         let now = Instant::now();
-        let mut allowance = Allowance::new(now);
+        let mut allowance = TokenBucket::new(now);
         for _ in 0..3 {
             allowance.spend(usize::MAX, now);
             assert_eq!(allowance.spend(usize::MAX, now), LONGEST);

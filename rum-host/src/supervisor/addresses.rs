@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use super::{Shell, Supervisor};
+use super::{Context, Supervisor};
 use crate::clock;
 use crate::plan::{Binding, HostAddr};
 use crate::ui::notice::Notice;
@@ -94,7 +94,7 @@ fn is_here(ip: IpAddr) -> Option<bool> {
 
 impl Supervisor {
     /// Looks which host addresses are there, if it is time to.
-    pub(super) fn look_at_addresses(&mut self, shell: &mut Shell<'_>) {
+    pub(super) fn look_at_addresses(&mut self, shell: &mut Context<'_>) {
         let all = self.planner.addresses();
         let [gone, back] = self.addresses.look(all, is_here, clock::now());
         for ip in gone {

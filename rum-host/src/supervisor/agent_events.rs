@@ -8,7 +8,7 @@ use rum_shared::listener::{Change, Listener, ListenerSet};
 use rum_shared::range::PortRange;
 use rum_shared::stream::rpc::WatchEvent;
 
-use super::{AgentState, GRACE, Shell, Supervisor};
+use super::{AgentState, Context, GRACE, Supervisor};
 use crate::clock;
 use crate::forward::holder;
 use crate::plan::reconcile::{CONFIRM_AFTER, Repair};
@@ -71,7 +71,7 @@ impl Supervisor {
     }
 
     /// Takes note of what the connections to the agent report.
-    pub(super) fn agent_event(&mut self, event: AgentEvent, shell: &mut Shell<'_>) {
+    pub(super) fn agent_event(&mut self, event: AgentEvent, shell: &mut Context<'_>) {
         let now = clock::now();
         match event {
             AgentEvent::Connected { info, streaming } => {
@@ -175,7 +175,7 @@ impl Supervisor {
     fn beside_the_range<'a>(
         &mut self,
         ports: impl Iterator<Item = &'a u16>,
-        shell: &mut Shell<'_>,
+        shell: &mut Context<'_>,
     ) {
         let policy = self.planner.policy();
         let Some(auto) = &policy.auto else {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Active, AgentState, Closed, GRACE, Shell, Supervisor, Told, forward};
+use super::{Active, AgentState, Closed, Context, GRACE, ReportedBlock, Supervisor, forward};
 use crate::clock;
 use crate::forward::blocked::BlockReason;
 use crate::forward::{BindError, Forwarder};
@@ -22,7 +22,7 @@ const ABSENT_PAUSE: Duration = Duration::from_secs(30);
 impl Supervisor {
     /// Plans and executes until the host is as wanted, for about a [`TURN`]. Returns the next
     /// deadline, which is now if there is more to do.
-    pub(super) fn settle(&mut self, shell: &mut Shell<'_>) -> Option<Instant> {
+    pub(super) fn settle(&mut self, shell: &mut Context<'_>) -> Option<Instant> {
         let (started, cpu) = (clock::now(), cpu_time());
         self.blocks.over(started);
         let mut turn = Turn {
@@ -72,7 +72,12 @@ impl Supervisor {
     }
 
     /// Carries `actions` out as far as the turn goes; whether that was all.
-    fn carry_out(&mut self, actions: Vec<Action>, turn: &mut Turn, shell: &mut Shell<'_>) -> bool {
+    fn carry_out(
+        &mut self,
+        actions: Vec<Action>,
+        turn: &mut Turn,
+        shell: &mut Context<'_>,
+    ) -> bool {
         for action in actions {
             match action {
                 Action::Unbind(key) => self.unbind(key, shell),
@@ -89,7 +94,7 @@ impl Supervisor {
         true
     }
 
-    fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
+    fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Context<'_>) {
         if key.address().is_some() {
             return self.bind_beside(key, want, at, shell);
         }
@@ -131,7 +136,7 @@ impl Supervisor {
     }
 
     /// Binds one more address of a forward that is bound.
-    fn bind_beside(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Shell<'_>) {
+    fn bind_beside(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Context<'_>) {
         let Some(active) = self.forwarders.get(&key.forward()) else {
             // The plan names only those that are bound.
             self.planner.ended(key);
@@ -152,7 +157,7 @@ impl Supervisor {
     }
 
     /// The forwarder for `key`: that of before, if it has connections that live.
-    fn forwarder(&mut self, key: Key, guest: Destination, shell: &Shell<'_>) -> (u64, Forwarder) {
+    fn forwarder(&mut self, key: Key, guest: Destination, shell: &Context<'_>) -> (u64, Forwarder) {
         let before = self.closed.range((guest.port, 0)..=(guest.port, u64::MAX));
         for ((_, serial), closed) in before {
             if (closed.key, closed.forwarder.guest()) == (key, guest)
@@ -172,7 +177,7 @@ impl Supervisor {
         want: Want,
         at: HostAddr,
         error: BindError,
-        shell: &mut Shell<'_>,
+        shell: &mut Context<'_>,
     ) {
         // No more is asked for than what this machine has.
         let lacks = matches!(error, BindError::NoSuchAddress) && want.binds.may_lack(at.0.ip());
@@ -213,7 +218,7 @@ impl Supervisor {
         at: HostAddr,
         guest: Destination,
         reason: BlockReason,
-        shell: &mut Shell<'_>,
+        shell: &mut Context<'_>,
     ) {
         shell.say(Notice::Blocked {
             key,
@@ -222,7 +227,7 @@ impl Supervisor {
             reason: reason.clone(),
         });
         let reason = Some(reason);
-        self.told.insert(key, Told { at, reason });
+        self.told.insert(key, ReportedBlock { at, reason });
         self.notes.port(guest.port);
     }
 
@@ -236,7 +241,7 @@ impl Supervisor {
             self.holders.know(key, at, who);
             return;
         }
-        self.told.insert(key, Told { at, reason: None });
+        self.told.insert(key, ReportedBlock { at, reason: None });
         self.holders.ask(key, at);
     }
 
@@ -267,7 +272,7 @@ impl Supervisor {
         }
     }
 
-    fn unbind(&mut self, key: Key, shell: &mut Shell<'_>) {
+    fn unbind(&mut self, key: Key, shell: &mut Context<'_>) {
         let Some(Binding::Bound { at, .. }) = self.planner.ended(key) else {
             return;
         };

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{Done, Shell, Supervisor, Told};
+use super::{Context, Done, ReportedBlock, Supervisor};
 use crate::clock;
 use crate::forward::blocked::BlockReason;
 use crate::forward::holder;
@@ -98,7 +98,7 @@ impl Holders {
 
 impl Supervisor {
     /// Has somebody look for who has the taken ports, if it is time to.
-    pub(super) fn look_for_holders(&mut self, shell: &mut Shell<'_>) {
+    pub(super) fn look_for_holders(&mut self, shell: &mut Context<'_>) {
         let Some(wanted) = self.holders.due(clock::now()) else {
             return;
         };
@@ -112,7 +112,7 @@ impl Supervisor {
     }
 
     /// Takes over what a look has found, of at most [`AT_ONCE`] forwards in one go.
-    pub(super) fn tell_who_has_them(&mut self, shell: &mut Shell<'_>) {
+    pub(super) fn tell_who_has_them(&mut self, shell: &mut Context<'_>) {
         let left = self.holders.found.len().saturating_sub(AT_ONCE);
         for (key, at, taken) in self.holders.found.split_off(left) {
             // Bound or given up meanwhile, or blocked elsewhere: no longer news.
@@ -131,7 +131,7 @@ impl Supervisor {
                 continue;
             }
             let reason = Some(reason);
-            self.told.insert(key, Told { at, reason });
+            self.told.insert(key, ReportedBlock { at, reason });
             self.notes.port(guest.port);
         }
         if left == 0 {

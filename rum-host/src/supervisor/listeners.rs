@@ -14,7 +14,7 @@ use crate::plan::GuestPort;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Guest {
+pub(super) struct Listeners {
     set: ListenerSet,
     /// For each port of the set.
     known_since: BTreeMap<u16, Instant>,
@@ -24,7 +24,7 @@ pub(super) struct Guest {
     pub(super) own: HashSet<u64>,
 }
 
-impl Guest {
+impl Listeners {
     /// What the agent says.
     pub(super) fn set(&self) -> &ListenerSet {
         &self.set
@@ -77,7 +77,7 @@ mod tests {
             }),
             ..Listener::bare(7)
         };
-        let mut guest = Guest::default();
+        let mut guest = Listeners::default();
         for (now, listener, since) in [
             (0, Some(named(1, "")), Some(0)),
             (1, Some(named(1, "a")), Some(0)),

@@ -34,9 +34,9 @@ use crate::forward::holder::Taken;
 use crate::forward::{Dialer, Forwarder};
 use crate::plan::reconcile::Reconciler;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Planner, Policy};
-use crate::status::journal::Board;
+use crate::status::journal::Journal;
 use crate::stream::client::{AgentClient, EVENT_QUEUE, LinkState};
-use crate::supervisor::listeners::Guest;
+use crate::supervisor::listeners::Listeners;
 use crate::ui::notice::Notice;
 
 mod addresses;
@@ -69,7 +69,7 @@ pub struct Options {
     /// Whether rum has put the agent into the guest, and it will come.
     pub puts_agent: bool,
     /// Where to put what is the case.
-    pub board: Arc<Board>,
+    pub board: Arc<Journal>,
 }
 
 impl Options {
@@ -126,7 +126,7 @@ pub struct Supervisor {
     changes: Option<watch::Receiver<Policy>>,
     stream: bool,
     streams: Option<Streams>,
-    guest: Guest,
+    guest: Listeners,
     planner: Planner,
     reconciler: Reconciler,
     outside: Outside,
@@ -137,7 +137,7 @@ pub struct Supervisor {
     /// Those that were, until their last connection has ended, by guest port and number.
     closed: BTreeMap<(u16, u64), Closed>,
     /// Forwards whose block the user was told of.
-    told: BTreeMap<Key, Told>,
+    told: BTreeMap<Key, ReportedBlock>,
     /// Those that have gone just now.
     blocks: Blocks,
     /// Forwards whose own port is taken, while others are tried.
@@ -184,7 +184,7 @@ struct Closed {
 
 /// A block that the user was told of.
 #[derive(Debug)]
-struct Told {
+struct ReportedBlock {
     at: HostAddr,
     /// None while it is being found out who has the port.
     reason: Option<BlockReason>,
@@ -206,7 +206,7 @@ enum AgentState {
 }
 
 /// What `settle` needs beside the state.
-struct Shell<'a> {
+struct Context<'a> {
     tasks: &'a mut JoinSet<Done>,
     dialer: &'a Dialer,
     cut: &'a CancellationToken,
@@ -214,7 +214,7 @@ struct Shell<'a> {
     notify: &'a mut (dyn FnMut(Notice) + Send),
 }
 
-impl Shell<'_> {
+impl Context<'_> {
     /// Tells the user, but of a pause that is too short to be told.
     fn say(&mut self, notice: Notice) {
         self.pauses.say(notice, clock::now(), self.notify);
@@ -230,7 +230,7 @@ impl Supervisor {
             changes: options.changes,
             stream: options.stream,
             streams: None,
-            guest: Guest::default(),
+            guest: Listeners::default(),
             planner: Planner::new(options.policy),
             reconciler: Reconciler::default(),
             outside: Outside::default(),
@@ -297,7 +297,7 @@ impl Supervisor {
         let mut retried = 0;
         let mut pauses = Pauses::default();
         loop {
-            let mut shell = Shell {
+            let mut shell = Context {
                 tasks: &mut tasks,
                 dialer: &dialer,
                 cut: &cut,
@@ -353,7 +353,7 @@ impl Supervisor {
     }
 
     /// Another policy holds from now on; `settle` does what differs, and nothing else.
-    fn policy_changed(&mut self, policy: Policy, shell: &mut Shell<'_>) {
+    fn policy_changed(&mut self, policy: Policy, shell: &mut Context<'_>) {
         let guest = &self.guest;
         let listening = guest.set().iter().map(|l| GuestPort(l.port));
         let heard = |port| guest.heard(port);
@@ -371,7 +371,7 @@ impl Supervisor {
         shell.say(Notice::Reloaded { forwards });
     }
 
-    fn timers(&mut self, poll_now: &watch::Sender<()>, shell: &mut Shell<'_>) {
+    fn timers(&mut self, poll_now: &watch::Sender<()>, shell: &mut Context<'_>) {
         let now = clock::now();
         if self.confirm_at.take_if(|at| *at <= now).is_some() {
             poll_now.send_replace(());
@@ -387,11 +387,11 @@ impl Supervisor {
             self.replace(ListenerSet::default(), now);
             self.covers = None;
             self.notes.everything();
-            shell.say(Notice::GraceOver);
+            shell.say(Notice::AutoForwardsDropped);
         }
     }
 
-    fn task_done(&mut self, done: Done, shell: &mut Shell<'_>) {
+    fn task_done(&mut self, done: Done, shell: &mut Context<'_>) {
         match done {
             // Ends only with the loop.
             Done::Agent => {}
@@ -418,7 +418,7 @@ impl Supervisor {
         mut self,
         how: Stop,
         mut stop: watch::Receiver<Stop>,
-        mut shell: Shell<'_>,
+        mut shell: Context<'_>,
     ) -> Summary {
         shell.pauses.end(shell.notify);
         let bound = std::mem::take(&mut self.forwarders).into_iter();

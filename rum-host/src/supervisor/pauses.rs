@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::Told;
+use super::ReportedBlock;
 use crate::forward::blocked::BlockReason;
 use crate::forward::holder::Taken;
 use crate::plan::{Destination, HostAddr, Key};
@@ -107,13 +107,13 @@ pub(super) struct Blocks(BTreeMap<Key, Block>);
 #[derive(Debug)]
 struct Block {
     until: Instant,
-    told: Told,
+    told: ReportedBlock,
     taken: Option<Taken>,
 }
 
 impl Blocks {
     /// `key` is gone, of which the user was `told`.
-    pub fn gone(&mut self, key: Key, told: Told, taken: Option<Taken>, now: Instant) {
+    pub fn gone(&mut self, key: Key, told: ReportedBlock, taken: Option<Taken>, now: Instant) {
         let until = now + PAUSE;
         let block = Block { until, told, taken };
         self.0.insert(key, block);
@@ -126,7 +126,7 @@ impl Blocks {
         at: HostAddr,
         is_same: impl Fn(&BlockReason) -> bool,
         now: Instant,
-    ) -> Option<(Told, Option<Taken>)> {
+    ) -> Option<(ReportedBlock, Option<Taken>)> {
         let block = self.0.remove(&key)?;
         let same = block.told.at == at && block.told.reason.as_ref().is_some_and(is_same);
         (same && now < block.until).then_some((block.told, block.taken))
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_block_that_is_there_again_at_once_is_no_news() {
         let (key, now) = (Key::Auto(GuestPort(5000)), Instant::now());
-        let told = || Told {
+        let told = || ReportedBlock {
             at: host(5000),
             reason: Some(BlockReason::Privileged),
         };

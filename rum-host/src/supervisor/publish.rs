@@ -16,7 +16,7 @@ use super::{AgentState, GRACE, Supervisor};
 use crate::clock;
 use crate::forward::blocked::BlockReason;
 use crate::plan::{Binding, GuestPort, Key};
-use crate::status::journal::{Board, Demand};
+use crate::status::journal::{Demand, Journal};
 use crate::status::model;
 use crate::status::rows;
 use crate::status::rows::{Draining, Facts, Forward, Knowledge, Standing};
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 256;
 /// What is to be put on the board.
 #[derive(Debug)]
 pub(super) struct Notes {
-    pub board: Arc<Board>,
+    pub board: Arc<Journal>,
     demand: watch::Receiver<Demand>,
     ports: BTreeSet<u16>,
     everything: bool,
@@ -55,7 +55,7 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    pub fn new(board: Arc<Board>) -> Self {
+    pub fn new(board: Arc<Journal>) -> Self {
         let demand = board.demand();
         Self {
             board,

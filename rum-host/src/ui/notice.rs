@@ -42,7 +42,7 @@ pub enum Notice {
     /// The agent is back, and its guest has been booted since.
     GuestRebooted,
     /// The agent did not come back within the grace time.
-    GraceOver,
+    AutoForwardsDropped,
     /// A host port is bound and leads to the guest.
     Forwarded {
         /// Which forward.
@@ -130,7 +130,7 @@ pub enum Notice {
     /// The configuration was read again and can't be used.
     NotReloaded,
     /// The configuration says something that can't be applied while rum runs.
-    NextTime,
+    RestartNeeded,
     /// Asked to stop; connections may finish.
     Stopping {
         /// For how long.
@@ -146,13 +146,13 @@ impl Notice {
             | Self::AgentAwaited { .. }
             | Self::AgentMissing { .. }
             | Self::GuestRebooted
-            | Self::GraceOver
+            | Self::AutoForwardsDropped
             | Self::Blocked { .. }
             | Self::AddressGone { .. }
             | Self::Cut { .. }
             | Self::Repaired(_)
             | Self::NotReloaded
-            | Self::NextTime
+            | Self::RestartNeeded
             | Self::GuestEnded { .. }
             | Self::GuestKilled { .. } => true,
             Self::AgentConnected { info, streaming } => !streaming || info.version != VERSION,
@@ -170,7 +170,7 @@ impl Notice {
 
     /// Whether it tells of a port, which is what `rum up` prints to stdout; the rest is about
     /// rum itself.
-    pub fn is_data(&self) -> bool {
+    pub fn is_about_a_port(&self) -> bool {
         matches!(
             self,
             Self::Forwarded { .. } | Self::Stopped { .. } | Self::Blocked { .. }
@@ -230,7 +230,9 @@ impl fmt::Display for Notice {
             Self::GuestRebooted => {
                 f.write_str("The guest has rebooted: its connections from before are reset")
             }
-            Self::GraceOver => f.write_str("Agent still lost: its automatic forwards are closed"),
+            Self::AutoForwardsDropped => {
+                f.write_str("Agent still lost: its automatic forwards are closed")
+            }
             Self::Forwarded {
                 key: Key::Static(_),
                 host,
@@ -344,7 +346,9 @@ impl fmt::Display for Notice {
                 "As root: a namespace guest is no security boundary, root in it can change this \
                  machine's files",
             ),
-            Self::NextTime => f.write_str("name and [guest] take effect with the next `rum up`"),
+            Self::RestartNeeded => {
+                f.write_str("name and [guest] take effect with the next `rum up`")
+            }
             Self::Stopping { drain } => {
                 write!(f, "Stopping within {drain:?}, again to force")
             }

@@ -14,7 +14,7 @@
 use facet::Facet;
 
 use super::changes::{Change, Numbered};
-use crate::status::mirror::Known;
+use crate::status::mirror::Mirror;
 use crate::status::model::{
     AgentStatus, ConfigStatus, ControlInfo, Op, PortStatus, SCHEMA_VERSION,
 };
@@ -94,7 +94,7 @@ struct Bye<'a> {
 
 /// All that is known, with the ports in hidden states only if `all` are wanted: one object, and
 /// a line feed.
-pub fn document(info: &ControlInfo, known: &Known, all: bool) -> String {
+pub fn document(info: &ControlInfo, known: &Mirror, all: bool) -> String {
     render(&Document {
         schema_version: SCHEMA_VERSION,
         boot: &info.boot,
@@ -178,8 +178,8 @@ mod tests {
     use crate::view::changes::Changes;
     use crate::view::samples::{event, info, lost_agent, port, snapshot};
 
-    fn known(ports: Vec<PortStatus>) -> Known {
-        let mut known = Known::default();
+    fn known(ports: Vec<PortStatus>) -> Mirror {
+        let mut known = Mirror::default();
         known.apply(&snapshot(7, false, ports));
         known
     }
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn an_empty_document_is_whole() {
-        let text = document(&info(), &Known::default(), false);
+        let text = document(&info(), &Mirror::default(), false);
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["ports"], Value::Array(vec![]));
         assert_eq!(value["agent"], Value::Null);

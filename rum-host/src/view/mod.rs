@@ -1,6 +1,6 @@
 //! What people and scripts see of the ports: tables, lines, JSON, and the live view.
 //!
-//! All of them are made of a [`Known`], the reader's copy of what a `rum up` tells. Making text of
+//! All of them are made of a [`Mirror`], the reader's copy of what a `rum up` tells. Making text of
 //! it is pure: time zone, width and colour come in as arguments.
 
 pub mod changes;
@@ -12,4 +12,4 @@ pub mod live;
 pub(crate) mod samples;
 pub mod table;
 
-pub use crate::status::mirror::Known;
+pub use crate::status::mirror::Mirror;

@@ -17,7 +17,7 @@ use rum_shared::text::clean;
 use unicode_width::UnicodeWidthStr;
 
 use super::{clock, lines};
-use crate::status::mirror::Known;
+use crate::status::mirror::Mirror;
 use crate::status::model::{AgentState, ControlInfo, PortStatus, ProcessName, Reason, State};
 
 /// From this many columns of the terminal on, there is room for all columns of the table.
@@ -155,7 +155,7 @@ impl Column {
 }
 
 /// The ports in the order of the table.
-fn ordered(known: &Known, all: bool) -> Vec<&PortStatus> {
+fn ordered(known: &Mirror, all: bool) -> Vec<&PortStatus> {
     let mut ports: Vec<_> = known
         .ports()
         .filter(|port| all || !port.state.is_hidden())
@@ -170,7 +170,7 @@ fn ordered(known: &Known, all: bool) -> Vec<&PortStatus> {
 }
 
 /// The table with its header, every line with a line feed; empty if there is no port to be shown.
-pub fn table(known: &Known, look: &Look) -> String {
+pub fn table(known: &Mirror, look: &Look) -> String {
     let ports = ordered(known, look.all);
     if ports.is_empty() {
         return String::new();
@@ -326,7 +326,7 @@ pub const COLUMNS: [&str; 12] = [
 ];
 
 /// One line a port, its [`COLUMNS`] separated by tabs; `-` stands for nothing. Times are UTC.
-pub fn lines_for_programs(known: &Known, all: bool) -> String {
+pub fn lines_for_programs(known: &Mirror, all: bool) -> String {
     let line = |port: &PortStatus| {
         let cells: [String; COLUMNS.len()] = [
             port.port.to_string(),
@@ -348,7 +348,7 @@ pub fn lines_for_programs(known: &Known, all: bool) -> String {
 }
 
 /// What is to be said where there is no port to be shown.
-pub fn nothing(info: &ControlInfo, known: &Known) -> String {
+pub fn nothing(info: &ControlInfo, known: &Mirror) -> String {
     let watched = match known
         .config
         .as_ref()
@@ -367,7 +367,7 @@ pub fn nothing(info: &ControlInfo, known: &Known) -> String {
 
 /// Lines about what makes the table wrong or old: the agent is not there, or the configuration in
 /// force is not the one in the file.
-pub fn warnings(known: &Known, now: Timestamp, zone: &TimeZone) -> Vec<String> {
+pub fn warnings(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Vec<String> {
     let agent = known.agent.as_ref();
     let agent = agent.filter(|agent| agent.state != AgentState::Connected);
     let agent = agent.map(|agent| {
@@ -381,7 +381,7 @@ pub fn warnings(known: &Known, now: Timestamp, zone: &TimeZone) -> Vec<String> {
 }
 
 /// Which configuration is in force, for somebody who sits before the table; none without a file.
-pub fn in_force(known: &Known, now: Timestamp, zone: &TimeZone) -> Option<String> {
+pub fn in_force(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Option<String> {
     let config = known.config.as_ref()?;
     let file = config.file.as_ref()?;
     let loaded = clock::local(&config.loaded, now, zone, false);
@@ -391,7 +391,7 @@ pub fn in_force(known: &Known, now: Timestamp, zone: &TimeZone) -> Option<String
 
 /// Lines below the table for somebody who sits before it: what is not shown, and what to do about
 /// the first problem.
-pub fn footer(known: &Known, all: bool) -> Vec<String> {
+pub fn footer(known: &Mirror, all: bool) -> Vec<String> {
     let mut out = Vec::new();
     let hidden = || known.ports().filter(|port| port.state.is_hidden());
     if !all && hidden().next().is_some() {
@@ -418,7 +418,7 @@ pub fn footer(known: &Known, all: bool) -> Vec<String> {
 }
 
 /// That something listens beside the range, which is why it is not in the table.
-pub fn outside(known: &Known) -> Option<String> {
+pub fn outside(known: &Mirror) -> Option<String> {
     let range = known.config.as_ref()?.range.as_ref()?;
     let line = crate::ui::notice::outside(&known.outside, range);
     (!known.outside.is_empty()).then(|| clean(&line, usize::MAX))

@@ -27,19 +27,19 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rum_agent::kernel::Socket;
 use rum_agent::kernel::answer::Answer;
-use rum_agent::port_set::socket_table::{Scope, Truth};
+use rum_agent::port_set::socket_table::{Scope, SocketTable};
 use rum_host::forward::Stats;
 use rum_host::plan::{
     Action, AutoPolicy, CONFLICT_RETRY, Destination, GuestPort, HostAddr, Key, OnConflict, Planner,
     Policy,
 };
-use rum_host::status::journal::Board;
+use rum_host::status::journal::Journal;
 use rum_host::status::model::{
     AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
 };
 use rum_host::status::rows;
 use rum_host::status::rows::{Facts, Forward, Knowledge, Standing};
-use rum_host::view::Known;
+use rum_host::view::Mirror;
 use rum_host::view::live::offscreen::Offscreen;
 use rum_host::view::table::{self, Look};
 use rum_shared::listener::{BoundAddr, Listener, ListenerSet, Process};
@@ -193,7 +193,7 @@ fn refold(n: u16) {
 
 /// Folds `dump` into a truth of `n` listeners without the one in the middle.
 fn folded(n: u16, scope: &Scope, mut dump: Vec<Socket>) {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     let others = ports(n).filter(|port| *port != middle(n));
     truth.fold(&Scope::All, others.map(socket).collect(), [], 1);
     let change = measure(|| {
@@ -336,7 +336,7 @@ fn rows(listener: &Listener, policy: &Policy, stats: &Stats, now: Instant) -> Ve
 
 fn publish(n: u16) {
     let (policy, stats, now) = (policy(), Stats::default(), Instant::now());
-    let board = Board::default();
+    let board = Journal::default();
     let put = |listener: &Listener| {
         board.put_port(listener.port, rows(listener, &policy, &stats, now));
     };
@@ -385,7 +385,7 @@ fn now() -> Timestamp {
 }
 
 fn table(n: u16) {
-    let mut known = Known::default();
+    let mut known = Mirror::default();
     known.apply(&snapshot(n));
     let look = Look {
         width: 120,

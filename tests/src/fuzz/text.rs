@@ -14,7 +14,7 @@ use rum_host::view::changes::Changes;
 use rum_host::view::lines::Lines;
 use rum_host::view::live::offscreen::Offscreen;
 use rum_host::view::table::{self, Look};
-use rum_host::view::{Known, json};
+use rum_host::view::{Mirror, json};
 use rum_shared::text::clean;
 
 /// When everything here happens.
@@ -162,7 +162,7 @@ pub fn terminal(data: &[u8]) {
 /// Makes all that a reader of `update` is shown.
 pub(super) fn show(update: Update) {
     let now: Timestamp = NOW.parse().expect("a timestamp");
-    let mut known = Known::default();
+    let mut known = Mirror::default();
     known.apply(&update);
     for width in [1, 40, 200] {
         let look = Look {

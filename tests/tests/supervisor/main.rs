@@ -267,7 +267,7 @@ fn forwards_outlive_a_short_loss_and_an_end_closes_everything() {
         let addr = SocketAddr::from(([127, 0, 0, 1], 5000));
         TcpStream::connect_timeout(&addr, Duration::from_secs(10)).expect("still bound");
         let (_, seen) = host.end().await;
-        assert!(!seen.contains(&Notice::GraceOver), "{seen:?}");
+        assert!(!seen.contains(&Notice::AutoForwardsDropped), "{seen:?}");
         let error = TcpStream::connect(addr).expect_err("closed");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     });

@@ -46,7 +46,9 @@ fn the_forwards_of_a_lost_agent_stay_for_the_grace_time() {
         host._agent.abort_all();
         host.takes(&clock, |n| matches!(n, Notice::AgentLost { .. }))
             .await;
-        let took = host.takes(&clock, |n| *n == Notice::GraceOver).await;
+        let took = host
+            .takes(&clock, |n| *n == Notice::AutoForwardsDropped)
+            .await;
         assert!(is(took, GRACE), "{took:?}");
         let took = host.takes(&clock, is_stopped).await;
         assert!(is(took, PAUSE), "{took:?}");

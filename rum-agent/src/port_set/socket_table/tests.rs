@@ -17,20 +17,20 @@ fn socket(port: u16, ip: &str, inode: u64) -> Socket {
     }
 }
 
-fn fold(truth: &mut Truth, dump: &[Socket], now: u64) -> Option<Change> {
+fn fold(truth: &mut SocketTable, dump: &[Socket], now: u64) -> Option<Change> {
     truth.fold(&Scope::All, dump.to_vec(), [], now)
 }
 
 #[test]
 fn the_first_fold_reports_even_an_empty_set() {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     assert_eq!(fold(&mut truth, &[], 1).unwrap().generation, 1);
     assert_eq!(fold(&mut truth, &[], 2), None);
 }
 
 #[test]
 fn twins_and_both_families_are_one_port() {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     let all = [
         socket(80, "::", 3),
         socket(80, "0.0.0.0", 1),
@@ -51,7 +51,7 @@ fn twins_and_both_families_are_one_port() {
 
 #[test]
 fn a_socket_that_takes_over_is_changed_not_closed() {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     fold(&mut truth, &[socket(80, "::1", 1)], 5);
     let change = fold(&mut truth, &[socket(80, "::1", 2)], 6).unwrap();
     assert!(change.opened.is_empty() && change.closed.is_empty());
@@ -67,20 +67,20 @@ fn process(pid: u32) -> Process {
 }
 
 /// Takes note of the processes that hold some sockets of port 80.
-fn name(truth: &mut Truth, holders: &[(u64, Option<u32>)]) -> Option<Change> {
+fn name(truth: &mut SocketTable, holders: &[(u64, Option<u32>)]) -> Option<Change> {
     let holders = holders
         .iter()
         .map(|(inode, pid)| ((80, *inode), pid.map(process)));
     truth.name(&holders.collect())
 }
 
-fn nameless(truth: &Truth) -> Vec<u64> {
+fn nameless(truth: &SocketTable) -> Vec<u64> {
     truth.nameless(80).map(|(_, inode)| inode).collect()
 }
 
 #[test]
 fn a_name_survives_as_long_as_its_socket() {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     fold(&mut truth, &[socket(80, "0.0.0.0", 5)], 5);
     assert_eq!(nameless(&truth), [5]);
     assert_eq!(name(&mut truth, &[(6, Some(7))]), None, "of another socket");
@@ -109,7 +109,7 @@ fn a_name_survives_as_long_as_its_socket() {
 
 #[test]
 fn two_programs_on_one_port_are_both_told_and_which_is_reached() {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     let v6 = socket(80, "::1", 2);
     let second = socket(80, "127.0.0.2", 3);
     fold(&mut truth, &[v6.clone(), second.clone()], 5);
@@ -143,7 +143,7 @@ fn two_programs_on_one_port_are_both_told_and_which_is_reached() {
 
 #[test]
 fn a_holder_that_is_lost_is_told() {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     fold(&mut truth, &[socket(80, "::1", 5)], 5);
     name(&mut truth, &[(5, Some(7))]);
     let change = name(&mut truth, &[(5, Some(8))]).unwrap();
@@ -156,7 +156,7 @@ fn a_holder_that_is_lost_is_told() {
 
 #[test]
 fn a_missing_address_is_asked_about() {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     let (v4, v6) = (socket(80, "0.0.0.0", 1), socket(80, "::", 2));
     fold(&mut truth, &[v4.clone(), v6.clone()], 5);
     let missing = |dump: &mut [Socket]| truth.missing(&Scope::All, dump);
@@ -176,7 +176,7 @@ fn addresses_are_bounded_and_keep_the_reachable_ones() {
         .collect();
     all.push(socket(80, "::", 30));
     all.push(socket(80, "127.0.0.1", 31));
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     let change = fold(&mut truth, &all, 1).unwrap();
     let kept = &change.opened[0].addresses;
     assert_eq!(kept.len(), MAX_ADDRESSES);
@@ -209,7 +209,7 @@ proptest! {
             1..12,
         ),
     ) {
-        let mut truth = Truth::default();
+        let mut truth = SocketTable::default();
         let mut folded = ListenerSet::default();
         let mut before: Vec<Socket> = Vec::new();
         for (now, (state, skip, scope)) in steps.into_iter().enumerate() {
@@ -255,7 +255,7 @@ proptest! {
 
 #[test]
 fn an_opened_port_knows_its_event_once() {
-    let mut truth = Truth::default();
+    let mut truth = SocketTable::default();
     truth.hint(80, 3);
     let opened = |change: Option<Change>| change.unwrap().opened[0].hinted_ns;
     assert_eq!(opened(fold(&mut truth, &[socket(80, "::", 1)], 5)), Some(3));

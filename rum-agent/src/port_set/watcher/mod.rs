@@ -40,9 +40,9 @@ use crate::kernel::netns::NetNs;
 use crate::kernel::{DumpError, Socket};
 use crate::port_set::hub::Hub;
 use crate::port_set::reach::Reach;
-use crate::port_set::socket_table::{Scope, Truth};
+use crate::port_set::socket_table::{Scope, SocketTable};
 use crate::port_set::source::{Source, SourceKind};
-use crate::schedule::{LookAgain, Pace};
+use crate::schedule::{RateLimit, Recheck};
 use crate::used;
 
 use self::names::{Found, Names};
@@ -100,9 +100,9 @@ pub struct Watcher {
     hub: Arc<Hub>,
     here: NetNs,
     requests: mpsc::Receiver<oneshot::Sender<Fresh>>,
-    truth: Truth,
-    pace: Pace,
-    again: LookAgain,
+    truth: SocketTable,
+    pace: RateLimit,
+    again: Recheck,
     names: Names,
     holders: Holders,
     reach: Reach,
@@ -166,9 +166,9 @@ impl Watcher {
             hub,
             here: NetNs::own(),
             requests,
-            truth: Truth::default(),
-            pace: Pace::new(now),
-            again: LookAgain::default(),
+            truth: SocketTable::default(),
+            pace: RateLimit::new(now),
+            again: Recheck::default(),
             names: Names::new(now),
             holders: Holders::default(),
             reach: Reach::default(),

@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 use crate::blocking;
 use crate::kernel::holders::{Key, Stale};
 use crate::kernel::process::{self, Held, Place, Walk};
-use crate::schedule::Pace;
+use crate::schedule::RateLimit;
 use crate::used;
 
 /// Names are looked up this long after a change: the walk through /proc would compete with the
@@ -49,7 +49,7 @@ pub(super) struct Names {
     place: Place,
     /// Descriptors that one look-up may look at.
     descriptors: usize,
-    pace: Pace,
+    pace: RateLimit,
     began: Instant,
     running: JoinSet<io::Result<(process::Found, Duration)>>,
 }
@@ -63,7 +63,7 @@ impl Names {
             first: None,
             place: Place::START,
             descriptors: process::MAX_DESCRIPTORS,
-            pace: Pace::new(now),
+            pace: RateLimit::new(now),
             began: now,
             running: JoinSet::new(),
         }

@@ -27,7 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::cli::{GlobalArgs, UpArgs};
 use crate::commands::up::hangup::Terminals;
-use crate::commands::up::reload::{Reload, Told};
+use crate::commands::up::reload::{Reload, Report};
 use crate::config::Settings;
 use crate::control::server::{Ask, Server};
 use crate::control::streams::Streams;
@@ -41,7 +41,7 @@ use crate::plan::policy::Policy;
 use crate::runtime_dir::{self, RuntimeDir};
 use crate::signals::Signals;
 use crate::stack;
-use crate::status::journal::{Board, timestamp};
+use crate::status::journal::{Journal, timestamp};
 use crate::status::model::{CONTROL_PROTOCOL, ControlInfo};
 use crate::supervisor::{Options, Stop, Summary, Supervisor};
 use crate::ui::LogFormat;
@@ -119,7 +119,7 @@ impl Ui {
     }
 
     fn say(&self, notice: &Notice) {
-        match notice.is_data() {
+        match notice.is_about_a_port() {
             true => self.data.say(notice),
             false => self.rest.say(notice),
         }
@@ -180,7 +180,7 @@ pub async fn up(
         ui.say(&Notice::NoBoundary);
     }
     let info = control_info(settings);
-    let board = Arc::new(Board::new(info.boot.clone(), reload::status(settings)));
+    let board = Arc::new(Journal::new(info.boot.clone(), reload::status(settings)));
     let control = Server::bind(&dir, info, board.clone())
         .map_err(limits::failed("listen on the control socket"))?;
     let streams = match &settings.guest {
@@ -302,8 +302,8 @@ impl Reloading {
     fn start(reload: Reload, ui: &Ui) -> Self {
         let (asked, ui) = (reload.asked(), ui.clone());
         let run = reload.run(move |told| match told {
-            Told::Notice(notice) => ui.say(&notice),
-            Told::Error(error) => ui.rest.report(&error),
+            Report::Notice(notice) => ui.say(&notice),
+            Report::Error(error) => ui.rest.report(&error),
         });
         Self {
             asked,
@@ -325,7 +325,7 @@ struct Running {
     policy: watch::Receiver<Policy>,
     /// None: there is no file to read again.
     reload: Option<Reloading>,
-    board: Arc<Board>,
+    board: Arc<Journal>,
     _control: AbortOnDropHandle<()>,
 }
 

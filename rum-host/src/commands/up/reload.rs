@@ -24,7 +24,7 @@ use crate::config::{self, Content, Overrides, Settings};
 use crate::error::RumError;
 use crate::guest::GuestKind;
 use crate::plan::policy::Policy;
-use crate::status::journal::{Board, timestamp};
+use crate::status::journal::{Journal, timestamp};
 use crate::status::model::ConfigStatus;
 use crate::ui::notice::Notice;
 
@@ -37,7 +37,7 @@ const MAX_ERROR: usize = 300;
 
 /// What the user is told.
 #[derive(Debug)]
-pub enum Told {
+pub enum Report {
     /// A line.
     Notice(Box<Notice>),
     /// Why the file can't be used.
@@ -50,7 +50,7 @@ pub struct Reload {
     file: PathBuf,
     overrides: Overrides,
     policy: watch::Sender<Policy>,
-    board: Arc<Board>,
+    board: Arc<Journal>,
     status: ConfigStatus,
     /// Name and guest of the running `rum up`.
     running: (String, GuestKind),
@@ -83,7 +83,7 @@ impl Reload {
         settings: &Settings,
         overrides: Overrides,
         policy: watch::Sender<Policy>,
-        board: Arc<Board>,
+        board: Arc<Journal>,
     ) -> Option<Self> {
         let running = (settings.name.clone(), settings.guest.clone());
         Some(Self {
@@ -105,7 +105,7 @@ impl Reload {
     }
 
     /// Reads the file whenever it changes, until dropped.
-    pub async fn run(mut self, mut tell: impl FnMut(Told) + Send) {
+    pub async fn run(mut self, mut tell: impl FnMut(Report) + Send) {
         let touched = Arc::new(Notify::new());
         let mut watched = Watched::default();
         let mut asked = false;
@@ -146,7 +146,7 @@ impl Reload {
         content: Content,
         result: Result<Settings, RumError>,
         asked: bool,
-    ) -> Vec<Told> {
+    ) -> Vec<Report> {
         let seen = self.seen.replace(content);
         if seen == self.seen && !asked {
             return Vec::new();
@@ -157,15 +157,15 @@ impl Reload {
                 self.status.error = Some(clean(&error.to_string(), MAX_ERROR));
                 self.board.put_config(self.status.clone());
                 return vec![
-                    Told::Error(error),
-                    Told::Notice(Box::new(Notice::NotReloaded)),
+                    Report::Error(error),
+                    Report::Notice(Box::new(Notice::NotReloaded)),
                 ];
             }
         };
         let mut told = Vec::new();
         let identity = (settings.name.clone(), settings.guest.clone());
         if identity != self.latest && identity != self.running {
-            told.push(Told::Notice(Box::new(Notice::NextTime)));
+            told.push(Report::Notice(Box::new(Notice::RestartNeeded)));
         }
         self.latest = identity;
         let changed = self.policy.send_if_modified(|policy| {
@@ -178,7 +178,7 @@ impl Reload {
             return told;
         }
         if !changed {
-            told.push(Told::Notice(Box::new(Notice::Unchanged)));
+            told.push(Report::Notice(Box::new(Notice::Unchanged)));
         }
         self.status = status(&settings);
         self.board.put_config(self.status.clone());
@@ -302,7 +302,7 @@ mod tests {
             let overrides = Overrides::default();
             let settings = config::load(Some(&file), &overrides).unwrap();
             let (sender, policy) = watch::channel(settings.policy.clone());
-            let board = Arc::new(Board::new("boot".into(), status(&settings)));
+            let board = Arc::new(Journal::new("boot".into(), status(&settings)));
             let reload = Reload::new(&settings, overrides, sender, board).unwrap();
             Self {
                 dir,
@@ -322,8 +322,8 @@ mod tests {
             let told = self.reload.consider(content, result, asked);
             let dir = format!("{}/", self.dir.path().display());
             let text = |told| match told {
-                Told::Notice(notice) => notice.to_string(),
-                Told::Error(error) => error.to_string().replace(&dir, ""),
+                Report::Notice(notice) => notice.to_string(),
+                Report::Error(error) => error.to_string().replace(&dir, ""),
             };
             told.into_iter().map(text).collect()
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::virsh::DEADLINE;
 use super::{Domain, Spec};
 use crate::error::RumError;
-use crate::guest::libvirt::error::Trouble;
+use crate::guest::libvirt::error::DomainErrors;
 
 /// Who may know it (virsh(1), domifaddr), the surest first: libvirt's DHCP server, QEMU's agent in
 /// the domain, this machine's neighbours.
@@ -28,7 +28,7 @@ pub async fn address(spec: &Spec) -> Result<IpAddr, RumError> {
             Err(failed) => tracing::debug!(source, ?failed, "no address of the domain"),
         }
     }
-    Err(Trouble::of(spec).no_address())
+    Err(DomainErrors::of(spec).no_address())
 }
 
 /// The address to log in at, of a table of name, MAC, protocol and address: one that leads there from

@@ -3,7 +3,7 @@
 use super::virsh::{DEADLINE, Failed, Refusal};
 use super::{Domain, Spec};
 use crate::error::RumError;
-use crate::guest::libvirt::error::{MAX_NAME, SNIPPET, Trouble};
+use crate::guest::libvirt::error::{DomainErrors, MAX_NAME, SNIPPET};
 use rum_shared::text::clean;
 
 /// What came of giving a domain a vsock device.
@@ -14,7 +14,7 @@ pub enum Given {
     /// It has one now.
     Now,
     /// It has one when it is started next, and not now, for this reason, cleaned.
-    NextTime(String),
+    RestartNeeded(String),
 }
 
 /// Gives the domain of `spec` a vsock device if it has none: in its configuration, and in the machine if that
@@ -23,7 +23,7 @@ pub enum Given {
 /// # Errors
 /// libvirt cannot be reached, has no such domain, or does not take the device.
 pub async fn give_vsock(spec: &Spec) -> Result<Given, RumError> {
-    let trouble = Trouble::of(spec);
+    let trouble = DomainErrors::of(spec);
     let domain = Domain::find(spec).await?;
     let described = domain.describe().await;
     let described = described.map_err(|failed| trouble.look(failed))?;
@@ -48,5 +48,5 @@ pub async fn give_vsock(spec: &Spec) -> Result<Given, RumError> {
     };
     let attached = attach(&["--config"]).await;
     attached.map_err(|failed| trouble.attach(failed))?;
-    Ok(Given::NextTime(why))
+    Ok(Given::RestartNeeded(why))
 }

@@ -15,14 +15,14 @@ const MAX_NAMES: usize = 10;
 
 /// Makes errors about one domain.
 #[derive(Debug)]
-pub struct Trouble<'a> {
+pub struct DomainErrors<'a> {
     spec: &'a Spec,
     domain: String,
     /// There is no /dev/vhost-vsock.
     no_vhost: bool,
 }
 
-impl<'a> Trouble<'a> {
+impl<'a> DomainErrors<'a> {
     /// For the domain of `spec`, on this machine.
     pub fn of(spec: &'a Spec) -> Self {
         Self::with(spec, !Path::new("/dev/vhost-vsock").exists())

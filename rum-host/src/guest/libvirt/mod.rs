@@ -29,7 +29,7 @@ use self::xml::Description;
 use super::progress::{Progress, Tell};
 use super::{GuestEnd, Stopped};
 use crate::error::RumError;
-use crate::guest::libvirt::error::{MAX_NAME, Trouble};
+use crate::guest::libvirt::error::{DomainErrors, MAX_NAME};
 
 mod address;
 mod device;
@@ -171,8 +171,8 @@ impl Libvirt {
         }
     }
 
-    fn trouble(&self) -> Trouble<'_> {
-        Trouble::of(&self.spec)
+    fn trouble(&self) -> DomainErrors<'_> {
+        DomainErrors::of(&self.spec)
     }
 
     fn listen(&mut self) {
@@ -324,7 +324,7 @@ impl Domain {
     async fn find(spec: &Spec) -> Result<Self, RumError> {
         let virsh = Virsh::new(&spec.uri);
         let known = known(&virsh).await;
-        let mut known = known.map_err(|failed| Trouble::of(spec).connect(failed))?;
+        let mut known = known.map_err(|failed| DomainErrors::of(spec).connect(failed))?;
         let found = known
             .iter()
             .position(|(_, name)| *name == spec.domain)
@@ -334,14 +334,16 @@ impl Domain {
                 let (uuid, name) = known.swap_remove(found);
                 Ok(Self { virsh, uuid, name })
             }
-            None => Err(Trouble::of(spec).unknown(known.iter().map(|(_, name)| name.as_str()))),
+            None => {
+                Err(DomainErrors::of(spec).unknown(known.iter().map(|(_, name)| name.as_str())))
+            }
         }
     }
 
     /// As [`Domain::find`], with what its state asks for; an error where that is the user's to do.
     async fn find_usable(spec: &Spec) -> Result<(Self, Next), RumError> {
         let domain = Self::find(spec).await?;
-        let trouble = Trouble::of(spec);
+        let trouble = DomainErrors::of(spec);
         let state = domain.state().await;
         let state = state.map_err(|failed| trouble.look(failed))?;
         match Next::of(&state) {
@@ -352,7 +354,7 @@ impl Domain {
 
     /// Whether there is a way to its agent, as far as its description goes.
     async fn check_vsock(&self, spec: &Spec, runs: bool) -> Result<(), RumError> {
-        let trouble = Trouble::of(spec);
+        let trouble = DomainErrors::of(spec);
         let description = self.describe().await;
         let description = description.map_err(|failed| trouble.look(failed))?;
         match spec.socket.is_none() && description.vsock.is_none() {

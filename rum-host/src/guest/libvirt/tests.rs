@@ -103,7 +103,7 @@ fn troubles_in_words() {
     let refused = |text: &str| Failed::Refused(refusal(text, "exit status: 1"));
     let connect = |text: &str| {
         let text = format!("error: failed to connect to the hypervisor\nerror: {text}");
-        Trouble::with(&system, true).connect(refused(&text))
+        DomainErrors::with(&system, true).connect(refused(&text))
     };
     let vhost = "error: Failed to start domain 'debian'\n\
                  error: unsupported configuration: unable to open vhost-vsock device";
@@ -118,17 +118,17 @@ fn troubles_in_words() {
             "authentication unavailable: no polkit agent available to authenticate action 'org.libvirt.unix.manage'",
         ),
         connect("no connection driver available for foo:///bar"),
-        Trouble::with(&system, true).unknown([].into_iter()),
-        Trouble::with(&odd, true).unknown(some),
-        Trouble::with(&system, true).unknown(many.iter().map(String::as_str)),
-        Trouble::with(&system, true).start(refused(vhost)),
-        Trouble::with(&system, false).start(refused(vhost)),
-        Trouble::with(&system, false).state("crashed (panicked)", Some("destroy")),
-        Trouble::with(&system, false).state("in shutdown (user)", None),
-        Trouble::with(&odd, false).no_vsock(false),
-        Trouble::with(&system, true).no_vsock(true),
-        Trouble::with(&system, true).no_cid(),
-        Trouble::with(&system, true).ended_at_once("shut off (failed)"),
+        DomainErrors::with(&system, true).unknown([].into_iter()),
+        DomainErrors::with(&odd, true).unknown(some),
+        DomainErrors::with(&system, true).unknown(many.iter().map(String::as_str)),
+        DomainErrors::with(&system, true).start(refused(vhost)),
+        DomainErrors::with(&system, false).start(refused(vhost)),
+        DomainErrors::with(&system, false).state("crashed (panicked)", Some("destroy")),
+        DomainErrors::with(&system, false).state("in shutdown (user)", None),
+        DomainErrors::with(&odd, false).no_vsock(false),
+        DomainErrors::with(&system, true).no_vsock(true),
+        DomainErrors::with(&system, true).no_cid(),
+        DomainErrors::with(&system, true).ended_at_once("shut off (failed)"),
     ];
     let shown = errors.map(|error| {
         let text = render::render(&error, 80);

@@ -6,10 +6,10 @@
 //! counts as not matching. A port that no such rule can match never waits. When the name arrives
 //! later, the verdict is another one then, and the forward moves.
 //!
-//! Where a port may be bound is decided by its [`Territory`]: guest ports, the distance to their
+//! Where a port may be bound is decided by its [`PortBlock`]: guest ports, the distance to their
 //! host ports, and the address. `on_conflict = "next"` searches nowhere else.
 //!
-//! Invariants: pure (no clock, no socket); territories of a checked configuration collide neither
+//! Invariants: pure (no clock, no socket); blocks of a checked configuration collide neither
 //! with each other nor with a static forward.
 
 use std::fmt;
@@ -68,7 +68,7 @@ pub enum OnConflict {
     /// Wait until it is free.
     #[default]
     Wait,
-    /// Take the next free port of the same [`Territory`].
+    /// Take the next free port of the same [`PortBlock`].
     Next,
 }
 
@@ -115,7 +115,7 @@ pub struct AutoPolicy {
 
 /// Guest ports with the same distance to their host ports, on the same host address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Territory {
+pub struct PortBlock {
     /// The number of the rule they are for, from 0; `None`: of none.
     pub rule: Option<usize>,
     /// The guest ports.
@@ -126,7 +126,7 @@ pub struct Territory {
     pub bind: Binds,
 }
 
-impl Territory {
+impl PortBlock {
     /// Its ports on the host.
     pub fn host(&self) -> PortRanges {
         self.guest.shifted(self.offset)
@@ -164,7 +164,7 @@ impl AutoPolicy {
 
     /// The ports that each forwarding rule can get, which are those that no rule before it is
     /// sure to get, and at last the ports that are left.
-    pub fn territories(&self) -> Vec<Territory> {
+    pub fn port_blocks(&self) -> Vec<PortBlock> {
         let mut left = self.ranges.difference(&self.exclude);
         let mut all = Vec::with_capacity(self.rules.len() + 1);
         for (index, rule) in self.rules.iter().enumerate() {
@@ -176,7 +176,7 @@ impl AutoPolicy {
                 left = left.difference(&matched);
             }
             if let RuleAction::Forward { bind, .. } = rule.action {
-                all.push(Territory {
+                all.push(PortBlock {
                     rule: Some(index),
                     guest: matched,
                     offset: rule.offset(),
@@ -184,7 +184,7 @@ impl AutoPolicy {
                 });
             }
         }
-        all.push(Territory {
+        all.push(PortBlock {
             rule: None,
             guest: left,
             offset: 0,
@@ -212,19 +212,19 @@ impl AutoPolicy {
     }
 }
 
-/// The host ports that `want` may have instead of its own: those of its territory, from the
+/// The host ports that `want` may have instead of its own: those of its block, from the
 /// one after it on, round to the first.
 pub(crate) fn others(
     want: &Want,
-    territories: &[Territory],
+    blocks: &[PortBlock],
 ) -> impl Iterator<Item = RangeInclusive<u16>> + use<> {
     let first = want.host.0.port();
     let offset = i32::from(first) - i32::from(want.guest.port);
-    let same = |t: &&Territory| t.offset == offset && t.bind == want.binds;
+    let same = |t: &&PortBlock| t.offset == offset && t.bind == want.binds;
     // What lies beyond its own, it may not keep: see `may_bind`.
-    let own = |t: &&Territory| t.guest.contains(want.guest.port);
-    let territories = territories.iter().filter(same).filter(own);
-    let host = territories.fold(PortRanges::default(), |all, t| all.union(&t.host()));
+    let own = |t: &&PortBlock| t.guest.contains(want.guest.port);
+    let blocks = blocks.iter().filter(same).filter(own);
+    let host = blocks.fold(PortRanges::default(), |all, t| all.union(&t.host()));
     let ranges: Vec<PortRange> = host.iter().collect();
     let before = ranges.clone().into_iter().filter_map(move |r| {
         let last = r.max().min(first.checked_sub(1)?);

@@ -238,10 +238,10 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 }
 
 proptest! {
-    /// Whatever the rules and whatever the guest says: a port goes where a territory of it is,
+    /// Whatever the rules and whatever the guest says: a port goes where a block of it is,
     /// or nowhere; and what may be had instead is in one as well.
     #[test]
-    fn nothing_is_wanted_outside_the_territories(
+    fn nothing_is_wanted_outside_the_blocks(
         rules in prop::collection::vec(any_rule(), 0..6),
         exclude in prop::collection::vec(1u16..200, 0..10),
         listeners in prop::collection::vec((1u16.., prop::sample::select(vec!["", "a", "ab", "b"])), 1..30),
@@ -256,7 +256,7 @@ proptest! {
             ..AutoPolicy::new("10-150,65000-65535".parse().unwrap())
         };
         let policy = Policy { auto: Some(auto.clone()), ..Policy::default() };
-        let territories = auto.territories();
+        let blocks = auto.port_blocks();
         let since = Instant::now();
         let now = if waited { since + PROCESS_WAIT } else { since };
         for (port, process) in listeners.into_iter().chain(close) {
@@ -264,13 +264,13 @@ proptest! {
                 continue;
             };
             prop_assert!(auto.ranges.contains(port) && !auto.exclude.contains(port));
-            let may = |at: HostAddr| territories.iter().any(|t| t.may_bind(want.guest, at));
+            let may = |at: HostAddr| blocks.iter().any(|t| t.may_bind(want.guest, at));
             prop_assert!(may(want.host), "{want:?}");
-            for other in others(&want, &auto.territories()).flatten() {
+            for other in others(&want, &auto.port_blocks()).flatten() {
                 prop_assert!(other != want.host.0.port());
                 let at = HostAddr(SocketAddr::new(want.host.0.ip(), other));
-                let lies_in = |t: &Territory| t.bind.first() == at.0.ip() && t.host().contains(other);
-                prop_assert!(territories.iter().any(lies_in), "{at}");
+                let lies_in = |t: &PortBlock| t.bind.first() == at.0.ip() && t.host().contains(other);
+                prop_assert!(blocks.iter().any(lies_in), "{at}");
             }
         }
     }

@@ -3,12 +3,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::status::model::{Bytes, Connections, State as Port};
-use crate::view::Known;
+use crate::view::Mirror;
 
-fn board() -> Arc<Board> {
-    Arc::new(Board {
+fn board() -> Arc<Journal> {
+    Arc::new(Journal {
         boot: "b".to_owned(),
-        ..Board::default()
+        ..Journal::default()
     })
 }
 
@@ -178,7 +178,7 @@ proptest! {
     fn the_fold_of_the_events_is_the_snapshot(puts in prop::collection::vec(rows(), 0..40), read in 1usize..7) {
         let board = board();
         let mut reader = board.reader(false, None);
-        let mut known = Known::default();
+        let mut known = Mirror::default();
         board.refreshed(1, false);
         for (i, (port, rows)) in puts.into_iter().enumerate() {
             board.put_port(port, rows);
@@ -191,7 +191,7 @@ proptest! {
         while let Some(update) = now(&mut reader) {
             known.apply(&update);
         }
-        let mut fresh = Known::default();
+        let mut fresh = Mirror::default();
         board.refreshed(2, false);
         fresh.apply(&now(&mut board.reader(false, None)).unwrap());
         prop_assert_eq!(known, fresh);

@@ -9,7 +9,7 @@
 //! Invariants: the agent is hostile until proven otherwise. Every call has a deadline, every
 //! listener is validated, generations rise; what breaks a rule ends that connection, is
 //! reported, and a new one starts with a fresh snapshot. Strings are cleaned here, once. One that
-//! tells more than an honest agent would is read more slowly ([`Allowance`]), one that ends its
+//! tells more than an honest agent would is read more slowly ([`TokenBucket`]), one that ends its
 //! connections again and again is tried less often ([`STEADY`]), and at most one large item waits.
 
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use super::validate::{StreamValidator, clean_error, clean_info, items};
 use crate::VERSION;
 use crate::clock;
 use crate::stream::backoff::Backoff;
-use crate::stream::rate_limit::Allowance;
+use crate::stream::rate_limit::TokenBucket;
 
 mod poll;
 
@@ -144,7 +144,7 @@ struct Stream<'a> {
     session: &'a Agent,
     events: &'a mpsc::Sender<AgentEvent>,
     link: &'a watch::Sender<LinkState>,
-    allowance: &'a mut Allowance,
+    allowance: &'a mut TokenBucket,
     heard: &'a mut Option<Instant>,
 }
 
@@ -271,7 +271,7 @@ impl AgentClient {
     ) -> Gone {
         let mut backoff = Backoff::default();
         let mut met = Met::default();
-        let mut allowance = Allowance::new(clock::now());
+        let mut allowance = TokenBucket::new(clock::now());
         let mut excused = false;
         let mut retry_now = self.retry_now.clone();
         let mut knocks = self.endpoint.knocks();
@@ -346,7 +346,7 @@ impl AgentClient {
         &self,
         events: &mpsc::Sender<AgentEvent>,
         link: &watch::Sender<LinkState>,
-        allowance: &mut Allowance,
+        allowance: &mut TokenBucket,
         heard: &mut Option<Instant>,
         met: &mut Met,
     ) -> Result<(), Loss> {

@@ -92,7 +92,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
         },
         Notice::NoBoundary => about("no-boundary"),
         Notice::GuestRebooted => about("guest-rebooted"),
-        Notice::GraceOver => about("grace-over"),
+        Notice::AutoForwardsDropped => about("grace-over"),
         Notice::Forwarded { host, guest, .. } => Record {
             host: Some(host.to_string()),
             guest: Some(guest.port),
@@ -158,7 +158,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
         Notice::GuestKilled { .. } => about("guest-killed"),
         Notice::Reloaded { .. } | Notice::Unchanged => about("reloaded"),
         Notice::NotReloaded => about("not-reloaded"),
-        Notice::NextTime => about("next-time"),
+        Notice::RestartNeeded => about("next-time"),
         Notice::Stopping { .. } => about("stopping"),
     }
     .line()

@@ -184,7 +184,7 @@ fn all() -> Vec<Notice> {
             guest: SocketAddr::from(([172, 17, 0, 2], 80)).into(),
             instead_of: None,
         },
-        Notice::GraceOver,
+        Notice::AutoForwardsDropped,
         Notice::Cut {
             guest: Destination::own(5000),
             connections: 1,

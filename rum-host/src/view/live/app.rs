@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::status::model::{AgentState, Event, Op, PortStatus, Update, What};
-use crate::view::Known;
+use crate::view::Mirror;
 
 use super::selection::Selection;
 use super::text;
@@ -78,7 +78,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Default)]
 pub struct Picture {
     /// The ports and the rest.
-    pub known: Known,
+    pub known: Mirror,
     /// What happened.
     pub log: Log,
 }
@@ -141,7 +141,7 @@ impl App {
     }
 
     /// What is the case, even while the view is frozen.
-    pub fn known(&self) -> &Known {
+    pub fn known(&self) -> &Mirror {
         &self.live.known
     }
 

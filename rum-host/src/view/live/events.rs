@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 
 use crate::status::model::{AgentState, AgentStatus, Event, Op, PortStatus, State, What};
-use crate::view::Known;
+use crate::view::Mirror;
 
 use super::text::{latencies, shown};
 
@@ -41,7 +41,7 @@ impl Log {
     }
 
     /// Adds what there is to say about `event`, of which `known` has not heard yet.
-    pub fn note(&mut self, known: &Known, event: &Event) {
+    pub fn note(&mut self, known: &Mirror, event: &Event) {
         let told = match &event.what {
             What::Port { op, port } => {
                 let before = known.port(port);
@@ -70,7 +70,7 @@ impl Log {
     }
 
     /// Adds what is news in a snapshot's `ports`, by the time when each came into its state.
-    pub fn note_all(&mut self, known: &Known, ports: &[PortStatus]) {
+    pub fn note_all(&mut self, known: &Mirror, ports: &[PortStatus]) {
         let is_news = |port: &&PortStatus| {
             let before = known.port(port);
             !port.state.is_hidden()

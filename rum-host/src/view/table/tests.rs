@@ -3,8 +3,8 @@ use super::*;
 use crate::status::model::{Bytes, Connections};
 use crate::view::samples::{info, lost_agent, port, process, snapshot};
 
-fn known(ports: Vec<PortStatus>) -> Known {
-    let mut known = Known::default();
+fn known(ports: Vec<PortStatus>) -> Mirror {
+    let mut known = Mirror::default();
     known.apply(&snapshot(7, false, ports));
     known
 }
@@ -20,7 +20,7 @@ fn look(width: usize) -> Look {
 }
 
 /// One port of each state, a static forward with everything, and one to an address.
-fn every_state() -> Known {
+fn every_state() -> Mirror {
     let mut all: Vec<_> = (3000..)
         .zip(State::ALL)
         .map(|(n, state)| port(n, state))
