@@ -20,7 +20,7 @@ use crate::cli::tools::CheckArgs;
 use crate::config::{self, Settings};
 use crate::error::RumError;
 use crate::exit;
-use crate::forward::blocked::{Hold, taken};
+use crate::forward::block_reason::{Hold, taken};
 use crate::forward::holder;
 use crate::guest::{self, GuestKind};
 use crate::plan::policy::{PortBlock, RuleAction};

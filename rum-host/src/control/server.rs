@@ -73,7 +73,7 @@ struct Service {
     /// Whether this client is inside a guest.
     inside: bool,
     info: ControlInfo,
-    board: Arc<Journal>,
+    journal: Arc<Journal>,
     ask: watch::Sender<Ask>,
     places: Places,
     /// That of this client, if it stays and is there.
@@ -85,13 +85,17 @@ impl Server {
     ///
     /// # Errors
     /// As bind(2); AddrInUse when a live one is there.
-    pub fn bind(dir: &Arc<RuntimeDir>, info: ControlInfo, board: Arc<Journal>) -> io::Result<Self> {
+    pub fn bind(
+        dir: &Arc<RuntimeDir>,
+        info: ControlInfo,
+        journal: Arc<Journal>,
+    ) -> io::Result<Self> {
         let socket = Socket::bind(dir.control_socket())?;
         let (ask, asked) = watch::channel(Ask::default());
         let service = Service {
             inside: false,
             info,
-            board,
+            journal,
             ask,
             places: Places::default(),
             seat: Weak::new(),
@@ -294,7 +298,7 @@ impl RumControl for Service {
         updates: Tx<Update>,
         mut stop: Rx<()>,
     ) -> Result<(), String> {
-        let mut reader = self.board.reader(request.all, request.since);
+        let mut reader = self.journal.reader(request.all, request.since);
         let send = async {
             loop {
                 let next = tokio::time::timeout(HEARTBEAT, reader.next()).await;
@@ -312,7 +316,7 @@ impl RumControl for Service {
     }
 
     async fn retry(&self) -> Result<(), String> {
-        self.board.retry();
+        self.journal.retry();
         Ok(())
     }
 

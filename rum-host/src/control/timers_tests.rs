@@ -128,7 +128,7 @@ async fn a_quiet_watch_has_a_heart() {
     };
     tokio::spawn(async move { client.watch(request, tx, stop).await });
     clock.settle().await;
-    // Nobody puts anything on its board.
+    // Nobody puts anything on its journal.
     for _ in 0..3 {
         let next = tokio::spawn(async move {
             let update = updates.recv().await;

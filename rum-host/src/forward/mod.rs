@@ -35,7 +35,7 @@ use crate::clock;
 use crate::descriptors::{Room, is_exhaustion};
 use crate::plan::{Destination, HostAddr};
 
-pub mod blocked;
+pub mod block_reason;
 mod bound;
 mod connection;
 mod dialer;

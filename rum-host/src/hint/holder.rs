@@ -1,7 +1,7 @@
 //! The holder of a guest's notifications: threads of init that let each `listen()` go on and tell
 //! the agent of it. Step 1 of the data flow where there is no tracepoint.
 //!
-//! Every program enters through [`crate::guest::process::enter`], which installs a filter ([`crate::hint::filter`]) in
+//! Every program enters through [`crate::guest::process::enter`], which installs a filter ([`crate::hint::seccomp`]) in
 //! the child that becomes the program and passes the descriptor here, over a socket whose abstract
 //! name belongs to the guest's network namespace. Why init holds it, and neither rum nor `rum
 //! exec`:
@@ -52,8 +52,8 @@ use rustix::net::{
 };
 use rustix::pipe::PipeFlags;
 
-use crate::hint::filter;
-use crate::hint::filter::Listener;
+use crate::hint::seccomp;
+use crate::hint::seccomp::Listener;
 use crate::hint::socket::Looker;
 
 /// Name of the holder's socket, in the abstract namespace (unix(7)) of the guest's network.
@@ -298,7 +298,7 @@ fn hear(socket: &OwnedFd, word: u8) -> io::Result<()> {
 /// # Errors
 /// [`UNHELD`]: the filter is installed and nobody answers for it. This process must not go on.
 pub fn enlist(holder: &OwnedFd) -> io::Result<()> {
-    let Ok(listener) = filter::install() else {
+    let Ok(listener) = seccomp::install() else {
         return Ok(());
     };
     let held = || -> io::Result<()> {

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, getsockname};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use crate::hint::filter::Call;
+use crate::hint::seccomp::Call;
 
 /// `PIDFD_THREAD` (pidfd_open(2), Linux 6.9): any thread, not only the first of a process.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL as u32);

@@ -1,11 +1,11 @@
-//! The notice board: the supervisor writes what is the case, any number of readers follow it.
+//! The journal: the supervisor writes what is the case, any number of readers follow it.
 //!
-//! Readers pull. The board keeps the rows as they are and the latest events in a ring; a reader
+//! Readers pull. The journal keeps the rows as they are and the latest events in a ring; a reader
 //! remembers the number of the last event it has, and gets what came since. One that was too slow,
 //! or comes back after too long, gets a snapshot marked as a gap. So no reader holds up the
-//! supervisor or another reader, and none makes the board grow.
+//! supervisor or another reader, and none makes the journal grow.
 //!
-//! Counters of connections move all the time. They are put on the board only while somebody
+//! Counters of connections move all the time. They are put in the journal only while somebody
 //! reads ([`Demand::readers`]), and once before each first snapshot ([`Demand::fresh`]).
 //!
 //! Invariants: each event has the next number; a snapshot equals the fold of all events up to
@@ -29,7 +29,7 @@ pub(crate) const BATCH: usize = 512;
 /// What readers want of the supervisor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Demand {
-    /// How many there are: counters are put on the board each second while it is not 0.
+    /// How many there are: counters are put in the journal each second while it is not 0.
     pub readers: usize,
     /// How many of them want to see every port of the guest.
     pub all: usize,
@@ -39,7 +39,7 @@ pub struct Demand {
     pub retry: u64,
 }
 
-/// The board.
+/// The journal.
 #[derive(Debug)]
 pub struct Journal {
     boot: String,
@@ -58,7 +58,7 @@ struct State {
     ring: VecDeque<Event>,
     /// The last refresh that was answered.
     fresh: u64,
-    /// Every port of the guest is on the board.
+    /// Every port of the guest is in the journal.
     covers_all: bool,
     /// What listens beside the ranges.
     outside: Vec<u16>,
@@ -70,7 +70,7 @@ pub fn timestamp() -> String {
 }
 
 impl Default for Journal {
-    /// A board that nobody reads.
+    /// A journal that nobody reads.
     fn default() -> Self {
         let config = ConfigStatus {
             file: None,
@@ -83,7 +83,7 @@ impl Default for Journal {
 }
 
 impl Journal {
-    /// An empty board for the boot named `boot`.
+    /// An empty journal for the boot named `boot`.
     pub fn new(boot: String, config: ConfigStatus) -> Self {
         let agent = AgentStatus {
             state: AgentState::Awaited,
@@ -191,7 +191,7 @@ impl Journal {
         }
     }
 
-    /// The agent as it is on the board.
+    /// The agent as it is in the journal.
     pub fn agent(&self) -> AgentStatus {
         self.state().agent.clone()
     }
@@ -219,7 +219,7 @@ impl Journal {
         self.tell(&state);
     }
 
-    /// The counters on the board are those of after [`Demand::fresh`] became `fresh`; whether
+    /// The counters in the journal are those of after [`Demand::fresh`] became `fresh`; whether
     /// every port of the guest is on it.
     pub fn refreshed(&self, fresh: u64, covers_all: bool) {
         let mut state = self.state();
@@ -245,7 +245,7 @@ impl Journal {
         });
         Reader {
             news: self.news.subscribe(),
-            board: Arc::clone(self),
+            journal: Arc::clone(self),
             all,
             ticket,
             since,
@@ -286,10 +286,10 @@ impl State {
     }
 }
 
-/// One that follows a board.
+/// One that follows a journal.
 #[derive(Debug)]
 pub struct Reader {
-    board: Arc<Journal>,
+    journal: Arc<Journal>,
     news: watch::Receiver<(u64, u64)>,
     all: bool,
     ticket: u64,
@@ -306,20 +306,20 @@ impl Reader {
             if let Some(update) = self.ready() {
                 return update;
             }
-            // The board, which has the sender, is ours too.
+            // The journal, which has the sender, is ours too.
             let _ = self.news.changed().await;
         }
     }
 
     fn ready(&mut self) -> Option<Update> {
-        let state = self.board.state();
+        let state = self.journal.state();
         let Some(seq) = self.seq else {
             // An agent that is not there cannot tell of more ports.
             let away = state.agent.state != AgentState::Connected;
             if state.fresh < self.ticket || (self.all && !state.covers_all && !away) {
                 return None;
             }
-            let here = |since: &Since| since.boot == self.board.boot;
+            let here = |since: &Since| since.boot == self.journal.boot;
             let resumed = self
                 .since
                 .as_ref()
@@ -357,7 +357,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.board.demand.send_modify(|demand| {
+        self.journal.demand.send_modify(|demand| {
             demand.readers -= 1;
             demand.all -= usize::from(self.all);
         });

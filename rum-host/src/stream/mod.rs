@@ -2,5 +2,5 @@
 
 pub mod backoff;
 pub mod client;
-pub(crate) mod rate_limit;
+pub(crate) mod token_bucket;
 pub mod validate;

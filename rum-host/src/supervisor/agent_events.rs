@@ -179,7 +179,7 @@ impl Supervisor {
     ) {
         let policy = self.planner.policy();
         let Some(auto) = &policy.auto else {
-            return self.notes.board.put_outside(Vec::new());
+            return self.notes.journal.put_outside(Vec::new());
         };
         let forwarded = |port: u16| {
             policy
@@ -203,7 +203,7 @@ impl Supervisor {
             shell.say(Notice::Outside { ports, range });
         }
         let ports = self.outside.listening().collect();
-        self.notes.board.put_outside(ports);
+        self.notes.journal.put_outside(ports);
     }
 
     fn repair(&mut self, repair: Repair, now: Instant) {

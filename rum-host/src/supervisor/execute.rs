@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{Active, AgentState, Closed, Context, GRACE, ReportedBlock, Supervisor, forward};
 use crate::clock;
-use crate::forward::blocked::BlockReason;
+use crate::forward::block_reason::BlockReason;
 use crate::forward::{BindError, Forwarder};
 use crate::plan::{Action, Binding, Destination, GuestPort, HostAddr, Key, OnConflict, Want};
 use crate::ui::notice::Notice;

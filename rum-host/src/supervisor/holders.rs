@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Context, Done, ReportedBlock, Supervisor};
 use crate::clock;
-use crate::forward::blocked::BlockReason;
+use crate::forward::block_reason::BlockReason;
 use crate::forward::holder;
 use crate::forward::holder::Taken;
 use crate::plan::{AT_ONCE, Binding, HostAddr, Key};

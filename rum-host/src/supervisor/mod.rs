@@ -23,31 +23,31 @@ use tokio_util::sync::CancellationToken;
 use self::addresses::Addresses;
 use self::holders::Holders;
 use self::outside::Outside;
-use self::pace::Pace;
-pub use self::pauses::PAUSE;
-use self::pauses::{Blocks, Pauses};
 use self::publish::Notes;
 use crate::clock;
 use crate::control::streams::Streams;
-use crate::forward::blocked::BlockReason;
+use crate::forward::block_reason::BlockReason;
 use crate::forward::holder::Taken;
 use crate::forward::{Dialer, Forwarder};
 use crate::plan::reconcile::Reconciler;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Planner, Policy};
 use crate::status::journal::Journal;
 use crate::stream::client::{AgentClient, EVENT_QUEUE, LinkState};
+pub use crate::supervisor::flicker::PAUSE;
+use crate::supervisor::flicker::{Blocks, Pauses};
 use crate::supervisor::listeners::Listeners;
+use crate::supervisor::retry_pace::RetryPace;
 use crate::ui::notice::Notice;
 
 mod addresses;
 mod agent_events;
 mod execute;
+mod flicker;
 mod holders;
 mod listeners;
 mod outside;
-mod pace;
-mod pauses;
 mod publish;
+mod retry_pace;
 
 /// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
 /// stall, short enough that a dead guest does not look alive.
@@ -69,7 +69,7 @@ pub struct Options {
     /// Whether rum has put the agent into the guest, and it will come.
     pub puts_agent: bool,
     /// Where to put what is the case.
-    pub board: Arc<Journal>,
+    pub journal: Arc<Journal>,
 }
 
 impl Options {
@@ -81,7 +81,7 @@ impl Options {
             changes: None,
             stream: true,
             puts_agent: true,
-            board: Arc::default(),
+            journal: Arc::default(),
         }
     }
 }
@@ -147,7 +147,7 @@ pub struct Supervisor {
     /// Who has what is taken.
     holders: Holders,
     /// How soon it is tried again.
-    pace: Pace,
+    pace: RetryPace,
     agent: AgentState,
     /// What the set of guest listeners is about.
     covers: Option<PortRange>,
@@ -224,7 +224,7 @@ impl Context<'_> {
 impl Supervisor {
     /// A supervisor that has not started.
     pub fn new(options: Options) -> Self {
-        let notes = Notes::new(options.board);
+        let notes = Notes::new(options.journal);
         Self {
             endpoint: options.endpoint,
             changes: options.changes,
@@ -242,7 +242,7 @@ impl Supervisor {
             untold: BTreeSet::new(),
             addresses: Addresses::default(),
             holders: Holders::default(),
-            pace: Pace::default(),
+            pace: RetryPace::default(),
             agent: AgentState::Awaited,
             covers: None,
             took: BTreeMap::new(),

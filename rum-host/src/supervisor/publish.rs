@@ -1,4 +1,4 @@
-//! From the loop's state to the board: which guest ports differ, and their rows.
+//! From the loop's state to the journal: which guest ports differ, and their rows.
 //!
 //! Whatever touches a port notes it ([`Notes::port`]); after each turn of the loop the rows of the
 //! noted ports are made anew. So a change costs the same however many ports there are.
@@ -14,24 +14,24 @@ use tokio::sync::watch;
 
 use super::{AgentState, GRACE, Supervisor};
 use crate::clock;
-use crate::forward::blocked::BlockReason;
+use crate::forward::block_reason::BlockReason;
 use crate::plan::{Binding, GuestPort, Key};
 use crate::status::journal::{Demand, Journal};
 use crate::status::model;
 use crate::status::rows;
 use crate::status::rows::{Draining, Facts, Forward, Knowledge, Standing};
 
-/// Counters are put on the board this often while somebody reads.
+/// Counters are put in the journal this often while somebody reads.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Rows that are put on the board before agent, control socket and signals get their turn: some
+/// Rows that are put in the journal before agent, control socket and signals get their turn: some
 /// milliseconds of work, also where all of thousands of ports differ.
 const AT_ONCE: usize = 256;
 
-/// What is to be put on the board.
+/// What is to be put in the journal.
 #[derive(Debug)]
 pub(super) struct Notes {
-    pub board: Arc<Journal>,
+    pub journal: Arc<Journal>,
     demand: watch::Receiver<Demand>,
     ports: BTreeSet<u16>,
     everything: bool,
@@ -43,7 +43,7 @@ pub(super) struct Notes {
     asked: u64,
     /// What has counters and is to be put there before that is answered.
     counters: BTreeSet<u16>,
-    /// All ports of the guest are on the board.
+    /// All ports of the guest are in the journal.
     covers_all: bool,
     /// Who the agent is, or was.
     info: Option<AgentInfo>,
@@ -55,10 +55,10 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    pub fn new(board: Arc<Journal>) -> Self {
-        let demand = board.demand();
+    pub fn new(journal: Arc<Journal>) -> Self {
+        let demand = journal.demand();
         Self {
-            board,
+            journal,
             demand,
             ports: BTreeSet::new(),
             everything: true,
@@ -106,7 +106,7 @@ impl Notes {
         self.attempts = self.attempts.saturating_add(1);
     }
 
-    /// When there is something to put on the board: counters in a while, what is left at once.
+    /// When there is something to put in the journal: counters in a while, what is left at once.
     pub fn wake(&self) -> Option<Instant> {
         let noted = self.everything || !self.ports.is_empty();
         let more = noted || self.batch.is_some() || !self.counters.is_empty();
@@ -117,13 +117,13 @@ impl Notes {
     }
 
     fn refreshed(&self) {
-        self.board.refreshed(self.fresh, self.covers_all);
+        self.journal.refreshed(self.fresh, self.covers_all);
     }
 
     /// Completes when the readers want something else.
     pub async fn demand(&mut self) {
         if self.demand.changed().await.is_err() {
-            // The board, which has the sender, is ours too.
+            // The journal, which has the sender, is ours too.
             std::future::pending::<()>().await;
         }
     }
@@ -134,7 +134,7 @@ impl Notes {
     }
 }
 
-/// Ports whose rows differ, and what is true once they are on the board.
+/// Ports whose rows differ, and what is true once they are in the journal.
 #[derive(Debug)]
 struct Batch {
     ports: BTreeSet<u16>,
@@ -143,7 +143,7 @@ struct Batch {
 }
 
 impl Supervisor {
-    /// Puts on the board what was noted, and counters where somebody waits for them; of very much a part
+    /// Puts in the journal what was noted, and counters where somebody waits for them; of very much a part
     /// ([`Notes::wake`]).
     pub(super) fn publish(&mut self, now: Instant) {
         let (knowledge, mut left) = (self.knowledge(), AT_ONCE);
@@ -158,13 +158,13 @@ impl Supervisor {
             return;
         }
         // After the rows: whoever sees that the agent is connected sees also what it told.
-        self.notes.board.put_agent(batch.agent);
+        self.notes.journal.put_agent(batch.agent);
         self.notes.covers_all = batch.covers_all;
         self.notes.refreshed();
     }
 
     /// The counters that a new reader waits for: before all else, so that it gets its answer however much
-    /// there is to be put on the board.
+    /// there is to be put in the journal.
     fn publish_counters(&mut self, knowledge: &Knowledge, left: &mut usize, now: Instant) {
         let mut ports = std::mem::take(&mut self.notes.counters);
         if ports.is_empty() {
@@ -183,7 +183,7 @@ impl Supervisor {
         }
     }
 
-    /// Puts the rows of at most `left` of `ports` on the board.
+    /// Puts the rows of at most `left` of `ports` in the journal.
     fn publish_rows(
         &self,
         ports: &mut BTreeSet<u16>,
@@ -196,7 +196,7 @@ impl Supervisor {
         {
             *left -= 1;
             let rows = rows::rows(&self.facts(GuestPort(port), knowledge, now));
-            self.notes.board.put_port(port, rows);
+            self.notes.journal.put_port(port, rows);
         }
     }
 
@@ -222,7 +222,7 @@ impl Supervisor {
         };
         let mut ports = std::mem::take(&mut self.notes.ports);
         if std::mem::take(&mut self.notes.everything) {
-            ports.extend(self.notes.board.ports());
+            ports.extend(self.notes.journal.ports());
             ports.extend(self.guest.set().iter().map(|l| l.port));
             ports.extend(self.planner.bindings().map(|b| b.want().guest.port));
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rum_shared::stream::rpc::AgentInfo;
 
 use crate::VERSION;
-use crate::forward::blocked::{BlockReason, taken};
+use crate::forward::block_reason::{BlockReason, taken};
 use crate::guest::progress::Progress;
 use crate::plan::reconcile::Repair;
 use crate::plan::{Destination, HostAddr, Key};

@@ -10,7 +10,7 @@
 //! | plan | bind N forwards: plan, report each result, plan again |
 //! | replan | the same for one port more, among N |
 //! | taken | find out that N forwards have no port, with `on_conflict = "next"` in a range of N |
-//! | publish | the rows of one port among N, and put them on the board |
+//! | publish | the rows of one port among N, and put them in the journal |
 //! | table | `rum ports` with N ports, 120 columns wide |
 //! | frame | the live view with N ports, all of a screen of 120x40 |
 //! | redraw | the same after one visible port changed |
@@ -336,9 +336,9 @@ fn rows(listener: &Listener, policy: &Policy, stats: &Stats, now: Instant) -> Ve
 
 fn publish(n: u16) {
     let (policy, stats, now) = (policy(), Stats::default(), Instant::now());
-    let board = Journal::default();
+    let journal = Journal::default();
     let put = |listener: &Listener| {
-        board.put_port(listener.port, rows(listener, &policy, &stats, now));
+        journal.put_port(listener.port, rows(listener, &policy, &stats, now));
     };
     ports(n).map(listener).for_each(|listener| put(&listener));
     put(&successor(FIRST));

@@ -122,11 +122,18 @@ fn floods_of_sessions_and_channels_are_turned_away() {
         agent.rum.stderr.wait("a session was refused");
         drop(sessions);
         agent.serves_the_next();
-        // Channels that never say which port, and some that say one where nobody listens.
+        // Channels that never say where to, some that say a port where nobody listens, an address with port 0,
+        // and what no host says.
         let silent: Vec<_> = (0..500).map(|_| connect(&agent.channel)).collect();
-        for port in [0u16, 1, 65_535] {
+        let headers = [
+            &[0, 1][..],
+            &[0xff, 0xff],
+            &[0, 0, 4, 127, 0, 0, 1, 0, 0],
+            &[0, 0, 7],
+        ];
+        for header in headers {
             let mut channel = connect(&agent.channel);
-            channel.write_all(&port.to_be_bytes()).expect("two bytes");
+            channel.write_all(header).expect("some bytes");
             channel.set_read_timeout(Some(DEADLINE)).expect("a socket");
             let mut status = Vec::new();
             channel.read_to_end(&mut status).expect("an answer");

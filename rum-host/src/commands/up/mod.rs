@@ -180,8 +180,8 @@ pub async fn up(
         ui.say(&Notice::NoBoundary);
     }
     let info = control_info(settings);
-    let board = Arc::new(Journal::new(info.boot.clone(), reload::status(settings)));
-    let control = Server::bind(&dir, info, board.clone())
+    let journal = Arc::new(Journal::new(info.boot.clone(), reload::status(settings)));
+    let control = Server::bind(&dir, info, journal.clone())
         .map_err(limits::failed("listen on the control socket"))?;
     let streams = match &settings.guest {
         // It is entered without a network.
@@ -191,11 +191,11 @@ pub async fn up(
     let asked = control.asked();
     let command = start_command(&guest, args)?;
     let (new_policy, policy) = watch::channel(settings.policy.clone());
-    let reload = Reload::new(settings, args.overrides(), new_policy, board.clone());
+    let reload = Reload::new(settings, args.overrides(), new_policy, journal.clone());
     let options = Options {
         stream: !args.no_stream,
         puts_agent: matches!(settings.guest, GuestKind::Namespace(_) | GuestKind::Qemu(_)),
-        board: board.clone(),
+        journal: journal.clone(),
         changes: Some(policy.clone()),
         ..Options::new(guest.endpoint().clone(), settings.policy.clone())
     };
@@ -223,7 +223,7 @@ pub async fn up(
         reload: reload.map(|reload| Reloading::start(reload, &ui)),
         ui,
         policy,
-        board,
+        journal,
         _control: AbortOnDropHandle::new(tokio::spawn(control.run())),
     };
     let end = running.until_the_end().await;
@@ -325,7 +325,7 @@ struct Running {
     policy: watch::Receiver<Policy>,
     /// None: there is no file to read again.
     reload: Option<Reloading>,
-    board: Arc<Journal>,
+    journal: Arc<Journal>,
     _control: AbortOnDropHandle<()>,
 }
 
@@ -397,7 +397,7 @@ impl Running {
                 drain
             }
         };
-        self.board.put_bye(end.reason());
+        self.journal.put_bye(end.reason());
         self.stop.send_replace(Stop::Drain(drain));
         let mut forced = matches!(end, End::Asked(Ask::Force));
         loop {

@@ -32,7 +32,7 @@ use crate::ui::notice::Notice;
 const SETTLE: Duration = Duration::from_millis(100);
 /// A file that is written all the time is read after this many times [`SETTLE`] all the same.
 const MAX_SETTLES: u32 = 10;
-/// Longest error on the board, in characters.
+/// Longest error in the journal, in characters.
 const MAX_ERROR: usize = 300;
 
 /// What the user is told.
@@ -50,7 +50,7 @@ pub struct Reload {
     file: PathBuf,
     overrides: Overrides,
     policy: watch::Sender<Policy>,
-    board: Arc<Journal>,
+    journal: Arc<Journal>,
     status: ConfigStatus,
     /// Name and guest of the running `rum up`.
     running: (String, GuestKind),
@@ -78,19 +78,19 @@ pub fn status(settings: &Settings) -> ConfigStatus {
 
 impl Reload {
     /// For the file that `settings` were read from; `None` if there was none. New policies go
-    /// to `policy`, what readers of the board should know goes there.
+    /// to `policy`, what readers of the journal should know goes there.
     pub fn new(
         settings: &Settings,
         overrides: Overrides,
         policy: watch::Sender<Policy>,
-        board: Arc<Journal>,
+        journal: Arc<Journal>,
     ) -> Option<Self> {
         let running = (settings.name.clone(), settings.guest.clone());
         Some(Self {
             file: settings.origin.clone()?,
             overrides,
             policy,
-            board,
+            journal,
             status: status(settings),
             latest: running.clone(),
             running,
@@ -155,7 +155,7 @@ impl Reload {
             Ok(settings) => settings,
             Err(error) => {
                 self.status.error = Some(clean(&error.to_string(), MAX_ERROR));
-                self.board.put_config(self.status.clone());
+                self.journal.put_config(self.status.clone());
                 return vec![
                     Report::Error(error),
                     Report::Notice(Box::new(Notice::NotReloaded)),
@@ -181,7 +181,7 @@ impl Reload {
             told.push(Report::Notice(Box::new(Notice::Unchanged)));
         }
         self.status = status(&settings);
-        self.board.put_config(self.status.clone());
+        self.journal.put_config(self.status.clone());
         told
     }
 }
@@ -302,8 +302,8 @@ mod tests {
             let overrides = Overrides::default();
             let settings = config::load(Some(&file), &overrides).unwrap();
             let (sender, policy) = watch::channel(settings.policy.clone());
-            let board = Arc::new(Journal::new("boot".into(), status(&settings)));
-            let reload = Reload::new(&settings, overrides, sender, board).unwrap();
+            let journal = Arc::new(Journal::new("boot".into(), status(&settings)));
+            let reload = Reload::new(&settings, overrides, sender, journal).unwrap();
             Self {
                 dir,
                 reload,

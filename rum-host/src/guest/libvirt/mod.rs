@@ -22,17 +22,17 @@ use rum_shared::text::clean;
 use rum_shared::transport::Endpoint;
 
 pub use self::address::address;
-pub use self::device::{Given, give_vsock};
 pub use self::hypervisor::hypervisor;
 use self::virsh::{DEADLINE, Events, Failed, Virsh};
 use self::xml::Description;
 use super::progress::{Progress, Tell};
 use super::{GuestEnd, Stopped};
 use crate::error::RumError;
+pub use crate::guest::libvirt::attach_vsock::{Given, give_vsock};
 use crate::guest::libvirt::error::{DomainErrors, MAX_NAME};
 
 mod address;
-mod device;
+mod attach_vsock;
 mod error;
 mod hypervisor;
 #[cfg(test)]

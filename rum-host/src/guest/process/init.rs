@@ -31,8 +31,8 @@ use super::status::Status;
 use super::{
     AGENT, ENDING, Failure, KILL, SELF, TERMINATE, bad_arguments, number, signals, sysv, waking,
 };
-use crate::hint::filter;
 use crate::hint::holder::{Door, Holder};
+use crate::hint::seccomp;
 
 /// Pause before an agent is started again that died twice within [`WELL`]; doubled with each
 /// further time up to [`MAX_PAUSE`]. Its sockets stay open meanwhile, so that who dials waits in
@@ -280,7 +280,7 @@ fn can_install() -> bool {
     match unsafe { nix::unistd::fork() } {
         Ok(ForkResult::Child) => {
             let installed =
-                rustix::thread::set_no_new_privs(true).is_ok() && filter::install().is_ok();
+                rustix::thread::set_no_new_privs(true).is_ok() && seccomp::install().is_ok();
             // SAFETY: ends the process, without a word to what it shares with its parent.
             unsafe { libc::_exit(i32::from(!installed)) }
         }

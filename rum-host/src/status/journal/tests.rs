@@ -5,7 +5,7 @@ use super::*;
 use crate::status::model::{Bytes, Connections, State as Port};
 use crate::view::Mirror;
 
-fn board() -> Arc<Journal> {
+fn journal() -> Arc<Journal> {
     Arc::new(Journal {
         boot: "b".to_owned(),
         ..Journal::default()
@@ -64,55 +64,55 @@ fn since(seq: u64) -> Option<Since> {
 
 #[test]
 fn a_snapshot_waits_for_fresh_counters_and_for_the_range() {
-    let board = board();
-    board.put_agent(AgentStatus {
+    let journal = journal();
+    journal.put_agent(AgentStatus {
         state: AgentState::Connected,
-        ..board.agent()
+        ..journal.agent()
     });
-    let (mut some, mut all) = (board.reader(false, None), board.reader(true, None));
-    let demand = *board.demand().borrow();
+    let (mut some, mut all) = (journal.reader(false, None), journal.reader(true, None));
+    let demand = *journal.demand().borrow();
     assert_eq!((demand.readers, demand.all, demand.fresh), (2, 1, 2));
     assert!(now(&mut some).is_none());
-    board.refreshed(1, false);
+    journal.refreshed(1, false);
     assert!(matches!(
         now(&mut some),
         Some(Update::Snapshot { gap: false, .. })
     ));
-    board.refreshed(2, false);
+    journal.refreshed(2, false);
     assert!(now(&mut all).is_none());
-    board.refreshed(2, true);
+    journal.refreshed(2, true);
     assert!(matches!(now(&mut all), Some(Update::Snapshot { .. })));
     // An agent that is away cannot tell of more.
-    board.refreshed(3, false);
-    let mut third = board.reader(true, None);
-    board.put_agent(AgentStatus {
+    journal.refreshed(3, false);
+    let mut third = journal.reader(true, None);
+    journal.put_agent(AgentStatus {
         state: AgentState::Lost,
-        ..board.agent()
+        ..journal.agent()
     });
     assert!(matches!(now(&mut third), Some(Update::Snapshot { .. })));
     drop((some, all, third));
-    let demand = *board.demand().borrow();
+    let demand = *journal.demand().borrow();
     assert_eq!((demand.readers, demand.all), (0, 0));
 }
 
 #[test]
 fn rows_become_events_with_the_state_before() {
-    let board = board();
-    let mut reader = board.reader(false, None);
-    board.refreshed(1, false);
+    let journal = journal();
+    let mut reader = journal.reader(false, None);
+    journal.refreshed(1, false);
     now(&mut reader).unwrap();
     assert!(now(&mut reader).is_none());
-    board.put_port(7, vec![row("a", 7, Port::Pending, 0)]);
-    board.put_port(7, vec![row("a", 7, Port::Pending, 0)]);
-    board.put_port(7, vec![row("a", 7, Port::Forwarded, 1)]);
-    board.put_port(
+    journal.put_port(7, vec![row("a", 7, Port::Pending, 0)]);
+    journal.put_port(7, vec![row("a", 7, Port::Pending, 0)]);
+    journal.put_port(7, vec![row("a", 7, Port::Forwarded, 1)]);
+    journal.put_port(
         7,
         vec![
             row("a", 7, Port::Forwarded, 2),
             row("b", 7, Port::Draining, 0),
         ],
     );
-    board.put_port(7, vec![]);
+    journal.put_port(7, vec![]);
     let a = || "a".to_owned();
     let pending = Some(Port::Pending);
     assert_eq!(
@@ -126,16 +126,16 @@ fn rows_become_events_with_the_state_before() {
             (6, Op::Removed, "b".into(), None),
         ]
     );
-    assert_eq!(board.ports(), [0u16; 0]);
+    assert_eq!(journal.ports(), [0u16; 0]);
 }
 
 #[test]
 fn a_reader_resumes_or_is_told_of_the_gap() {
-    let board = board();
-    let put = |n| board.put_port(7, vec![row("a", 7, Port::Forwarded, n)]);
+    let journal = journal();
+    let put = |n| journal.put_port(7, vec![row("a", 7, Port::Forwarded, n)]);
     (1..=3).for_each(put);
-    board.refreshed(9, false);
-    let first = |since| now(&mut board.reader(false, since));
+    journal.refreshed(9, false);
+    let first = |since| now(&mut journal.reader(false, since));
     let seqs = |update| -> Vec<u64> { events(update).into_iter().map(|e| e.0).collect() };
     assert_eq!(seqs(first(since(1))), [2, 3]);
     assert_eq!(seqs(first(since(3))), [0u64; 0]);
@@ -143,7 +143,7 @@ fn a_reader_resumes_or_is_told_of_the_gap() {
     assert!(gap(first(since(4))), "from the future");
     let boot = "other".to_owned();
     assert!(gap(first(Some(Since { boot, seq: 1 }))), "another boot");
-    let mut slow = board.reader(false, None);
+    let mut slow = journal.reader(false, None);
     now(&mut slow).unwrap();
     (4..=HISTORY as u64 + 4).for_each(put);
     assert!(gap(now(&mut slow)), "too slow");
@@ -153,11 +153,11 @@ fn a_reader_resumes_or_is_told_of_the_gap() {
 
 #[tokio::test]
 async fn whoever_waits_is_woken() {
-    let board = board();
-    let mut reader = board.reader(false, None);
-    let (update, ()) = tokio::join!(reader.next(), async { board.refreshed(1, false) });
+    let journal = journal();
+    let mut reader = journal.reader(false, None);
+    let (update, ()) = tokio::join!(reader.next(), async { journal.refreshed(1, false) });
     assert!(matches!(update, Update::Snapshot { .. }));
-    let put = async { board.put_port(7, vec![row("a", 7, Port::Forwarded, 0)]) };
+    let put = async { journal.put_port(7, vec![row("a", 7, Port::Forwarded, 0)]) };
     let (update, ()) = tokio::join!(reader.next(), put);
     assert_eq!(events(Some(update)).len(), 1);
 }
@@ -176,12 +176,12 @@ fn rows() -> impl Strategy<Value = (u16, Vec<PortStatus>)> {
 proptest! {
     #[test]
     fn the_fold_of_the_events_is_the_snapshot(puts in prop::collection::vec(rows(), 0..40), read in 1usize..7) {
-        let board = board();
-        let mut reader = board.reader(false, None);
+        let journal = journal();
+        let mut reader = journal.reader(false, None);
         let mut known = Mirror::default();
-        board.refreshed(1, false);
+        journal.refreshed(1, false);
         for (i, (port, rows)) in puts.into_iter().enumerate() {
-            board.put_port(port, rows);
+            journal.put_port(port, rows);
             if i % read == 0 {
                 while let Some(update) = now(&mut reader) {
                     known.apply(&update);
@@ -192,8 +192,8 @@ proptest! {
             known.apply(&update);
         }
         let mut fresh = Mirror::default();
-        board.refreshed(2, false);
-        fresh.apply(&now(&mut board.reader(false, None)).unwrap());
+        journal.refreshed(2, false);
+        fresh.apply(&now(&mut journal.reader(false, None)).unwrap());
         prop_assert_eq!(known, fresh);
     }
 }

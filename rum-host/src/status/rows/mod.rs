@@ -2,7 +2,7 @@
 //!
 //! Pure: the supervisor gives everything it knows of one guest port, and gets its rows, one for
 //! each forward and one if it has none. Only `since` and `previous_state` are left open, which the
-//! board fills in.
+//! journal fills in.
 //!
 //! Invariant: `forwarded` only what is bound on the host, and in the guest was in the latest dump or served
 //! the last client, or leads to an address, which nobody watches, that reset no client; every other state has a reason, which says what to do where there is something to do.
@@ -16,7 +16,7 @@ use self::reasons::{
     address, named, not_bound, other_holders, reason, several_programs, trouble, unreachable,
 };
 use crate::forward::Stats;
-use crate::forward::blocked::BlockReason;
+use crate::forward::block_reason::BlockReason;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Verdict};
 use crate::status::model::{Bytes, Connections, PortStatus, Reason, State};
 

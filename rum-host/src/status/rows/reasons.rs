@@ -7,7 +7,7 @@ use rum_shared::bytes::channel::DialStatus;
 use rum_shared::listener::{BoundAddr, Holder, Listener, Process};
 
 use super::{ADDRESS_HINT, publisher};
-use crate::forward::blocked::{BlockReason, taken};
+use crate::forward::block_reason::{BlockReason, taken};
 use crate::forward::{Refusal, Stats};
 use crate::plan::{Destination, GuestPort, HostAddr};
 use crate::status::model::{OtherHolder, ProcessName, Reason};

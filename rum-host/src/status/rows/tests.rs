@@ -7,7 +7,7 @@ use rum_shared::listener::{BoundAddr, Device, Holder, Process};
 
 use super::*;
 use crate::forward::Refusal;
-use crate::forward::blocked::Hold;
+use crate::forward::block_reason::Hold;
 use crate::plan::{OnConflict, Want};
 
 const PORT: GuestPort = GuestPort(5000);

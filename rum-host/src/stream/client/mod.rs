@@ -28,7 +28,7 @@ use super::validate::{StreamValidator, clean_error, clean_info, items};
 use crate::VERSION;
 use crate::clock;
 use crate::stream::backoff::Backoff;
-use crate::stream::rate_limit::TokenBucket;
+use crate::stream::token_bucket::TokenBucket;
 
 mod poll;
 

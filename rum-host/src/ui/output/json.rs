@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use miette::Diagnostic as _;
 
 use crate::error::RumError;
-use crate::forward::blocked::BlockReason;
+use crate::forward::block_reason::BlockReason;
 use crate::plan::reconcile::Repair;
 use crate::ui::notice::Notice;
 

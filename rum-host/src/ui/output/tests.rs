@@ -9,7 +9,7 @@ use rum_shared::listener::Process;
 use rum_shared::stream::rpc::AgentInfo;
 
 use super::*;
-use crate::forward::blocked::{BlockReason, Hold};
+use crate::forward::block_reason::{BlockReason, Hold};
 use crate::plan::reconcile::Repair;
 use crate::plan::{Destination, GuestPort, HostAddr, Key};
 

@@ -19,12 +19,12 @@ const MEMORY: u32 = 1024;
 
 /// What attempts have cost of late.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct RetryPace {
     spent: Duration,
     forwards: u32,
 }
 
-impl Pace {
+impl RetryPace {
     /// Trying `forwards` more forwards, or going on with some of before, took `spent`.
     pub fn measured(&mut self, spent: Duration, forwards: u32) {
         self.spent += spent;
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn few_are_tried_soon_and_many_take_no_more_than_their_share() {
-        let mut pace = Pace::default();
+        let mut pace = RetryPace::default();
         assert_eq!(pace.pause(65_535), CONFLICT_RETRY, "nothing is known yet");
         let one = Duration::from_micros(10);
         pace.measured(one * 100, 100);
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn what_attempts_cost_is_followed() {
-        let mut pace = Pace::default();
+        let mut pace = RetryPace::default();
         let (cheap, dear) = (Duration::from_micros(10), Duration::from_millis(1));
         pace.measured(dear * MEMORY, MEMORY);
         // A forward that looks for another port takes several turns.

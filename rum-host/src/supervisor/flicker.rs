@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::ReportedBlock;
-use crate::forward::blocked::BlockReason;
+use crate::forward::block_reason::BlockReason;
 use crate::forward::holder::Taken;
 use crate::plan::{Destination, HostAddr, Key};
 use crate::ui::notice::Notice;
