@@ -23,7 +23,7 @@ use rum_shared::destination::Destination;
 use rum_shared::transport::Stream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::net::SocketType;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -225,15 +225,7 @@ fn begin(route: Route, port: u16) -> io::Result<std::net::TcpStream> {
 
 /// Begins to connect to `address`, wherever that leads from this machine.
 fn begin_at(address: SocketAddr) -> io::Result<std::net::TcpStream> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    start(
-        socket_with(family, SocketType::STREAM, flags, None)?,
-        address,
-    )
+    start(reach::socket(address.ip(), SocketType::STREAM)?, address)
 }
 
 fn start(socket: OwnedFd, address: SocketAddr) -> io::Result<std::net::TcpStream> {

@@ -41,7 +41,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the command line of this process; the exit code is documented in each command's help.
 pub fn main() -> ExitCode {
-    crate::commands::completions::answer();
+    commands::completions::answer();
     let cli = Cli::parse();
     let outcome = ui::output::init(&cli.global.style()).and_then(|()| match &cli.command {
         Command::Up(args) => run_up(args, &cli.global),
@@ -49,22 +49,22 @@ pub fn main() -> ExitCode {
         Command::Ports(args) => run_ports(args, &cli.global),
         Command::Wait(args) => run_wait(args),
         Command::Exec(args) => Err(run_inside(args.name.clone(), |name| {
-            crate::commands::exec::exec(name, &args.workdir.path(), &args.command)
+            commands::exec::exec(name, &args.workdir.path(), &args.command)
         })),
         Command::Console(args) => run_console(args),
         Command::Shell(args) => Err(run_inside(args.name.clone(), |name| {
-            crate::commands::exec::shell(name, &args.workdir.path())
+            commands::exec::shell(name, &args.workdir.path())
         })),
         Command::Ssh(args) => Err(run_ssh(args)),
         Command::SshConfig(args) => run_ssh_config(args),
         Command::SshProxy(args) => run_ssh_proxy(args),
-        Command::Agent(command) => crate::commands::agent::run(command),
-        Command::Init(args) => crate::commands::init::run(args),
+        Command::Agent(command) => commands::agent::run(command),
+        Command::Init(args) => commands::init::run(args),
         Command::Check(args) => runtime::small()
-            .and_then(|runtime| runtime.block_on(crate::commands::check::run(args, &cli.global))),
-        Command::Doctor(args) => crate::commands::doctor::run(args, &cli.global),
-        Command::Completions(args) => crate::commands::completions::run(args),
-        Command::Man(args) => crate::commands::man::run(args),
+            .and_then(|runtime| runtime.block_on(commands::check::run(args, &cli.global))),
+        Command::Doctor(args) => commands::doctor::run(args, &cli.global),
+        Command::Completions(args) => commands::completions::run(args),
+        Command::Man(args) => commands::man::run(args),
     });
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -97,7 +97,7 @@ fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
             .build()
     });
     let runtime = runtime.map_err(limits::failed("start the threads that forward"))?;
-    let outcome = runtime.block_on(crate::commands::up::up(args, &settings, global, &threads));
+    let outcome = runtime.block_on(commands::up::up(args, &settings, global, &threads));
     // A thread that looks through /proc must not keep an ended rum alive.
     runtime.shutdown_background();
     outcome
@@ -113,17 +113,16 @@ fn guest_name(name: Option<&String>) -> Result<Option<String>, RumError> {
 
 fn run_down(args: &DownArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    let told =
-        runtime::small()?.block_on(crate::commands::down::down(name.as_deref(), args.force))?;
+    let told = runtime::small()?.block_on(commands::down::down(name.as_deref(), args.force))?;
     if let Some(told) = told {
-        crate::ui::output::tell(&told);
+        ui::output::tell(&told);
     }
     Ok(exit::OK)
 }
 
 fn run_console(args: &ConsoleArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    crate::commands::console::attach(name.as_deref())?;
+    commands::console::attach(name.as_deref())?;
     Ok(exit::OK)
 }
 
@@ -133,7 +132,7 @@ fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
         (Some(_), None) => config::current(None).ok().flatten(),
         (_, file) => config::current(file.as_deref())?,
     };
-    runtime::small()?.block_on(crate::commands::ports::ports(
+    runtime::small()?.block_on(commands::ports::ports(
         args,
         settings.as_ref(),
         global.quiet,
@@ -142,27 +141,27 @@ fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
 
 fn run_wait(args: &WaitArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    runtime::small()?.block_on(crate::commands::wait::wait(args, name.as_deref()))
+    runtime::small()?.block_on(commands::wait::wait(args, name.as_deref()))
 }
 
 /// This process becomes ssh, or there is an error.
 fn run_ssh(args: &SshArgs) -> RumError {
     match guest_name(args.name.as_ref()) {
-        Ok(name) => crate::commands::ssh::ssh(name.as_deref(), args),
+        Ok(name) => commands::ssh::ssh(name.as_deref(), args),
         Err(error) => error,
     }
 }
 
 fn run_ssh_config(args: &SshConfigArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    crate::commands::print(&crate::commands::ssh::config(name.as_deref(), args)?)?;
+    commands::print(&commands::ssh::config(name.as_deref(), args)?)?;
     Ok(exit::OK)
 }
 
 fn run_ssh_proxy(args: &SshProxyArgs) -> Result<u8, RumError> {
-    let guest = crate::commands::ssh::find(args.name.as_deref())?;
+    let guest = commands::ssh::find(args.name.as_deref())?;
     let runtime = runtime::small()?;
-    let relayed = runtime.block_on(crate::commands::ssh::proxy(&guest, args.port));
+    let relayed = runtime.block_on(commands::ssh::proxy(&guest, args.port));
     // A thread that reads stdin must not keep an ended rum alive.
     runtime.shutdown_background();
     relayed.map(|()| exit::OK)

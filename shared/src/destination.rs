@@ -18,6 +18,11 @@ impl Destination {
         Self { port, ip: None }
     }
 
+    /// The address with its port, if it is not the guest's own.
+    pub fn address(self) -> Option<String> {
+        self.ip.map(|_| self.to_string())
+    }
+
     /// The port, if it is the guest's own.
     pub fn own_port(self) -> Option<u16> {
         match self.ip {

@@ -7,6 +7,7 @@ pub mod device;
 pub mod fake_agent;
 pub mod fuzz;
 pub mod guest;
+pub mod ip;
 pub mod machine;
 pub mod netns;
 pub mod ports;

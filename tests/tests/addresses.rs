@@ -2,20 +2,14 @@
 //! shown, what is said, and that clients are served again without anybody's doing.
 
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
 
 use rum_host::status::model::{PortStatus, State};
 use rum_tests::client::{host, talk};
+use rum_tests::ip::ip;
 use rum_tests::netns::in_netns;
 use rum_tests::ports::until_port;
 use rum_tests::rum::{Rum, Setup};
 use rum_tests::wait::until;
-
-/// Runs ip(8).
-fn ip(args: &str) {
-    let status = Command::new("ip").args(args.split(' ')).status();
-    assert!(status.expect("ip").success(), "ip {args}");
-}
 
 /// What a new client at `at` gets for "on".
 fn asks(at: &str) -> Option<String> {

@@ -4,12 +4,13 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use rum_host::status::model::{PortStatus, State};
 use rum_tests::client::{connect, exchange, host};
 use rum_tests::device::Defects;
 use rum_tests::guest::Guest;
+use rum_tests::ip::ip;
 use rum_tests::machine::Machine;
 use rum_tests::netns::{self, in_netns};
 use rum_tests::ports::until_port;
@@ -63,12 +64,6 @@ impl Container {
         socat.stdin(Stdio::null()).stdout(Stdio::null());
         netns::inside(&self.namespace, || setup.spawn(&mut socat))
     }
-}
-
-/// Runs ip(8).
-fn ip(args: &str) {
-    let status = Command::new("ip").args(args.split(' ')).status();
-    assert!(status.expect("ip").success(), "ip {args}");
 }
 
 fn until_shown(setup: &Setup, id: &str, state: State, code: Option<&str>) -> PortStatus {

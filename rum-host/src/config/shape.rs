@@ -68,13 +68,8 @@ impl Place {
     /// A key as it is written in this table: `range`, `[guest]`, `[[auto_ports.rule]]`.
     fn key(&self, field: &'static Field) -> String {
         match kind(field) {
-            Kind::Text
-            | Kind::Texts
-            | Kind::TextOrTexts
-            | Kind::Number
-            | Kind::NumberOrText
-            | Kind::Truth => field.effective_name().to_owned(),
             Kind::Table(_) | Kind::Tables(_) => self.of(field).header(),
+            _ => field.effective_name().to_owned(),
         }
     }
 
@@ -281,12 +276,7 @@ fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<(String
     }
     fields.iter().find_map(|field| match kind(field) {
         Kind::Table(inner) | Kind::Tables(inner) => home_of(key, inner, &place.of(field)),
-        Kind::Text
-        | Kind::Texts
-        | Kind::TextOrTexts
-        | Kind::Number
-        | Kind::NumberOrText
-        | Kind::Truth => None,
+        _ => None,
     })
 }
 

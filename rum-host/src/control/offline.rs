@@ -151,10 +151,7 @@ fn port(settings: &Settings, listener: &Listener) -> Vec<PortStatus> {
         draining: Vec::new(),
         knowledge: &Knowledge::Current,
     };
-    let is_static = policy
-        .statics
-        .iter()
-        .any(|s| s.guest.own_port() == Some(listener.port));
+    let is_static = policy.has_static(listener.port);
     let mut rows = rows(&facts);
     rows.retain(|row| row.state == State::Ignored || !is_static);
     if rows.is_empty() {

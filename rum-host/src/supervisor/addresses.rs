@@ -94,7 +94,7 @@ fn is_here(ip: IpAddr) -> Option<bool> {
 
 impl Supervisor {
     /// Looks which host addresses are there, if it is time to.
-    pub(super) fn look_at_addresses(&mut self, shell: &mut Context<'_>) {
+    pub(super) fn look_at_addresses(&mut self, context: &mut Context<'_>) {
         let all = self.planner.addresses();
         let [gone, back] = self.addresses.look(all, is_here, clock::now());
         for ip in gone {
@@ -102,12 +102,12 @@ impl Supervisor {
             let forwards = self.note_bound_at(ip);
             if forwards > 0 {
                 self.addresses.gone.insert(ip, true);
-                shell.say(Notice::AddressGone { ip, forwards });
+                context.say(Notice::AddressGone { ip, forwards });
             }
         }
         for ip in back {
             self.note_bound_at(ip);
-            shell.say(Notice::AddressBack { ip });
+            context.say(Notice::AddressBack { ip });
         }
     }
 

@@ -71,7 +71,7 @@ impl Supervisor {
     }
 
     /// Takes note of what the connections to the agent report.
-    pub(super) fn agent_event(&mut self, event: AgentEvent, shell: &mut Context<'_>) {
+    pub(super) fn agent_event(&mut self, event: AgentEvent, context: &mut Context<'_>) {
         let now = clock::now();
         match event {
             AgentEvent::Connected { info, streaming } => {
@@ -82,10 +82,10 @@ impl Supervisor {
                     ports.for_each(|port| self.planner.touch(port));
                 }
                 if self.notes.has_rebooted(&info) {
-                    shell.say(Notice::GuestRebooted);
+                    context.say(Notice::GuestRebooted);
                 }
                 self.notes.introduced(info.clone());
-                shell.say(Notice::AgentConnected { info, streaming });
+                context.say(Notice::AgentConnected { info, streaming });
             }
             AgentEvent::Watch { at, range, event } => self.watch_event(event, range, at),
             AgentEvent::Polled {
@@ -95,7 +95,7 @@ impl Supervisor {
                 sent,
                 authoritative: true,
             } => {
-                self.beside_the_range(ports.iter().chain(&outside), shell);
+                self.beside_the_range(ports.iter().chain(&outside), context);
                 let known = |port: u16| self.guest.set().get(port).cloned();
                 let listeners: Vec<_> = ports
                     .into_iter()
@@ -111,11 +111,11 @@ impl Supervisor {
                 range,
                 ..
             } => {
-                self.beside_the_range(ports.iter().chain(&outside), shell);
+                self.beside_the_range(ports.iter().chain(&outside), context);
                 let known = self.guest.set().within(range).map(|l| l.port);
                 for repair in self.reconciler.poll(sent, known, &ports) {
                     self.repair(repair, now);
-                    shell.say(Notice::Repaired(repair));
+                    context.say(Notice::Repaired(repair));
                 }
                 let again = self.reconciler.has_suspects();
                 self.confirm_at = again.then_some(sent + CONFIRM_AFTER);
@@ -128,11 +128,11 @@ impl Supervisor {
                     AgentState::Up => {
                         self.agent = AgentState::Lost(now);
                         let grace = GRACE;
-                        shell.say(Notice::AgentLost { reason, grace });
+                        context.say(Notice::AgentLost { reason, grace });
                     }
                     AgentState::Awaited => {
                         self.agent = AgentState::AwaitedLong;
-                        shell.say(Notice::AgentAwaited { reason });
+                        context.say(Notice::AgentAwaited { reason });
                     }
                     AgentState::AwaitedLong | AgentState::Lost(_) | AgentState::GivenUp => {}
                 }
@@ -175,21 +175,15 @@ impl Supervisor {
     fn beside_the_range<'a>(
         &mut self,
         ports: impl Iterator<Item = &'a u16>,
-        shell: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) {
         let policy = self.planner.policy();
         let Some(auto) = &policy.auto else {
             return self.notes.journal.put_outside(Vec::new());
         };
-        let forwarded = |port: u16| {
-            policy
-                .statics
-                .iter()
-                .any(|s| s.guest.own_port() == Some(port))
-        };
         // An agent in rum's own network namespace sees rum's own ports as well.
         let same_kernel = self.guest.same_kernel;
-        let beside = |port: &u16| !auto.ranges.contains(*port) && !forwarded(*port);
+        let beside = |port: &u16| !auto.ranges.contains(*port) && !policy.has_static(*port);
         let mut ports: BTreeSet<u16> = ports.copied().filter(beside).collect();
         if same_kernel && !ports.is_empty() {
             for active in self.forwarders.values() {
@@ -200,7 +194,7 @@ impl Supervisor {
         }
         let range = auto.ranges.to_string();
         if let Some(ports) = self.outside.polled(&ports) {
-            shell.say(Notice::Outside { ports, range });
+            context.say(Notice::Outside { ports, range });
         }
         let ports = self.outside.listening().collect();
         self.notes.journal.put_outside(ports);

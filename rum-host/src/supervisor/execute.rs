@@ -22,7 +22,7 @@ const ABSENT_PAUSE: Duration = Duration::from_secs(30);
 impl Supervisor {
     /// Plans and executes until the host is as wanted, for about a [`TURN`]. Returns the next
     /// deadline, which is now if there is more to do.
-    pub(super) fn settle(&mut self, shell: &mut Context<'_>) -> Option<Instant> {
+    pub(super) fn settle(&mut self, context: &mut Context<'_>) -> Option<Instant> {
         let (started, cpu) = (clock::now(), cpu_time());
         self.blocks.over(started);
         let mut turn = Turn {
@@ -57,7 +57,7 @@ impl Supervisor {
                 ];
                 break deadlines.into_iter().flatten().min();
             }
-            if !self.carry_out(plan.actions, &mut turn, shell) {
+            if !self.carry_out(plan.actions, &mut turn, context) {
                 break Some(clock::now());
             }
         };
@@ -65,9 +65,9 @@ impl Supervisor {
             let spent = cpu_time().saturating_sub(cpu);
             self.pace.measured(spent, turn.tried);
         }
-        self.tell_who_has_them(shell);
-        self.look_for_holders(shell);
-        self.look_at_addresses(shell);
+        self.tell_who_has_them(context);
+        self.look_for_holders(context);
+        self.look_at_addresses(context);
         settled
     }
 
@@ -76,15 +76,15 @@ impl Supervisor {
         &mut self,
         actions: Vec<Action>,
         turn: &mut Turn,
-        shell: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> bool {
         for action in actions {
             match action {
-                Action::Unbind(key) => self.unbind(key, shell),
+                Action::Unbind(key) => self.unbind(key, context),
                 Action::Forget(key) => self.forget(key),
                 Action::Bind { key, want, at } => {
                     turn.tried += u32::from(at == want.host);
-                    self.bind(key, want, at, shell);
+                    self.bind(key, want, at, context);
                 }
             }
             if turn.is_over() {
@@ -94,18 +94,18 @@ impl Supervisor {
         true
     }
 
-    fn bind(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Context<'_>) {
+    fn bind(&mut self, key: Key, want: Want, at: HostAddr, context: &mut Context<'_>) {
         if key.address().is_some() {
-            return self.bind_beside(key, want, at, shell);
+            return self.bind_beside(key, want, at, context);
         }
         let guest = want.guest;
-        let (serial, forwarder) = self.forwarder(key, guest, shell);
+        let (serial, forwarder) = self.forwarder(key, guest, context);
         let keepalive = self.planner.policy().keepalive;
         match forwarder.bind(at, want.binds.beside().next().is_some(), keepalive) {
             Ok(inode) => {
                 // The task of one that was bound before runs, or is started again when it has ended.
                 if self.closed.remove(&(guest.port, serial)).is_none() {
-                    shell.tasks.spawn(forward(&forwarder, serial));
+                    context.tasks.spawn(forward(&forwarder, serial));
                 }
                 self.guest.own.insert(inode);
                 let active = Active {
@@ -124,19 +124,19 @@ impl Supervisor {
                 self.addresses.bound(at);
                 self.told.remove(&key);
                 self.holders.forget(key);
-                shell.say(Notice::Forwarded {
+                context.say(Notice::Forwarded {
                     key,
                     host: at,
                     guest,
                     instead_of: (at != want.host).then_some(want.host),
                 });
             }
-            Err(error) => self.blocked(key, want, at, error, shell),
+            Err(error) => self.blocked(key, want, at, error, context),
         }
     }
 
     /// Binds one more address of a forward that is bound.
-    fn bind_beside(&mut self, key: Key, want: Want, at: HostAddr, shell: &mut Context<'_>) {
+    fn bind_beside(&mut self, key: Key, want: Want, at: HostAddr, context: &mut Context<'_>) {
         let Some(active) = self.forwarders.get(&key.forward()) else {
             // The plan names only those that are bound.
             self.planner.ended(key);
@@ -152,12 +152,17 @@ impl Supervisor {
                 self.holders.forget(key);
                 self.notes.port(want.guest.port);
             }
-            Err(error) => self.blocked(key, want, at, error, shell),
+            Err(error) => self.blocked(key, want, at, error, context),
         }
     }
 
     /// The forwarder for `key`: that of before, if it has connections that live.
-    fn forwarder(&mut self, key: Key, guest: Destination, shell: &Context<'_>) -> (u64, Forwarder) {
+    fn forwarder(
+        &mut self,
+        key: Key,
+        guest: Destination,
+        context: &Context<'_>,
+    ) -> (u64, Forwarder) {
         let before = self.closed.range((guest.port, 0)..=(guest.port, u64::MAX));
         for ((_, serial), closed) in before {
             if (closed.key, closed.forwarder.guest()) == (key, guest)
@@ -167,7 +172,7 @@ impl Supervisor {
             }
         }
         self.serial += 1;
-        let new = Forwarder::new(guest, shell.dialer, shell.cut.child_token());
+        let new = Forwarder::new(guest, context.dialer, context.cut.child_token());
         (self.serial, new)
     }
 
@@ -177,7 +182,7 @@ impl Supervisor {
         want: Want,
         at: HostAddr,
         error: BindError,
-        shell: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) {
         // No more is asked for than what this machine has.
         let lacks = matches!(error, BindError::NoSuchAddress) && want.binds.may_lack(at.0.ip());
@@ -208,7 +213,7 @@ impl Supervisor {
             self.notes.port(want.guest.port);
             return;
         }
-        self.tell_blocked(key, at, want.guest, reason, shell);
+        self.tell_blocked(key, at, want.guest, reason, context);
     }
 
     /// Tells the user why `at` is not bound.
@@ -218,9 +223,9 @@ impl Supervisor {
         at: HostAddr,
         guest: Destination,
         reason: BlockReason,
-        shell: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) {
-        shell.say(Notice::Blocked {
+        context.say(Notice::Blocked {
             key,
             host: at,
             guest,
@@ -272,7 +277,7 @@ impl Supervisor {
         }
     }
 
-    fn unbind(&mut self, key: Key, shell: &mut Context<'_>) {
+    fn unbind(&mut self, key: Key, context: &mut Context<'_>) {
         let Some(Binding::Bound { at, .. }) = self.planner.ended(key) else {
             return;
         };
@@ -313,7 +318,7 @@ impl Supervisor {
             drain,
         };
         self.closed.insert((guest.port, serial), closed);
-        shell.say(Notice::Stopped {
+        context.say(Notice::Stopped {
             key,
             host: at,
             guest,

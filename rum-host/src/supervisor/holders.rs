@@ -98,11 +98,11 @@ impl Holders {
 
 impl Supervisor {
     /// Has somebody look for who has the taken ports, if it is time to.
-    pub(super) fn look_for_holders(&mut self, shell: &mut Context<'_>) {
+    pub(super) fn look_for_holders(&mut self, context: &mut Context<'_>) {
         let Some(wanted) = self.holders.due(clock::now()) else {
             return;
         };
-        shell.tasks.spawn(async move {
+        context.tasks.spawn(async move {
             let started = clock::now();
             let look = tokio::task::spawn_blocking(move || holder::holders(wanted));
             let found = look.await.unwrap_or_default();
@@ -112,7 +112,7 @@ impl Supervisor {
     }
 
     /// Takes over what a look has found, of at most [`AT_ONCE`] forwards in one go.
-    pub(super) fn tell_who_has_them(&mut self, shell: &mut Context<'_>) {
+    pub(super) fn tell_who_has_them(&mut self, context: &mut Context<'_>) {
         let left = self.holders.found.len().saturating_sub(AT_ONCE);
         for (key, at, taken) in self.holders.found.split_off(left) {
             // Bound or given up meanwhile, or blocked elsewhere: no longer news.
@@ -127,7 +127,7 @@ impl Supervisor {
             let is_first = entry.1.replace(taken).is_none();
             let reason = BlockReason::Conflict { holder, by };
             if is_first {
-                self.tell_blocked(key, at, guest, reason, shell);
+                self.tell_blocked(key, at, guest, reason, context);
                 continue;
             }
             let reason = Some(reason);

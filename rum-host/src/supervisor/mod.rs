@@ -297,19 +297,19 @@ impl Supervisor {
         let mut retried = 0;
         let mut pauses = Pauses::default();
         loop {
-            let mut shell = Context {
+            let mut context = Context {
                 tasks: &mut tasks,
                 dialer: &dialer,
                 cut: &cut,
                 pauses: &mut pauses,
                 notify: &mut notify,
             };
-            let wake = self.settle(&mut shell);
+            let wake = self.settle(&mut context);
             self.publish(clock::now());
-            shell.pauses.over(clock::now(), shell.notify);
+            context.pauses.over(clock::now(), context.notify);
             let wakes = [
                 wake,
-                shell.pauses.wake(),
+                context.pauses.wake(),
                 self.notes.wake(),
                 self.addresses.wake(),
             ];
@@ -321,17 +321,17 @@ impl Supervisor {
             tokio::select! {
                 how = at_least(&mut stop, Stop::Drain(Duration::ZERO)) => {
                     events.close();
-                    return self.shut_down(how, stop, shell).await;
+                    return self.shut_down(how, stop, context).await;
                 }
-                Some(event) = events.recv() => self.agent_event(event, &mut shell),
-                Some(done) = shell.tasks.join_next() => match done {
-                    Ok(done) => self.task_done(done, &mut shell),
+                Some(event) = events.recv() => self.agent_event(event, &mut context),
+                Some(done) = context.tasks.join_next() => match done {
+                    Ok(done) => self.task_done(done, &mut context),
                     Err(error) => tracing::error!(%error, "a task failed"),
                 },
                 policy = changed(&mut self.changes) => {
-                    self.policy_changed(policy, &mut shell);
+                    self.policy_changed(policy, &mut context);
                 }
-                () = clock::sleep_until(wake) => self.timers(&poll_now, &mut shell),
+                () = clock::sleep_until(wake) => self.timers(&poll_now, &mut context),
                 () = self.notes.demand() => {
                     let retry = self.notes.wanted().retry;
                     if std::mem::replace(&mut retried, retry) != retry {
@@ -353,7 +353,7 @@ impl Supervisor {
     }
 
     /// Another policy holds from now on; `settle` does what differs, and nothing else.
-    fn policy_changed(&mut self, policy: Policy, shell: &mut Context<'_>) {
+    fn policy_changed(&mut self, policy: Policy, context: &mut Context<'_>) {
         let guest = &self.guest;
         let listening = guest.set().iter().map(|l| GuestPort(l.port));
         let heard = |port| guest.heard(port);
@@ -368,10 +368,10 @@ impl Supervisor {
         }
         // A block that the user was told of may have another reason now.
         self.notes.everything();
-        shell.say(Notice::Reloaded { forwards });
+        context.say(Notice::Reloaded { forwards });
     }
 
-    fn timers(&mut self, poll_now: &watch::Sender<()>, shell: &mut Context<'_>) {
+    fn timers(&mut self, poll_now: &watch::Sender<()>, context: &mut Context<'_>) {
         let now = clock::now();
         if self.confirm_at.take_if(|at| *at <= now).is_some() {
             poll_now.send_replace(());
@@ -380,18 +380,18 @@ impl Supervisor {
             && matches!(self.agent, AgentState::Awaited | AgentState::AwaitedLong)
         {
             let after = MISSING_AFTER;
-            shell.say(Notice::AgentMissing { after });
+            context.say(Notice::AgentMissing { after });
         }
         if matches!(self.agent, AgentState::Lost(since) if since + GRACE <= now) {
             self.agent = AgentState::GivenUp;
             self.replace(ListenerSet::default(), now);
             self.covers = None;
             self.notes.everything();
-            shell.say(Notice::AutoForwardsDropped);
+            context.say(Notice::AutoForwardsDropped);
         }
     }
 
-    fn task_done(&mut self, done: Done, shell: &mut Context<'_>) {
+    fn task_done(&mut self, done: Done, context: &mut Context<'_>) {
         match done {
             // Ends only with the loop.
             Done::Agent => {}
@@ -400,14 +400,14 @@ impl Supervisor {
                 self.notes.port(guest.port);
                 // Bound again while its task was ending.
                 if let Some(active) = self.forwarders.values().find(|a| a.serial == serial) {
-                    shell.tasks.spawn(forward(&active.forwarder, serial));
+                    context.tasks.spawn(forward(&active.forwarder, serial));
                 }
                 if cut == 0 {
                     return;
                 }
                 self.summary.cut += cut;
                 let connections = cut;
-                shell.say(Notice::Cut { guest, connections });
+                context.say(Notice::Cut { guest, connections });
             }
             Done::Holders { found, took } => self.holders.looked(found, took, clock::now()),
         }
@@ -418,9 +418,9 @@ impl Supervisor {
         mut self,
         how: Stop,
         mut stop: watch::Receiver<Stop>,
-        mut shell: Context<'_>,
+        mut context: Context<'_>,
     ) -> Summary {
-        shell.pauses.end(shell.notify);
+        context.pauses.end(context.notify);
         let bound = std::mem::take(&mut self.forwarders).into_iter();
         let bound = bound.map(|(key, active)| (key, active.forwarder));
         let closed = std::mem::take(&mut self.closed).into_values();
@@ -436,12 +436,12 @@ impl Supervisor {
         tokio::pin!(timeout);
         loop {
             tokio::select! {
-                () = &mut timeout, if !shell.cut.is_cancelled() => shell.cut.cancel(),
-                _ = at_least(&mut stop, Stop::Cut), if !shell.cut.is_cancelled() => {
-                    shell.cut.cancel();
+                () = &mut timeout, if !context.cut.is_cancelled() => context.cut.cancel(),
+                _ = at_least(&mut stop, Stop::Cut), if !context.cut.is_cancelled() => {
+                    context.cut.cancel();
                 }
-                done = shell.tasks.join_next() => match done {
-                    Some(Ok(done)) => self.task_done(done, &mut shell),
+                done = context.tasks.join_next() => match done {
+                    Some(Ok(done)) => self.task_done(done, &mut context),
                     Some(Err(error)) => tracing::error!(%error, "a task failed"),
                     None => break,
                 },

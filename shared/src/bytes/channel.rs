@@ -52,21 +52,15 @@ pub enum Header {
 impl Header {
     /// As it is sent.
     pub fn bytes(self) -> Vec<u8> {
-        let (kind, address) = match self {
-            Self::Destination(Destination { ip: None, port }) => {
-                return port.to_be_bytes().to_vec();
-            }
-            Self::Sockets => (SOCKETS, Vec::new()),
-            Self::Destination(Destination { ip: Some(ip), port }) => {
-                let (kind, mut address) = match ip {
-                    IpAddr::V4(ip) => (IPV4, ip.octets().to_vec()),
-                    IpAddr::V6(ip) => (IPV6, ip.octets().to_vec()),
-                };
-                address.extend(port.to_be_bytes());
-                (kind, address)
-            }
+        let Self::Destination(Destination { ip, port }) = self else {
+            return vec![0, 0, SOCKETS];
         };
-        [&[0, 0, kind], &address[..]].concat()
+        let port = port.to_be_bytes();
+        match ip {
+            None => port.to_vec(),
+            Some(IpAddr::V4(ip)) => [&[0, 0, IPV4], &ip.octets()[..], &port].concat(),
+            Some(IpAddr::V6(ip)) => [&[0, 0, IPV6], &ip.octets()[..], &port].concat(),
+        }
     }
 }
 

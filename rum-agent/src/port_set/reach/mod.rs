@@ -49,12 +49,7 @@ impl Route {
     /// ADDRNOTAVAIL when this machine does not have the address, NODEV when the interface is gone,
     /// PERM when the agent may not use it.
     pub fn socket(&self, kind: SocketType, port: u16) -> rustix::io::Result<(OwnedFd, SocketAddr)> {
-        let family = match self.ip {
-            IpAddr::V4(_) => AddressFamily::INET,
-            IpAddr::V6(_) => AddressFamily::INET6,
-        };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(family, kind, flags, None)?;
+        let socket = socket(self.ip, kind)?;
         if self.device != 0 {
             bind_to_device(&socket, self.device)?;
         }
@@ -74,6 +69,19 @@ impl Route {
         let (socket, address) = self.socket(SocketType::DGRAM, port)?;
         rustix::net::connect(&socket, &address)
     }
+}
+
+/// A non-blocking socket of this kind for addresses such as `ip`.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn socket(ip: IpAddr, kind: SocketType) -> rustix::io::Result<OwnedFd> {
+    let family = match ip {
+        IpAddr::V4(_) => AddressFamily::INET,
+        IpAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    socket_with(family, kind, flags, None)
 }
 
 /// SO_BINDTOIFINDEX (linux/socket.h); since Linux 5.7 for everybody.

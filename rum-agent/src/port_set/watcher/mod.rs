@@ -31,7 +31,6 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
 
 use crate::chain;
 use crate::hint::{Hints, Wake};
@@ -45,16 +44,14 @@ use crate::port_set::source::{Source, SourceKind};
 use crate::schedule::{RateLimit, Recheck};
 use crate::used;
 
+use self::failures::Failures;
 use self::names::{Found, Names};
 
+mod failures;
 mod names;
 
 /// Requests for a fresh dump that may wait; a further one waits for its place in the queue.
 const MAX_REQUESTS: usize = 64;
-/// Pause after the first dump that failed; doubled for each that follows.
-const RETRY_FIRST: Duration = Duration::from_millis(10);
-/// Longest pause between two dumps that fail.
-const RETRY_MAX: Duration = Duration::from_millis(500);
 /// When to look after a hint from outside our PID namespace or our network namespace, and but once. What
 /// listens there is nearly always in another network namespace: the machine's own, for one, or a
 /// container's.
@@ -70,8 +67,6 @@ const AFTER_ANSWER: Duration = Duration::from_millis(200);
 const EACH: usize = 32;
 /// More ports than this are not dumped one by one: the kernel walks all listeners for each.
 const MANY: usize = 4;
-/// Time between two log lines about dumps that keep failing.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 
 type Fresh = Result<Arc<BTreeSet<u16>>, String>;
 
@@ -485,29 +480,6 @@ fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let nanos = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
     u64::try_from(nanos).unwrap_or(0)
-}
-
-/// Dumps that failed in a row.
-#[derive(Debug, Default)]
-struct Failures {
-    count: u32,
-    logged: Option<Instant>,
-}
-
-impl Failures {
-    /// Counts and logs a failure; returns the pause before the next try.
-    fn count(&mut self, now: Instant, error: &DumpError) -> Duration {
-        let pause = RETRY_FIRST.saturating_mul(1 << self.count.min(16));
-        self.count += 1;
-        if self.logged.is_none_or(|last| now - last >= LOG_EVERY) {
-            self.logged = Some(now);
-            let (reason, times) = (chain(error), self.count);
-            warn!("the set of listeners is kept, since reading it failed ({times}x): {reason}");
-        } else {
-            debug!("reading the listeners failed again");
-        }
-        pause.min(RETRY_MAX)
-    }
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ fn in_words(given: &Given, domain: &str) -> Option<String> {
     match given {
         Given::Nothing => None,
         Given::Now => Some(format!("Gave the domain `{domain}` a vsock device")),
-        Given::RestartNeeded(why) => Some(format!(
+        Given::AtNextStart(why) => Some(format!(
             "Gave the domain `{domain}` a vsock device, which it has when it is started next ({why})"
         )),
     }

@@ -14,7 +14,7 @@ pub enum Given {
     /// It has one now.
     Now,
     /// It has one when it is started next, and not now, for this reason, cleaned.
-    RestartNeeded(String),
+    AtNextStart(String),
 }
 
 /// Gives the domain of `spec` a vsock device if it has none: in its configuration, and in the machine if that
@@ -48,5 +48,5 @@ pub async fn give_vsock(spec: &Spec) -> Result<Given, RumError> {
     };
     let attached = attach(&["--config"]).await;
     attached.map_err(|failed| trouble.attach(failed))?;
-    Ok(Given::RestartNeeded(why))
+    Ok(Given::AtNextStart(why))
 }

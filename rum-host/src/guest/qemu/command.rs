@@ -169,14 +169,14 @@ pub fn qemu(machine: &Machine<'_>) -> Vec<OsString> {
     let memory = format!("{}M", spec.memory_mib);
     let mut line = Line(vec![arch.program().into()]);
     line.add("-name", machine.name);
-    let mut journal = format!("{},memory-backend=mem", arch.machine());
+    let mut board = format!("{},memory-backend=mem", arch.machine());
     if let Some(firmware) = machine.firmware {
-        journal += ",pflash0=uefi-code";
+        board += ",pflash0=uefi-code";
         if firmware.vars.is_some() {
-            journal += ",pflash1=uefi-vars";
+            board += ",pflash1=uefi-vars";
         }
     }
-    line.add("-machine", journal);
+    line.add("-machine", board);
     line.add("-accel", accel);
     line.add("-cpu", cpu);
     line.add("-smp", spec.cpus.to_string());

@@ -354,6 +354,12 @@ impl Policy {
         statics.chain(auto).reduce(PortRange::hull)
     }
 
+    /// Whether a static forward leads to `port` of the guest's own.
+    pub fn has_static(&self, port: u16) -> bool {
+        let mut statics = self.statics.iter();
+        statics.any(|forward| forward.guest.own_port() == Some(port))
+    }
+
     /// How long connections of the forward `key` may go on when rum itself ends it.
     pub fn drain(&self, key: Key) -> Duration {
         let auto = self.auto.as_ref().filter(|_| matches!(key, Key::Auto(_)));

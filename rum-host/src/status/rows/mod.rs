@@ -208,7 +208,7 @@ impl Facts<'_> {
             proto: "tcp".to_owned(),
             port: self.port.0,
             guest_addresses: addresses,
-            destination: guest.ip.map(|_| guest.to_string()),
+            destination: guest.address(),
             host: None,
             host_addresses: Vec::new(),
             state,

@@ -12,6 +12,7 @@ use miette::Diagnostic as _;
 
 use crate::error::RumError;
 use crate::forward::block_reason::BlockReason;
+use crate::plan::Destination;
 use crate::plan::reconcile::Repair;
 use crate::ui::notice::Notice;
 
@@ -79,6 +80,11 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
         ..plain
     };
     let why = |reason: &String| Some(clean(reason));
+    let leading = |guest: &Destination, record: Record| Record {
+        guest: Some(guest.port),
+        destination: guest.address(),
+        ..record
+    };
     match notice {
         Notice::AgentConnected { .. } => about("agent-connected"),
         Notice::AgentAwaited { reason } => Record {
@@ -95,17 +101,13 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
         Notice::AutoForwardsDropped => about("grace-over"),
         Notice::Forwarded { host, guest, .. } => Record {
             host: Some(host.to_string()),
-            guest: Some(guest.port),
-            destination: guest.ip.map(|_| guest.to_string()),
-            ..about("forwarded")
+            ..leading(guest, about("forwarded"))
         },
         Notice::Stopped {
             guest, connections, ..
         } => Record {
-            guest: Some(guest.port),
-            destination: guest.ip.map(|_| guest.to_string()),
             connections: Some((*connections).into()),
-            ..about("stopped")
+            ..leading(guest, about("stopped"))
         },
         Notice::Blocked {
             host,
@@ -114,8 +116,6 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             ..
         } => Record {
             host: Some(host.to_string()),
-            guest: Some(guest.port),
-            destination: guest.ip.map(|_| guest.to_string()),
             reason: Some(match reason {
                 BlockReason::Conflict { .. } => "host-port-taken".to_owned(),
                 BlockReason::Privileged => "host-port-privileged".to_owned(),
@@ -126,7 +126,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
                 BlockReason::Conflict { holder, .. } => holder.as_ref().map(|process| process.pid),
                 _ => None,
             },
-            ..about("blocked")
+            ..leading(guest, about("blocked"))
         },
         Notice::AddressGone { ip, .. } => Record {
             host: Some(ip.to_string()),
@@ -137,10 +137,8 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             ..about("address-back")
         },
         Notice::Cut { guest, connections } => Record {
-            guest: Some(guest.port),
-            destination: guest.ip.map(|_| guest.to_string()),
             connections: Some(*connections as u64),
-            ..about("cut")
+            ..leading(guest, about("cut"))
         },
         Notice::Repaired(Repair::Opened(port) | Repair::Closed(port)) => Record {
             guest: Some(*port),

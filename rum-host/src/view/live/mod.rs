@@ -247,8 +247,7 @@ impl View {
             }
             Effect::Look => self.link.hurry(),
             Effect::Retry => {
-                self.tasks
-                    .spawn(crate::view::live::follow::retry(self.guest.clone()));
+                self.tasks.spawn(follow::retry(self.guest.clone()));
             }
             Effect::Watch { all } => self.link.watch(all),
         }
