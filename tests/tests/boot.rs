@@ -25,13 +25,13 @@ const INIT: &str = r#"#!/bin/sh
 echo "init is $$ with $# arguments: $*; given=$given"
 mount -t proc proc /proc
 rm -r /rum && echo "the root is emptied"
+# What it starts has its name, too, until it runs the agent: the keeper is the one that leads a session.
 for process in /proc/[0-9]*; do
-    case $(tr '\0' ' ' <"$process/cmdline") in
-    '@rum-keeper ') agent=${process#/proc/} ;;
-    esac
+    [ "$(tr '\0' ' ' <"$process/cmdline")" = '@rum-keeper ' ] || continue
+    read -r pid _ _ parent _ session _ <"$process/stat"
+    [ "$session" != "$pid" ] || agent=$pid by=$parent
 done
-read -r _ _ _ parent _ session _ <"/proc/$agent/stat"
-[ "$session" = "$agent" ] && echo "its keeper is a child of $parent in a session of its own"
+[ -n "$agent" ] && echo "its keeper is a child of $by in a session of its own"
 echo "its root has:" $(ls "/proc/$agent/root")
 echo "its /proc/1 is $(cat "/proc/$agent/root/proc/1/comm")"
 [ -e "/proc/$agent/root/sys/devices/system/cpu/online" ] && echo "its /sys is one"
