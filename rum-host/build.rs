@@ -117,9 +117,12 @@ fn build(out_dir: &Path) -> Result<PathBuf> {
 
 /// Whether the variable `name` is one of [`LEAKS`].
 fn leaks(name: &str) -> bool {
-    LEAKS.iter().any(|leak| match leak.ends_with('_') {
-        true => name.starts_with(leak),
-        false => name == *leak,
+    LEAKS.iter().any(|leak| {
+        if leak.ends_with('_') {
+            name.starts_with(leak)
+        } else {
+            name == *leak
+        }
     })
 }
 
@@ -136,9 +139,10 @@ fn check(agent: &Path) -> Result<()> {
     }
     let output = Command::new(agent).arg("--version").output()?;
     let said = String::from_utf8_lossy(&output.stdout);
-    match output.status.success() && said.starts_with("rum-agent ") {
-        true => Ok(()),
-        false => wrong("does not run"),
+    if output.status.success() && said.starts_with("rum-agent ") {
+        Ok(())
+    } else {
+        wrong("does not run")
     }
 }
 

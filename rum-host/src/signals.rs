@@ -82,9 +82,12 @@ impl Signals {
         // Ignored, it would take the exit codes of children with it (sigaction(2)).
         // SAFETY: no handler is installed.
         unsafe { signal::signal(Number::SIGCHLD, SigHandler::SigDfl) }?;
-        let listen = |kind: SignalKind| match is_ignored(kind.as_raw_value()) {
-            true => Ok(None),
-            false => signal(kind).map(Some),
+        let listen = |kind: SignalKind| {
+            if is_ignored(kind.as_raw_value()) {
+                Ok(None)
+            } else {
+                signal(kind).map(Some)
+            }
         };
         Ok(Self {
             int: listen(SignalKind::interrupt())?,

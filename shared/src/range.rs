@@ -174,9 +174,10 @@ impl PortRanges {
         while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
             both.extend(PortRange::new(x.min.max(y.min), x.max.min(y.max)).ok());
             // The one that ends first meets nothing more of the other set.
-            match x.max <= y.max {
-                true => a.next(),
-                false => b.next(),
+            if x.max <= y.max {
+                a.next()
+            } else {
+                b.next()
             };
         }
         Self(both)

@@ -204,9 +204,10 @@ impl Device {
             CHANNEL_PORT => "channel",
             _ => "nothing",
         };
-        let guest = match self.has_room() {
-            true => UnixStream::connect(self.socket(name)).ok(),
-            false => None,
+        let guest = if self.has_room() {
+            UnixStream::connect(self.socket(name)).ok()
+        } else {
+            None
         };
         let carried = guest.map(|guest| {
             Arc::new(Carried {

@@ -143,9 +143,10 @@ impl RumAgent for FakeAgent {
         events: Tx<v1::WatchEvent>,
         stop: Rx<()>,
     ) -> Result<(), String> {
-        match self.is_new {
-            true => Err("this host is not old".to_owned()),
-            false => self.watch(min, max, events, stop).await,
+        if self.is_new {
+            Err("this host is not old".to_owned())
+        } else {
+            self.watch(min, max, events, stop).await
         }
     }
 
@@ -190,12 +191,9 @@ impl FakeAgent {
                     told = next;
                     WatchEvent::from(change)
                 }
-                () = tokio::time::sleep(HEARTBEAT) => match *self.silent.borrow() {
-                    true => continue,
-                    false => WatchEvent::Heartbeat {
-                        generation: told.generation,
-                    },
-                },
+                () = tokio::time::sleep(HEARTBEAT) => if *self.silent.borrow() { continue } else { WatchEvent::Heartbeat {
+                    generation: told.generation,
+                } },
             };
             events.send(event.into()).await.map_err(|e| e.to_string())?;
         }

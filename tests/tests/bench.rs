@@ -240,9 +240,10 @@ fn cost_has_each_activity_for_each_source_of_hints() {
         for what in ["measured", "host memory", "agent memory"] {
             run.assert_above_zero("cost", what, case);
         }
-        match case.contains("idle") {
-            true => run.assert_row("cost", "events", case),
-            false => run.assert_above_zero("cost", "events", case),
+        if case.contains("idle") {
+            run.assert_row("cost", "events", case)
+        } else {
+            run.assert_above_zero("cost", "events", case)
         }
     }
     assert_eq!(run.ways("cost").len(), cases.len());

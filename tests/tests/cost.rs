@@ -174,9 +174,10 @@ fn nothing_became_dearer_or_cheaper_unnoticed() {
     }
     let text = fs::read_to_string(FILE).expect("tests/cost.txt is there");
     let differences = differences(&parse(&text), &counts);
-    let other_tools = match text.lines().any(|line| line == tools) {
-        true => "",
-        false => "\nThe file was made with other tools, which may be all there is to it; now\n",
+    let other_tools = if text.lines().any(|line| line == tools) {
+        ""
+    } else {
+        "\nThe file was made with other tools, which may be all there is to it; now\n"
     };
     assert!(
         differences.is_empty(),

@@ -220,9 +220,10 @@ fn ended(ends: &OwnedFd) -> io::Result<Vec<u32>> {
         .iter()
         .filter_map(|event| u32::try_from(event.data.u64()).ok());
     let pids: Vec<u32> = pids.collect();
-    match pids.is_empty() {
-        true => Err(io::ErrorKind::WouldBlock.into()),
-        false => Ok(pids),
+    if pids.is_empty() {
+        Err(io::ErrorKind::WouldBlock.into())
+    } else {
+        Ok(pids)
     }
 }
 

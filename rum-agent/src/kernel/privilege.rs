@@ -63,9 +63,10 @@ fn change(change: impl FnOnce(&mut CapabilitySets)) -> io::Result<()> {
     let mut sets = capabilities(None)?;
     let before = sets;
     change(&mut sets);
-    match sets == before {
-        true => Ok(()),
-        false => Ok(set_capabilities(None, sets)?),
+    if sets == before {
+        Ok(())
+    } else {
+        Ok(set_capabilities(None, sets)?)
     }
 }
 

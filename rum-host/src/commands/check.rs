@@ -116,9 +116,12 @@ fn shown(binds: Binds, ports: impl std::fmt::Display) -> String {
     if binds == Binds::LOCALHOST {
         return format!("localhost:{ports}");
     }
-    let one = |ip: IpAddr| match ip.is_ipv6() {
-        true => format!("[{ip}]:{ports}"),
-        false => format!("{ip}:{ports}"),
+    let one = |ip: IpAddr| {
+        if ip.is_ipv6() {
+            format!("[{ip}]:{ports}")
+        } else {
+            format!("{ip}:{ports}")
+        }
     };
     binds.all().map(one).collect::<Vec<_>>().join(", ")
 }
@@ -297,9 +300,10 @@ fn probe(addr: SocketAddr) -> Probe {
 /// Binds `addr`, and lets go of it.
 pub(super) fn bind(addr: SocketAddr) -> rustix::io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-    let family = match addr.is_ipv6() {
-        true => AddressFamily::INET6,
-        false => AddressFamily::INET,
+    let family = if addr.is_ipv6() {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
     };
     let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // Connections of before that linger in TIME_WAIT are in nobody's way.

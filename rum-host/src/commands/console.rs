@@ -67,9 +67,10 @@ pub fn attach(name: Option<&str>) -> Result<(), RumError> {
         );
     }
     let signals = watch_signals().map_err(|error| failed("watch", error))?;
-    let raw = match interactive {
-        true => Some(Raw::enter().map_err(|error| failed("show", error.into()))?),
-        false => None,
+    let raw = if interactive {
+        Some(Raw::enter().map_err(|error| failed("show", error.into()))?)
+    } else {
+        None
     };
     let ended = relay(&console, &signals, interactive);
     drop(raw);

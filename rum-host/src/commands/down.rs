@@ -41,9 +41,10 @@ pub async fn down(name: Option<&str>, force: bool) -> Result<Option<String>, Rum
     // Opened first, so that it is this very process whose end is waited for.
     let process = guest.rum.and_then(|rum| rum.open().ok());
     let asked = async { Control::connect(&guest).await?.stop(force).await };
-    let asked = match force {
-        true => tokio::time::timeout(ANSWER, asked).await,
-        false => Ok(asked.await),
+    let asked = if force {
+        tokio::time::timeout(ANSWER, asked).await
+    } else {
+        Ok(asked.await)
     };
     let Some(process) = process else {
         return match asked {

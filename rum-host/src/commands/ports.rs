@@ -102,9 +102,10 @@ fn list(
     }
     let terminal = io::stdout().is_terminal();
     let look = look(args.all);
-    let text = match terminal {
-        true => table::table(&known, &look),
-        false => table::lines_for_programs(&known, args.all),
+    let text = if terminal {
+        table::table(&known, &look)
+    } else {
+        table::lines_for_programs(&known, args.all)
     };
     print(&text)?;
     for line in table::warnings(&known, look.now, &look.zone) {
@@ -148,18 +149,16 @@ async fn follow(mut feed: Feed, args: &PortsArgs) -> Result<u8, RumError> {
     let info = feed.info().clone();
     let mut lines = Lines::new(TimeZone::system());
     let mut tell = |told: Vec<Numbered>| {
-        let text: String = match args.json {
-            true => told
-                .iter()
+        let text: String = if args.json {
+            told.iter()
                 .map(|change| json::line(&info, change))
-                .collect(),
-            false => {
-                let now = Timestamp::now();
-                let lines = told
-                    .iter()
-                    .filter_map(|(_, change)| lines.line(change, now));
-                lines.collect()
-            }
+                .collect()
+        } else {
+            let now = Timestamp::now();
+            let lines = told
+                .iter()
+                .filter_map(|(_, change)| lines.line(change, now));
+            lines.collect()
         };
         print(&text)
     };

@@ -80,10 +80,7 @@ pub async fn wait(args: &WaitArgs, name: Option<&str>) -> Result<u8, RumError> {
     latest.hint = Some("start one with `rum up`".to_owned());
     let waited = tokio::time::timeout_at(deadline, until_met(args, name, &mut latest)).await;
     let Ok(met) = waited else {
-        let what = match args.gone {
-            true => "gone",
-            false => "forwarded",
-        };
+        let what = if args.gone { "gone" } else { "forwarded" };
         let (port, time) = (args.port, args.timeout);
         let start = format!("port {port} is not {what} after {time:?}; ");
         return Err(latest.error(&start, exit::TIMEOUT));
@@ -154,9 +151,10 @@ async fn connect(args: &WaitArgs, name: Option<&str>, latest: &mut Why) -> Resul
 /// What is the case with `port`, a port of the guest's own or the host port of a static forward.
 fn verdict(port: u16, gone: bool, known: &Mirror) -> Verdict {
     let rows: Vec<_> = known.ports().filter(|row| is_meant(port, row)).collect();
-    match gone {
-        true => verdict_gone(port, &rows, known),
-        false => verdict_forwarded(port, &rows, known),
+    if gone {
+        verdict_gone(port, &rows, known)
+    } else {
+        verdict_forwarded(port, &rows, known)
     }
 }
 

@@ -184,9 +184,10 @@ impl Check<'_> {
             match part.parse::<PortRange>() {
                 Ok(range) => good.push(range),
                 Err(error) => {
-                    let span = match plain && !part.is_empty() {
-                        true => start..start + part.len(),
-                        false => whole.clone(),
+                    let span = if plain && !part.is_empty() {
+                        start..start + part.len()
+                    } else {
+                        whole.clone()
                     };
                     let label = match &error {
                         RangeError::Reversed(..) => "ends before it starts",

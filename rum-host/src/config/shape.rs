@@ -75,9 +75,10 @@ impl Place {
 
     /// `[auto_ports]`
     fn header(&self) -> String {
-        match self.item {
-            true => format!("[[{}]]", self.path),
-            false => format!("[{}]", self.path),
+        if self.item {
+            format!("[[{}]]", self.path)
+        } else {
+            format!("[{}]", self.path)
         }
     }
 
@@ -89,9 +90,10 @@ impl Place {
 /// ` in [auto_ports]`; nothing for the file itself.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.is_file() {
-            true => Ok(()),
-            false => write!(f, " in {}", self.header()),
+        if self.is_file() {
+            Ok(())
+        } else {
+            write!(f, " in {}", self.header())
         }
     }
 }
@@ -239,18 +241,20 @@ impl Pass {
         let hint = if let Some(field) = meant {
             format!("did you mean `{}`?", place.key(field))
         } else if let Some((home, key)) = home_of(text, self.root, &Place::default()) {
-            match is_table {
-                true => format!("write `{key}`"),
-                false => format!("`{text}` belongs {home}"),
+            if is_table {
+                format!("write `{key}`")
+            } else {
+                format!("`{text}` belongs {home}")
             }
         } else {
             let known: Vec<_> = fields
                 .iter()
                 .map(|f| format!("`{}`", place.key(f)))
                 .collect();
-            let place = match place.is_file() {
-                true => " here".to_owned(),
-                false => place.to_string(),
+            let place = if place.is_file() {
+                " here".to_owned()
+            } else {
+                place.to_string()
             };
             format!("known{place} are {}", known.join(", "))
         };
@@ -268,9 +272,10 @@ impl Pass {
 /// it is written there.
 fn home_of(key: &str, fields: &'static [Field], place: &Place) -> Option<(String, String)> {
     if let Some(field) = fields.iter().find(|f| f.effective_name() == key) {
-        let home = match place.is_file() {
-            true => "at the top of the file, before the first `[table]`".to_owned(),
-            false => place.to_string().trim().to_owned(),
+        let home = if place.is_file() {
+            "at the top of the file, before the first `[table]`".to_owned()
+        } else {
+            place.to_string().trim().to_owned()
         };
         return Some((home, place.key(field)));
     }

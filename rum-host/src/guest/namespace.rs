@@ -282,9 +282,10 @@ impl Entrance<'_> {
             _ => io_error("enter the guest")(error),
         };
         let alive = runtime_dir::open_alive(self.dir).map_err(failed)?;
-        let workdir = match workdir.as_os_str().is_empty() {
-            true => PathBuf::new(),
-            false => std::path::absolute(workdir).map_err(io_error("find the directory"))?,
+        let workdir = if workdir.as_os_str().is_empty() {
+            PathBuf::new()
+        } else {
+            std::path::absolute(workdir).map_err(io_error("find the directory"))?
         };
         let mut enter = std::process::Command::new(SELF);
         enter

@@ -78,9 +78,10 @@ impl Reconciler {
             match self.suspects.get(&port) {
                 Some((seen, since)) if *seen == is_open => {
                     if sent.saturating_duration_since(*since) >= CONFIRM_AFTER {
-                        repairs.push(match is_open {
-                            true => Repair::Opened(port),
-                            false => Repair::Closed(port),
+                        repairs.push(if is_open {
+                            Repair::Opened(port)
+                        } else {
+                            Repair::Closed(port)
                         });
                     } else {
                         suspects.insert(port, (is_open, *since));

@@ -48,9 +48,10 @@ pub(crate) fn to_hide(path: &Path, uid: u32) -> Vec<PathBuf> {
     let mut hidden = named;
     for base in chosen {
         let (guests, others) = entries(&base);
-        match others {
-            false => hidden.push(base),
-            true => hidden.extend(guests),
+        if !others {
+            hidden.push(base)
+        } else {
+            hidden.extend(guests)
         }
     }
     hidden.retain(|dir| dir.is_absolute() && open_private(dir).is_ok());

@@ -186,9 +186,10 @@ impl Supervisor {
     ) {
         // No more is asked for than what this machine has.
         let lacks = matches!(error, BindError::NoSuchAddress) && want.binds.may_lack(at.0.ip());
-        let pause = match lacks {
-            true => ABSENT_PAUSE,
-            false => self.pace.pause(self.planner.waiting()),
+        let pause = if lacks {
+            ABSENT_PAUSE
+        } else {
+            self.pace.pause(self.planner.waiting())
         };
         self.planner.blocked(key, want, at, clock::now(), pause);
         let reason = match error {
@@ -301,9 +302,10 @@ impl Supervisor {
         // A program that closes its listener says nothing of its connections.
         let closed =
             matches!(key, Key::Auto(_)) && self.guest.heard(GuestPort(guest.port)).is_none();
-        let drain = match closed {
-            true => active.after_close,
-            false => Some(self.planner.policy().drain(key)),
+        let drain = if closed {
+            active.after_close
+        } else {
+            Some(self.planner.policy().drain(key))
         };
         let connections = match drain {
             Some(Duration::ZERO) => 0,

@@ -71,9 +71,10 @@ impl Holders {
     fn due(&mut self, now: Instant) -> Option<Vec<(Key, HostAddr, Option<Taken>)>> {
         let wanted = !self.taken.is_empty() && !self.looking;
         let is_over = |at: Option<Instant>| at.is_none_or(|at| at <= now);
-        let due = match self.asked {
-            true => is_over(self.not_before),
-            false => is_over(self.again),
+        let due = if self.asked {
+            is_over(self.not_before)
+        } else {
+            is_over(self.again)
         };
         if !(wanted && due) {
             return None;

@@ -110,9 +110,10 @@ impl Notes {
     pub fn wake(&self) -> Option<Instant> {
         let noted = self.everything || !self.ports.is_empty();
         let more = noted || self.batch.is_some() || !self.counters.is_empty();
-        match more {
-            true => Some(clock::now()),
-            false => self.next_tick,
+        if more {
+            Some(clock::now())
+        } else {
+            self.next_tick
         }
     }
 
@@ -251,9 +252,12 @@ impl Supervisor {
             attempts: notes.attempts,
             version: info.map(|info| info.version.clone()),
             hostname: info.map(|info| info.hostname.clone()),
-            source: info.map(|info| match self.stream {
-                true => info.hint.clone(),
-                false => "none".to_owned(),
+            source: info.map(|info| {
+                if self.stream {
+                    info.hint.clone()
+                } else {
+                    "none".to_owned()
+                }
             }),
             repaired: self.reconciler.repaired,
         }

@@ -175,9 +175,10 @@ pub fn table(known: &Mirror, look: &Look) -> String {
     if ports.is_empty() {
         return String::new();
     }
-    let mut columns: Vec<Column> = match look.width < WIDE {
-        true => Column::NARROW.into(),
-        false => Column::WIDE.into(),
+    let mut columns: Vec<Column> = if look.width < WIDE {
+        Column::NARROW.into()
+    } else {
+        Column::WIDE.into()
     };
     if ports.iter().all(|port| port.label.is_none()) {
         columns.retain(|column| *column != Column::Label);

@@ -370,10 +370,7 @@ mod tests {
         fn headers_come_back_and_no_byte_behind_them_is_taken(
             port in 1u16.., ip: Option<IpAddr>, sockets: bool, behind: Vec<u8>,
         ) {
-            let header = match sockets {
-                true => Header::Sockets,
-                false => Header::Destination(Destination { port, ip }),
-            };
+            let header = if sockets { Header::Sockets } else { Header::Destination(Destination { port, ip }) };
             let sent = [header.bytes(), behind.clone()].concat();
             let mut rest = &sent[..];
             prop_assert_eq!(header_of(&mut rest).unwrap(), Some(header));

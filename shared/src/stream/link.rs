@@ -194,9 +194,10 @@ impl<R: AsyncRead + Send + Unpin + 'static> LinkRx for Receiver<R> {
             self.compact();
             // Cancel-safe: the buffer is only extended together with the read.
             if self.reader.read_buf(&mut self.buffer).await? == 0 {
-                return match self.buffer.is_empty() {
-                    true => Ok(None),
-                    false => Err(LinkError::Cut),
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(LinkError::Cut)
                 };
             }
         }

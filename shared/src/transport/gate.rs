@@ -148,9 +148,10 @@ impl Gate {
                 }
                 Poll::Pending => true,
             });
-            match alive {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
+            if alive {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
             }
         })
         .await;

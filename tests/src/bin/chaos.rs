@@ -87,9 +87,10 @@ fn soak(minutes: u64) -> Result<(), String> {
                 Err(_) => failed.push("a panic".to_owned()),
             }
         }
-        match failed.is_empty() {
-            true => Ok(()),
-            false => Err(failed.join("\n")),
+        if failed.is_empty() {
+            Ok(())
+        } else {
+            Err(failed.join("\n"))
         }
     })
 }
@@ -146,8 +147,9 @@ fn short(until: Instant) -> Result<(), String> {
         total.late(),
         failed.len()
     );
-    match failed.is_empty() {
-        true => total.verdict(),
-        false => Err(failed.join("\n")),
+    if failed.is_empty() {
+        total.verdict()
+    } else {
+        Err(failed.join("\n"))
     }
 }

@@ -126,9 +126,10 @@ fn obey(
     if let Some(command) = line.strip_prefix("sh ") {
         let done = Command::new("sh").args(["-c", command]).output()?;
         let said = [done.stdout, done.stderr].concat();
-        return match done.status.success() {
-            true => Ok(monotonic_ns()),
-            false => Err(format!("{}: {}", done.status, said.escape_ascii()).into()),
+        return if done.status.success() {
+            Ok(monotonic_ns())
+        } else {
+            Err(format!("{}: {}", done.status, said.escape_ascii()).into())
         };
     }
     let words: Vec<&str> = line.split_whitespace().collect();

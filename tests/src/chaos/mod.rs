@@ -184,11 +184,14 @@ pub fn run_list(
     };
     let seen = &steps[..steps.len().min(failure.at + 1)];
     let start = Instant::now();
-    let least = shrink(seen, |steps| match start.elapsed() < SEARCH {
-        true => run(kind, steps.to_vec(), PATIENCE, None)
-            .err()
-            .map(|f| f.at),
-        false => None,
+    let least = shrink(seen, |steps| {
+        if start.elapsed() < SEARCH {
+            run(kind, steps.to_vec(), PATIENCE, None)
+                .err()
+                .map(|f| f.at)
+        } else {
+            None
+        }
     });
     Err(format!(
         "step {} of kind {}: {}\n{origin} CHAOS_KIND={}\nsteps: {}\nfewest that fail: CHAOS_REPLAY=\"{}\"",

@@ -319,9 +319,10 @@ impl World {
     fn start_guest(&mut self) -> (Rum, Guest) {
         let ordinary = self.hint == Hint::Seccomp;
         if ordinary != self.setup.uid.is_some() {
-            self.setup = match ordinary {
-                true => Setup::ordinary_user(),
-                false => Setup::new(),
+            self.setup = if ordinary {
+                Setup::ordinary_user()
+            } else {
+                Setup::new()
             };
             self.save_config();
         }

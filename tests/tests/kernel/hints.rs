@@ -37,9 +37,10 @@ async fn wait_for(tracepoint: &mut Tracepoint, wanted: Hint) {
 async fn wait_for_all_but(tracepoint: &mut Tracepoint, wanted: Hint, unwanted: u16) {
     let mut seen = false;
     loop {
-        let hint = match seen {
-            false => Some(tracepoint.next().await),
-            true => tracepoint.try_next(),
+        let hint = if !seen {
+            Some(tracepoint.next().await)
+        } else {
+            tracepoint.try_next()
         };
         let Some(mut hint) = hint else { return };
         if let Hint::Listen { at_ns, .. } = &mut hint {

@@ -207,10 +207,7 @@ fn complete(listener: &mut Listener) -> bool {
         .collect();
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let easy = listener.addresses.is_empty() || loopback.iter().any(|ip| takes(listener, *ip));
-    listener.unreachable = match easy {
-        true => None,
-        false => unreachable(listener),
-    };
+    listener.unreachable = if easy { None } else { unreachable(listener) };
     easy
 }
 

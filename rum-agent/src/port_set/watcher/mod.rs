@@ -185,9 +185,10 @@ impl Watcher {
         loop {
             let at_once = !self.due.is_empty() || !self.waiting.is_empty();
             let earliest = self.pace.earliest();
-            let dump_at = match at_once {
-                true => Some(earliest),
-                false => self.again.due().map(|again| again.max(earliest)),
+            let dump_at = if at_once {
+                Some(earliest)
+            } else {
+                self.again.due().map(|again| again.max(earliest))
             };
             if dump_at.is_some_and(|at| at <= Instant::now()) {
                 // All that is pending shares the dump, which starts after the last of it.
@@ -305,9 +306,10 @@ impl Watcher {
         // Whoever waits wants to know of every port.
         let whole = due.all || !self.waiting.is_empty() || ports.contains(&0);
         let set = self.truth.set();
-        match whole || set.generation == 0 || ports.len() * EACH > set.len() {
-            true => Scope::All,
-            false => Scope::Ports(ports),
+        if whole || set.generation == 0 || ports.len() * EACH > set.len() {
+            Scope::All
+        } else {
+            Scope::Ports(ports)
         }
     }
 
@@ -323,9 +325,10 @@ impl Watcher {
         let fold = !due.is_empty() || self.again.due().is_some_and(|at| at <= began);
         let scope = self.scope(due, began);
         let waiting = std::mem::take(&mut self.waiting);
-        let result = match fold {
-            true => self.dump_and_fold(began, &scope).await,
-            false => self.dump_only().await,
+        let result = if fold {
+            self.dump_and_fold(began, &scope).await
+        } else {
+            self.dump_only().await
         };
         let cost = used(clock).saturating_sub(spent);
         self.pace.count(began, cost);
@@ -406,9 +409,10 @@ impl Watcher {
             }
         }
         if !rest.is_empty() {
-            let scope = match rest.len() > MANY {
-                true => Scope::All,
-                false => Scope::Ports(rest),
+            let scope = if rest.len() > MANY {
+                Scope::All
+            } else {
+                Scope::Ports(rest)
             };
             sockets.extend(self.source.dump(&scope).await?);
         }

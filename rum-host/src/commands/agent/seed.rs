@@ -42,9 +42,12 @@ pub fn run(args: &SeedArgs) -> Result<(), RumError> {
     // In place: an owner and a label that libvirt gave the file stay.
     let length = u64::try_from(image.len()).unwrap_or(u64::MAX);
     file.write_all(&image)
-        .and_then(|()| match file.metadata()?.is_file() {
-            true => file.set_len(length),
-            false => Ok(()),
+        .and_then(|()| {
+            if file.metadata()?.is_file() {
+                file.set_len(length)
+            } else {
+                Ok(())
+            }
         })
         .map_err(failed)?;
     super::super::print(&format!(

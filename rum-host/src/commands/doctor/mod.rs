@@ -45,9 +45,10 @@ impl Report {
     }
 
     fn exit_code(&self) -> u8 {
-        match self.checks.iter().any(|check| check.level == Level::Fail) {
-            true => exit::FAILED,
-            false => exit::OK,
+        if self.checks.iter().any(|check| check.level == Level::Fail) {
+            exit::FAILED
+        } else {
+            exit::OK
         }
     }
 }
@@ -63,9 +64,10 @@ pub fn run(args: &DoctorArgs, global: &GlobalArgs) -> Result<u8, RumError> {
         .build()
         .map_err(|error| RumError::new("cannot start the runtime").caused_by(error))?;
     let report = Report::new(&runtime.block_on(facts::gather()));
-    super::print(&match args.json {
-        true => json(&report)?,
-        false => text(&report, global.quiet),
+    super::print(&if args.json {
+        json(&report)?
+    } else {
+        text(&report, global.quiet)
     })?;
     Ok(report.exit_code())
 }

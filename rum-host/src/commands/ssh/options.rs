@@ -135,9 +135,10 @@ fn proxy_command(
 /// One word for a shell, and nothing that ssh replaces.
 fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
-    match text.chars().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%")),
+    if text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%"))
     }
 }
 

@@ -83,10 +83,10 @@ async fn dial(guest: &RunningGuest, port: u16) -> Result<Stream, (RumError, bool
     let words = Refusal::Agent(status).words(Destination::own(port));
     let error = RumError::new(format!("port {port} of `{name}`: {words}"));
     let refused = status == DialStatus::Refused;
-    let error = match refused {
-        true => error
-            .hint("it needs an sshd: `apt install openssh-server` in the guest, or another way in"),
-        false => error,
+    let error = if refused {
+        error.hint("it needs an sshd: `apt install openssh-server` in the guest, or another way in")
+    } else {
+        error
     };
     Err((error, refused))
 }
@@ -101,10 +101,7 @@ async fn relay(
     let (from_guest, to_guest) = tokio::io::split(channel);
     let gone = Cell::new(false);
     tokio::select! {
-        ended = down(from_guest, output) => match gone.get() {
-            true => Ok(()),
-            false => ended,
-        },
+        ended = down(from_guest, output) => if gone.get() { Ok(()) } else { ended },
         never = up(input, to_guest, &gone) => match never {},
     }
 }

@@ -111,17 +111,19 @@ impl Ui {
     fn new(command: bool, global: &GlobalArgs) -> Self {
         let start = |target| Output::start(target, global.quiet, global.log_format);
         let rest = start(Target::Stderr);
-        let data = match command {
-            true => rest.clone(),
-            false => start(Target::Stdout),
+        let data = if command {
+            rest.clone()
+        } else {
+            start(Target::Stdout)
         };
         Self { data, rest }
     }
 
     fn say(&self, notice: &Notice) {
-        match notice.is_about_a_port() {
-            true => self.data.say(notice),
-            false => self.rest.say(notice),
+        if notice.is_about_a_port() {
+            self.data.say(notice)
+        } else {
+            self.rest.say(notice)
         }
     }
 }
@@ -414,9 +416,10 @@ impl Running {
                 }
             }
         }
-        let deadline = match forced {
-            true => Duration::ZERO,
-            false => self.guest.stop_deadline(),
+        let deadline = if forced {
+            Duration::ZERO
+        } else {
+            self.guest.stop_deadline()
         };
         let begun = Instant::now();
         let stopped = tokio::select! {

@@ -192,18 +192,20 @@ impl<'a> DomainErrors<'a> {
             self.domain
         );
         // In one line for a shell; a running domain gets it at once.
-        let flags = match running {
-            true => "--config --live",
-            false => "--config",
+        let flags = if running {
+            "--config --live"
+        } else {
+            "--config"
         };
         let device: String = SNIPPET.lines().map(str::trim).collect();
         let attach = format!(
             "echo \"{device}\" | {} /dev/stdin {flags}",
             self.virsh("attach-device")
         );
-        let hint = match self.no_vhost {
-            true => format!("{NO_VHOST}. With /dev/vhost-vsock, give it one by this:"),
-            false => "give it one by this, then run `rum up` again:".to_owned(),
+        let hint = if self.no_vhost {
+            format!("{NO_VHOST}. With /dev/vhost-vsock, give it one by this:")
+        } else {
+            "give it one by this, then run `rum up` again:".to_owned()
         };
         RumError::new(message).hint(hint).example(attach)
     }
@@ -225,8 +227,9 @@ const NO_VHOST: &str = "this machine has no /dev/vhost-vsock: load it by \
 /// `text` as one word of a shell.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:+@%=".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
     }
 }

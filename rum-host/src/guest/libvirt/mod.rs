@@ -204,11 +204,7 @@ impl Libvirt {
             }
         };
         tokio::select! {
-            some = event => match some {
-                true => self.pause = LOOK_SOON,
-                // libvirtd was stopped; it may be restarted.
-                false => self.events = None,
-            },
+            some = event => if some { self.pause = LOOK_SOON } else { self.events = None },
             () = tokio::time::sleep(self.pause) => {
                 self.pause = (self.pause * 2).min(LOOK_LATE);
                 if self.events.is_none() {
@@ -357,9 +353,10 @@ impl Domain {
         let trouble = DomainErrors::of(spec);
         let description = self.describe().await;
         let description = description.map_err(|failed| trouble.look(failed))?;
-        match spec.socket.is_none() && description.vsock.is_none() {
-            true => Err(trouble.no_vsock(runs)),
-            false => Ok(()),
+        if spec.socket.is_none() && description.vsock.is_none() {
+            Err(trouble.no_vsock(runs))
+        } else {
+            Ok(())
         }
     }
 

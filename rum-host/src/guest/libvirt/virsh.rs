@@ -111,9 +111,10 @@ impl Virsh {
                 return Err(Failed::Broken(RumError::new(message).hint(hint)));
             }
         };
-        match status.success() {
-            true => Ok(output),
-            false => Err(Failed::Refused(refusal(&message, &status.to_string()))),
+        if status.success() {
+            Ok(output)
+        } else {
+            Err(Failed::Refused(refusal(&message, &status.to_string())))
         }
     }
 

@@ -134,12 +134,9 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     workdir
         .go()
         .map_err(|failure| {
-            match isolation.private_tmp {
-        true => failure.hint(
-            "name another directory of the guest with --workdir; its /tmp is its own (private_tmp)",
-        ),
-        false => failure,
-    }
+            if isolation.private_tmp { failure.hint(
+                "name another directory of the guest with --workdir; its /tmp is its own (private_tmp)",
+            ) } else { failure }
         })?;
     let args: Vec<_> = args.collect();
     let start = |holder| {

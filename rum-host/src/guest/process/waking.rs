@@ -72,9 +72,10 @@ mod tests {
             drop(reader);
             let stopped = waitpid(child, Some(WaitPidFlag::WUNTRACED)).unwrap();
             assert_eq!(stopped, WaitStatus::Stopped(child, Signal::SIGSTOP));
-            match ends {
-                true => drop(writer),
-                false => writer.write_all(b"T").unwrap(),
+            if ends {
+                drop(writer)
+            } else {
+                writer.write_all(b"T").unwrap()
             }
             assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
         }

@@ -21,14 +21,15 @@ pub fn read_key(path: &Path) -> Result<String, GuestError> {
         return Ok(key.to_owned());
     }
     let shown = path.display();
-    Err(match key.contains("PRIVATE KEY") {
-        true => GuestError::vm(format!(
+    Err(if key.contains("PRIVATE KEY") {
+        GuestError::vm(format!(
             "{shown} is a private key, which must not leave this machine"
         ))
-        .with_hint(format!("name the public one: {shown}.pub")),
-        false => GuestError::vm(format!("{shown} holds no public key on one line")).with_hint(
+        .with_hint(format!("name the public one: {shown}.pub"))
+    } else {
+        GuestError::vm(format!("{shown} holds no public key on one line")).with_hint(
             "it is to be a file as ssh-keygen(1) writes it, such as ~/.ssh/id_ed25519.pub",
-        ),
+        )
     })
 }
 

@@ -34,11 +34,12 @@ impl User {
 pub fn user_name(text: &str) -> Result<User, String> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let fits = (1..=MAX_USER).contains(&text.len());
-    match fits && !text.starts_with('-') && text.bytes().all(good) {
-        true => Ok(User(text.to_owned())),
-        false => Err(format!(
+    if fits && !text.starts_with('-') && text.bytes().all(good) {
+        Ok(User(text.to_owned()))
+    } else {
+        Err(format!(
             "a user's name has up to {MAX_USER} letters, digits, `.`, `_` and `-`"
-        )),
+        ))
     }
 }
 

@@ -240,9 +240,8 @@ impl Qemu {
             let on = matches!(self.machine, Machine::On { .. });
             let before = self.agent_before;
             let up = async {
-                match self.agent_was_up {
-                    false if self.agent.wait_for(|up| *up > before).await.is_ok() => {}
-                    _ => std::future::pending().await,
+                if self.agent_was_up || self.agent.wait_for(|up| *up > before).await.is_err() {
+                    std::future::pending().await
                 }
             };
             let happened = tokio::select! {

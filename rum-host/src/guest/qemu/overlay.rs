@@ -97,9 +97,10 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Over
                 fresh: false,
             });
         }
-        let what = match known.image == base.image {
-            true => format!("{} has changed", base.image.display()),
-            false => format!("the image was {}", known.image.display()),
+        let what = if known.image == base.image {
+            format!("{} has changed", base.image.display())
+        } else {
+            format!("the image was {}", known.image.display())
         };
         return Err(GuestError::vm(format!(
             "{what} since the guest wrote to its overlay, and the two no longer fit together"

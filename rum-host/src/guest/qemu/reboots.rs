@@ -61,9 +61,10 @@ impl Reboots {
         if self.deaf >= self.max_deaf {
             return Next::GiveUp(self.deaf);
         }
-        self.short = match lived < STEADY {
-            true => self.short.saturating_add(1),
-            false => 0,
+        self.short = if lived < STEADY {
+            self.short.saturating_add(1)
+        } else {
+            0
         };
         Next::Start(match self.short.checked_sub(FREE + 1) {
             None => Duration::ZERO,

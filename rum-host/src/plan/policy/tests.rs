@@ -224,12 +224,13 @@ fn any_rule() -> impl Strategy<Value = Rule> {
             guest: guest.map(|guest| PortRanges::new([range(guest)])),
             process: process.map(Pattern::new),
             command: None,
-            action: match ignore {
-                true => RuleAction::Ignore,
-                false => RuleAction::Forward {
+            action: if ignore {
+                RuleAction::Ignore
+            } else {
+                RuleAction::Forward {
                     host,
                     bind: bind.map(Into::into),
-                },
+                }
             },
             label: None,
             drain: None,

@@ -174,9 +174,10 @@ fn elsewhere(
         );
         reason("not-watched", message, None)
     };
-    let reason = match stats.serves() {
-        true => trouble,
-        false => trouble.or_else(|| Some(unwatched())),
+    let reason = if stats.serves() {
+        trouble
+    } else {
+        trouble.or_else(|| Some(unwatched()))
     };
     (State::Forwarded, reason)
 }
@@ -411,9 +412,10 @@ impl Facts<'_> {
             1 => "closed; 1 connection left".to_owned(),
             n => format!("closed; {n} connections left"),
         };
-        let hint = match draining.limited {
-            true => "they are cut when the drain time is over",
-            false => "they go on until their program or their client closes them",
+        let hint = if draining.limited {
+            "they are cut when the drain time is over"
+        } else {
+            "they go on until their program or their client closes them"
         };
         let reason = reason("closed", message, Some(hint));
         let mut row = self.row(

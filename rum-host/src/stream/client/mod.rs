@@ -364,9 +364,10 @@ impl AgentClient {
         if events.send(connected).await.is_err() {
             return Ok(());
         }
-        link.send_replace(match streaming {
-            true => LinkState::Streaming(clock::now()),
-            false => LinkState::Polling,
+        link.send_replace(if streaming {
+            LinkState::Streaming(clock::now())
+        } else {
+            LinkState::Polling
         });
         loop {
             let stream = Stream {

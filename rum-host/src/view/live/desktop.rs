@@ -73,9 +73,10 @@ fn base64(bytes: &[u8]) -> String {
         let get = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
         let bits = get(0) << 16 | get(1) << 8 | get(2);
         for i in 0..4 {
-            out.push(match i <= chunk.len() {
-                true => char::from(BASE64[(bits >> (18 - 6 * i)) as usize & 63]),
-                false => '=',
+            out.push(if i <= chunk.len() {
+                char::from(BASE64[(bits >> (18 - 6 * i)) as usize & 63])
+            } else {
+                '='
             });
         }
     }

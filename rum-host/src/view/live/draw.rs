@@ -139,9 +139,10 @@ fn log(app: &App, area: Rect, buf: &mut Buffer, tz: &TimeZone) {
     for (row, entry) in rows.zip(app.picture().log.entries()) {
         let width = usize::from(row.width);
         let line = format!("{} {}", text::clock_ms(entry.at, tz), entry.text);
-        let style = match entry.problem {
-            true => colored(app, Color::Red),
-            false => Style::new(),
+        let style = if entry.problem {
+            colored(app, Color::Red)
+        } else {
+            Style::new()
         };
         buf.set_stringn(row.x, row.y, text::fit(&line, width), width, style);
     }
@@ -167,9 +168,10 @@ fn footer(app: &App, area: Rect, buf: &mut Buffer) {
         );
         put(buf, &line, bold());
     } else {
-        let filter = match app.filter.is_empty() {
-            true => None,
-            false => Some(format!("/{}  {}", text::fit(&app.filter, 20), found())),
+        let filter = if app.filter.is_empty() {
+            None
+        } else {
+            Some(format!("/{}  {}", text::fit(&app.filter, 20), found()))
         };
         keys(app, filter, area, buf);
     }

@@ -26,9 +26,10 @@ pub fn bold() -> Style {
 
 /// One of the terminal's 16 colours, if there are to be any.
 pub fn colored(app: &App, color: Color) -> Style {
-    match app.color {
-        true => Style::new().fg(color),
-        false => Style::new(),
+    if app.color {
+        Style::new().fg(color)
+    } else {
+        Style::new()
     }
 }
 
@@ -173,11 +174,12 @@ pub fn banners(app: &App, width: u16, now: Timestamp) -> Vec<Line<'static>> {
         add(text, alarm);
         if agent.state == AgentState::Lost {
             let grace = i64::try_from(agent.grace_ms / 1000).unwrap_or(i64::MAX);
-            let text = match seconds < grace {
-                true => format!(
+            let text = if seconds < grace {
+                format!(
                     "Forwards stay for {grace} s, new connections wait; those to a VM may break"
-                ),
-                false => "Automatic forwards are closed until the agent is back".to_owned(),
+                )
+            } else {
+                "Automatic forwards are closed until the agent is back".to_owned()
             };
             add(text, Style::new());
         }

@@ -45,9 +45,10 @@ pub fn scrolled(lines: &[Line<'static>], scroll: usize, area: Rect, buf: &mut Bu
     let goes_on = lines.len() > scroll + height;
     let lines = lines.iter().skip(scroll);
     for (i, (row, line)) in area.rows().zip(lines).enumerate() {
-        match goes_on && i + 1 == height {
-            true => buf.set_stringn(row.x, row.y, "  (PgDn: more)", row.width.into(), bold()),
-            false => buf.set_line(row.x, row.y, line, row.width),
+        if goes_on && i + 1 == height {
+            buf.set_stringn(row.x, row.y, "  (PgDn: more)", row.width.into(), bold())
+        } else {
+            buf.set_line(row.x, row.y, line, row.width)
         };
     }
 }
@@ -133,9 +134,10 @@ pub fn empty(app: &App, width: u16) -> Vec<Line<'static>> {
             .filter(|p| p.parse::<u16>().is_ok())
             .unwrap_or("8000");
         let server = format!("python3 -m http.server {port}");
-        said.push(match app.has_exec {
-            true => format!("Try:  rum exec --name {name} -- {server}"),
-            false => format!("Try, in the guest:  {server}"),
+        said.push(if app.has_exec {
+            format!("Try:  rum exec --name {name} -- {server}")
+        } else {
+            format!("Try, in the guest:  {server}")
         });
         if hidden > 0 && !app.all {
             said.push(format!(

@@ -103,9 +103,10 @@ pub fn mark(state: State) -> char {
 pub fn style(state: State, color: bool) -> Style {
     let style = Style::new();
     if !color {
-        return match state.is_problem() {
-            true => style.add_modifier(Modifier::BOLD),
-            false => style,
+        return if state.is_problem() {
+            style.add_modifier(Modifier::BOLD)
+        } else {
+            style
         };
     }
     match state {
@@ -236,9 +237,10 @@ fn why(port: &PortStatus, labelled: bool, processed: bool) -> String {
     if port.state == State::Forwarded && port.connections.now > 0 {
         words.push(text::conns(&port.connections));
     }
-    match words.is_empty() {
-        true => "-".to_owned(),
-        false => words.join("  "),
+    if words.is_empty() {
+        "-".to_owned()
+    } else {
+        words.join("  ")
     }
 }
 

@@ -97,9 +97,10 @@ pub fn since(at: &str, now: Timestamp, tz: &TimeZone) -> String {
         return "-".to_owned();
     };
     let (at, now) = (at.to_zoned(tz.clone()), now.to_zoned(tz.clone()));
-    let format = match at.date() == now.date() {
-        true => "%H:%M:%S",
-        false => "%b %d",
+    let format = if at.date() == now.date() {
+        "%H:%M:%S"
+    } else {
+        "%b %d"
     };
     at.strftime(format).to_string()
 }
@@ -136,9 +137,10 @@ pub fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    match value < 9.95 {
-        true => format!("{value:.1} {}", UNITS[unit]),
-        false => format!("{value:.0} {}", UNITS[unit]),
+    if value < 9.95 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
     }
 }
 

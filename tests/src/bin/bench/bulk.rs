@@ -223,8 +223,9 @@ fn dribble(count: usize) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     let mut counted = String::new();
     stream.read_to_string(&mut counted)?;
-    match counted.starts_with(&format!("{count} ")) {
-        true => Ok(()),
-        false => Err(io::Error::other(format!("`{counted}` of {count}"))),
+    if counted.starts_with(&format!("{count} ")) {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("`{counted}` of {count}")))
     }
 }

@@ -104,9 +104,10 @@ fn idle(
 
 /// Starts a `rum up` with a busy guest, and waits until it forwards [`OPEN`].
 fn start(args: &[&str], user: bool) -> (Rum, Guest) {
-    let setup = match user {
-        true => Setup::ordinary_user(),
-        false => Setup::new(),
+    let setup = if user {
+        Setup::ordinary_user()
+    } else {
+        Setup::new()
     };
     guest(&setup, &[&["--range", RANGE], args].concat(), OPEN)
 }

@@ -100,9 +100,10 @@ impl<'a> Goals<'a> {
                 continue;
             };
             compared += 1;
-            let slower = match unit.more_is_better() {
-                true => rum.p75 < peer.p25,
-                false => rum.p25 > peer.p75,
+            let slower = if unit.more_is_better() {
+                rum.p75 < peer.p25
+            } else {
+                rum.p25 > peer.p75
             };
             if slower {
                 behind.push(format!("{} ({} ×)", rum.what, number(rum.p50 / peer.p50)));
@@ -110,13 +111,14 @@ impl<'a> Goals<'a> {
         }
         if compared > 0 {
             let name = "rum: no slower than the best peer, beyond the middle halves".into();
-            let measured = match behind.is_empty() {
-                true => format!("{compared} of {compared}"),
-                false => format!(
+            let measured = if behind.is_empty() {
+                format!("{compared} of {compared}")
+            } else {
+                format!(
                     "{} of {compared}; slower: {}",
                     compared - behind.len(),
                     behind.join(", ")
-                ),
+                )
             };
             self.add(name, measured, behind.is_empty());
         }

@@ -124,9 +124,10 @@ impl Subject {
     }
 
     fn rum(name: &'static str, first: u16, args: &[&str], user: bool) -> Self {
-        let setup = match user {
-            true => Setup::ordinary_user(),
-            false => Setup::new(),
+        let setup = if user {
+            Setup::ordinary_user()
+        } else {
+            Setup::new()
         };
         let range = format!("{first}-{}", first + PORTS - 1);
         let mut all = vec!["--range", &range, "-q"];
@@ -155,9 +156,10 @@ impl Subject {
     }
 
     fn measure(&mut self, prober: &mut Prober, count: usize) {
-        let (spread, retry) = match self.slow {
-            true => (Duration::from_secs(1), SLOW_RETRY),
-            false => (Random::SHORT, RETRY),
+        let (spread, retry) = if self.slow {
+            (Duration::from_secs(1), SLOW_RETRY)
+        } else {
+            (Random::SHORT, RETRY)
         };
         for _ in 0..count {
             if self.missed.len() >= PATIENCE {

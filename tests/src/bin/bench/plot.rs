@@ -42,9 +42,10 @@ pub fn bars(title: &str, bars: &[Bar]) -> String {
     let logarithmic = most > least * LINEAR;
     let from = least / 2.0;
     let length = |value: f64| {
-        let share = match logarithmic {
-            true => (value.max(from) / from).ln() / (most / from).ln(),
-            false => value / most,
+        let share = if logarithmic {
+            (value.max(from) / from).ln() / (most / from).ln()
+        } else {
+            value / most
         };
         // Without a positive value there is nothing to draw.
         if share.is_finite() {

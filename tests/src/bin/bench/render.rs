@@ -290,9 +290,10 @@ pub fn best_peer<'a>(rows: &[&'a Row], unit: Unit) -> Option<&'a Row> {
         .filter(|row| !row.way.contains(OURS) && !LIMITS.contains(&row.way.as_str()))
         .filter(|row| row.p50.is_finite());
     let better = |a: &&Row, b: &&Row| a.p50.total_cmp(&b.p50);
-    match unit.more_is_better() {
-        true => peers.max_by(better),
-        false => peers.min_by(better),
+    if unit.more_is_better() {
+        peers.max_by(better)
+    } else {
+        peers.min_by(better)
     }
 }
 

@@ -260,9 +260,10 @@ impl Way {
 
     /// Its ports are always there: where nothing listens behind one, a client is closed at once.
     fn haproxy(&mut self) {
-        let last = match self.opens {
-            true => self.second_port(),
-            false => self.port(),
+        let last = if self.opens {
+            self.second_port()
+        } else {
+            self.port()
         };
         let ports = self.port()..=last;
         let listeners: Vec<_> = ports.map(|port| (port, listener(port))).collect();

@@ -74,9 +74,10 @@ async fn what_follows_urgent_data_need_not_wait_for_more() {
 async fn a_reset_amid_bulk_is_a_reset_on_the_other_side() {
     for client_resets in [true, false] {
         let (client, program, relay) = direct().await;
-        let (mut sender, mut reader) = match client_resets {
-            true => (client, program),
-            false => (program, client),
+        let (mut sender, mut reader) = if client_resets {
+            (client, program)
+        } else {
+            (program, client)
         };
         let mut half = vec![0; BULK / 2];
         let sending = async {
@@ -91,9 +92,10 @@ async fn a_reset_amid_bulk_is_a_reset_on_the_other_side() {
         reset(sender);
         // What was under way is delivered first.
         read_to_reset(&mut reader).await;
-        let outcome = match client_resets {
-            true => Outcome::TcpReset,
-            false => Outcome::ChannelReset,
+        let outcome = if client_resets {
+            Outcome::TcpReset
+        } else {
+            Outcome::ChannelReset
         };
         assert_eq!(relay.await.unwrap(), outcome);
     }
@@ -113,9 +115,10 @@ async fn a_reset_that_a_write_is_told_of_is_no_end() {
 async fn a_reset_is_seen_while_nobody_reads() {
     for client_resets in [true, false] {
         let (client, program, relay) = direct().await;
-        let (mut sender, mut reader, outcome) = match client_resets {
-            true => (client, program, Outcome::TcpReset),
-            false => (program, client, Outcome::ChannelReset),
+        let (mut sender, mut reader, outcome) = if client_resets {
+            (client, program, Outcome::TcpReset)
+        } else {
+            (program, client, Outcome::ChannelReset)
         };
         push(&mut sender).await;
         reset(sender);
