@@ -26,6 +26,7 @@ pub mod guest;
 pub mod hint;
 mod limits;
 pub mod plan;
+pub mod reason;
 mod runtime;
 pub mod runtime_dir;
 pub mod signals;

@@ -25,10 +25,15 @@ pub fn clean(text: &str, max: usize) -> String {
     cleaned
 }
 
+/// `text` as [`clean`] makes it, at its full length.
+pub fn printable(text: &str) -> String {
+    clean(text, usize::MAX)
+}
+
 /// Whether a terminal shows `c` and does nothing else. [`char::is_control`] is C0 (with ESC),
 /// DEL and C1; the list is the rest of Unicode's category Cf that changes direction or hides,
 /// the line and paragraph separators, and the blank fillers.
-fn is_harmless(c: char) -> bool {
+pub fn is_harmless(c: char) -> bool {
     !(c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}'

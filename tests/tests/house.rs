@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const RUM_HOST: &[&[&str]] = &[
-    &["exit", "clock", "descriptors"],
+    &["exit", "clock", "descriptors", "reason"],
     &["error", "stack"],
     &["limits", "runtime"],
     &["signals"],

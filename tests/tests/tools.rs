@@ -86,9 +86,9 @@ fn check_says_what_is_in_the_way() {
         let warnings = stderr(&check);
         for warning in [
             format!("{addr} is taken"),
-            "127.0.0.1:80 cannot be bound by this user".to_owned(),
-            "[::1]:80 cannot be bound by this user".to_owned(),
-            "192.0.2.1 is not an address of this machine".to_owned(),
+            "binding 127.0.0.1:80 needs privilege".to_owned(),
+            "binding [::1]:80 needs privilege".to_owned(),
+            "this machine does not have the address 192.0.2.1".to_owned(),
             "0.0.0.0 is every address".to_owned(),
         ] {
             assert!(warnings.contains(&warning), "no `{warning}` in {warnings}");

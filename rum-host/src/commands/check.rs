@@ -7,20 +7,19 @@
 //!
 //! Invariant: [`summary`] and [`warnings`] are pure.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use rum_shared::listener::Process;
 use rum_shared::range::{PortRange, PortRanges};
-use rustix::io::Errno;
+use rum_shared::text::printable;
 
 use crate::cli::GlobalArgs;
 use crate::cli::tools::CheckArgs;
 use crate::config::{self, Settings};
 use crate::error::RumError;
 use crate::exit;
-use crate::forward::block_reason::{Hold, taken};
+use crate::forward::bind_failure::BindFailure;
 use crate::forward::holder;
 use crate::guest::{self, GuestKind};
 use crate::plan::policy::{PortBlock, RuleAction};
@@ -80,12 +79,8 @@ fn summary(settings: &Settings) -> String {
     }));
     lines.extend(settings.policy.auto.iter().flat_map(automatic));
     lines.extend(settings.policy.auto.iter().flat_map(rules));
-    lines.iter().map(|line| clean(line) + "\n").collect()
-}
-
-/// A path may hold anything.
-fn clean(line: &str) -> String {
-    line.replace(char::is_control, "?")
+    // A path may hold anything.
+    lines.iter().map(|line| printable(line) + "\n").collect()
 }
 
 fn automatic(auto: &AutoPolicy) -> [String; 2] {
@@ -164,30 +159,18 @@ impl Warning {
     }
 }
 
-/// What came of binding an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Probe {
-    /// It can be bound.
-    Free,
-    /// Somebody has it, cleaned.
-    Taken(Option<Process>, Hold),
-    /// This user may not bind so low a port.
-    Privileged,
-    /// This machine has no such address.
-    NotHere,
-    /// Anything else.
-    Other(String),
-}
-
 /// What is in the way of `settings`, according to `probe`.
-fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> Vec<Warning> {
+fn warnings(
+    settings: &Settings,
+    mut probe: impl FnMut(SocketAddr) -> Option<BindFailure>,
+) -> Vec<Warning> {
     let mut found = Vec::new();
     for StaticForward { host, binds, .. } in &settings.policy.statics {
         for ip in binds.all() {
             let addr = SocketAddr::new(ip, host.0.port());
             match probe(addr) {
-                Probe::NotHere if binds.may_lack(ip) => {}
-                found_there => found.extend(in_the_way(addr, &addr.to_string(), found_there)),
+                Some(BindFailure::NoAddress) if binds.may_lack(ip) => {}
+                why => found.extend(why.map(|why| in_the_way(addr, &why))),
             }
         }
     }
@@ -199,9 +182,9 @@ fn warnings(settings: &Settings, mut probe: impl FnMut(SocketAddr) -> Probe) -> 
             let lowest = SocketAddr::new(ip, range.min());
             match probe(lowest) {
                 // A port of many, that the guest may never listen on.
-                Probe::Taken(..) => {}
-                Probe::NotHere if auto.bind.may_lack(ip) => {}
-                other => found.extend(in_the_way(lowest, &lowest.to_string(), other)),
+                Some(BindFailure::Taken { .. }) => {}
+                Some(BindFailure::NoAddress) if auto.bind.may_lack(ip) => {}
+                why => found.extend(why.map(|why| in_the_way(lowest, &why))),
             }
         }
     }
@@ -248,53 +231,39 @@ fn local_port_range() -> Option<PortRange> {
     PortRange::new(ends.next()?.ok()?, ends.next()?.ok()?).ok()
 }
 
-fn in_the_way(addr: SocketAddr, shown: &str, probe: Probe) -> Option<Warning> {
-    let (message, hint) = match probe {
-        Probe::Free => return None,
-        Probe::Taken(holder @ Some(_), by) => (
-            taken(HostAddr(addr), holder.as_ref(), by),
-            "`rum up` forwards it once that is free; or choose another `host` port".to_owned(),
+fn in_the_way(addr: SocketAddr, why: &BindFailure) -> Warning {
+    let hint = match why {
+        BindFailure::Taken {
+            holder: Some(_), ..
+        } => "`rum up` forwards it once that is free; or choose another `host` port".to_owned(),
+        BindFailure::Taken { holder: None, .. } => format!(
+            "`rum up` forwards it once that is free; as root `ss -ltnp sport = :{}` says by whom",
+            addr.port()
         ),
-        Probe::Taken(None, by) => (
-            taken(HostAddr(addr), None, by),
-            format!(
-                "`rum up` forwards it once that is free; as root `ss -ltnp sport = :{}` says \
-                 by whom",
-                addr.port()
-            ),
+        BindFailure::Privileged => format!(
+            "choose a higher port, or as root: sysctl -w net.ipv4.ip_unprivileged_port_start={}",
+            addr.port()
         ),
-        Probe::Privileged => (
-            format!("{shown} cannot be bound by this user, as any low port"),
-            format!(
-                "choose a higher port, or as root: sysctl -w \
-                 net.ipv4.ip_unprivileged_port_start={}",
-                addr.port()
-            ),
-        ),
-        Probe::NotHere => (
-            format!("{} is not an address of this machine", addr.ip()),
-            "`ip address` shows those that are; \"127.0.0.1\" always is".to_owned(),
-        ),
-        Probe::Other(why) => (
-            format!("{shown} cannot be bound: {why}"),
-            "`rum up` tries again and again".to_owned(),
-        ),
+        BindFailure::NoAddress => {
+            "`ip address` shows those that it has; \"127.0.0.1\" is always among them".to_owned()
+        }
+        BindFailure::Other(_) => "`rum up` tries again and again".to_owned(),
     };
-    Some(Warning { message, hint })
+    Warning {
+        message: why.message(HostAddr(addr)),
+        hint,
+    }
 }
 
-/// Binds `addr` for an instant, as the forwarder does, without listening.
-fn probe(addr: SocketAddr) -> Probe {
-    match bind(addr) {
-        Ok(()) => Probe::Free,
-        Err(Errno::ADDRINUSE) => {
-            let (holder, by) = holder::holder(HostAddr(addr));
-            Probe::Taken(holder, by)
-        }
-        Err(Errno::ACCESS) => Probe::Privileged,
-        Err(Errno::ADDRNOTAVAIL) => Probe::NotHere,
-        Err(other) => Probe::Other(other.to_string()),
+/// Why `addr` cannot be bound; `None` if it can. It is bound for an instant, as the forwarder does, without
+/// listening.
+fn probe(addr: SocketAddr) -> Option<BindFailure> {
+    let failure = BindFailure::from(io::Error::from(bind(addr).err()?));
+    if let BindFailure::Taken { .. } = failure {
+        let (holder, by) = holder::holder(HostAddr(addr));
+        return Some(BindFailure::Taken { holder, by });
     }
+    Some(failure)
 }
 
 /// Binds `addr`, and lets go of it.
@@ -317,8 +286,11 @@ mod tests {
 
     use std::net::TcpListener;
 
+    use rum_shared::listener::Process;
+
     use super::*;
     use crate::config::parse;
+    use crate::forward::bind_failure::Hold;
 
     const FILE: &str = "name = \"dev\"
 drain = \"0\"
@@ -353,7 +325,7 @@ on_conflict = \"next\"
         let mut alone = settings("[auto_ports]\nrange = \"5000-6000\"\nbind = \"::1\"");
         alone.origin = None;
         alone.guest = GuestKind::Unix {
-            socket: "/run/a\u{1b}[2J".into(),
+            socket: "/run/a\u{1b}[2J\u{202e}".into(),
         };
         let all = [settings(FILE), vsock, alone].map(|s| summary(&s));
         insta::assert_snapshot!(all.join("\n"));
@@ -367,38 +339,30 @@ on_conflict = \"next\"
             ..Process::default()
         };
         let probe = |addr: SocketAddr| match addr.port() {
-            8080 => Probe::Taken(Some(postgres.clone()), Hold::Listener),
-            80 | 443 => Probe::Privileged,
-            9000 => Probe::NotHere,
+            8080 => Some(BindFailure::Taken {
+                holder: Some(postgres.clone()),
+                by: Hold::Listener,
+            }),
+            80 | 443 => Some(BindFailure::Privileged),
+            9000 => Some(BindFailure::NoAddress),
             _ => panic!("{addr} was not asked for"),
         };
         let mut all = warnings(&settings(FILE), probe);
-        all.extend(in_the_way(
-            "[::1]:1".parse().unwrap(),
-            "[::1]:1",
-            Probe::Taken(None, Hold::Listener),
-        ));
-        all.extend(in_the_way(
-            "[::1]:1".parse().unwrap(),
-            "[::1]:1",
-            Probe::Taken(None, Hold::TimeWait),
-        ));
+        let taken = |by| BindFailure::Taken { holder: None, by };
+        let at = "[::1]:1".parse().unwrap();
+        all.extend([Hold::Listener, Hold::TimeWait].map(|by| in_the_way(at, &taken(by))));
         let auto = settings("[auto_ports]\nrange = \"5000,32000-40000\"")
             .policy
             .auto
             .unwrap();
         all.extend(outgoing(&auto, PortRange::new(32768, 60999).ok()));
         assert_eq!(outgoing(&auto, PortRange::new(50000, 60999).ok()), None);
-        all.extend(in_the_way(
-            "[::1]:1".parse().unwrap(),
-            "[::1]:1",
-            Probe::Other("no memory".into()),
-        ));
+        all.push(in_the_way(at, &BindFailure::Other("no memory".into())));
         let text: String = all.iter().map(Warning::render).collect();
         insta::assert_snapshot!(crate::commands::plain(&text));
         let free = "[auto_ports]\nrange = \"5000\"";
-        assert_eq!(warnings(&settings(free), |_| Probe::Free), []);
-        let taken = warnings(&settings(free), |_| Probe::Taken(None, Hold::Listener));
+        assert_eq!(warnings(&settings(free), |_| None), []);
+        let taken = warnings(&settings(free), |_| Some(taken(Hold::Listener)));
         assert_eq!(taken, [], "one of the automatic ports");
     }
 
@@ -406,12 +370,19 @@ on_conflict = \"next\"
     fn what_is_tried_is_true() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let Probe::Taken(Some(holder), Hold::Listener) = probe(addr) else {
+        let Some(BindFailure::Taken {
+            holder: Some(holder),
+            by: Hold::Listener,
+        }) = probe(addr)
+        else {
             panic!("not taken");
         };
         assert_eq!(holder.pid, std::process::id());
-        assert_eq!(probe("127.0.0.1:0".parse().unwrap()), Probe::Free);
+        assert_eq!(probe("127.0.0.1:0".parse().unwrap()), None);
         // TEST-NET-1 of RFC 5737 is nobody's.
-        assert_eq!(probe("192.0.2.1:0".parse().unwrap()), Probe::NotHere);
+        assert_eq!(
+            probe("192.0.2.1:0".parse().unwrap()),
+            Some(BindFailure::NoAddress)
+        );
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use miette::{Diagnostic, LabeledSpan, NamedSource};
+use rum_shared::text::is_harmless;
 
 /// Most problems of one file that are kept; more would only scroll the first away.
 pub const MAX_PROBLEMS: usize = 10;
@@ -204,16 +205,9 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
-/// Whether a terminal could do something else than show `c`: controls and bidirectional
-/// or invisible formatting.
+/// Whether a terminal could do something else than show `c`, in a text of several lines.
 fn acts(c: char) -> bool {
-    (c.is_control() && !matches!(c, '\n' | '\t'))
-        || matches!(
-            c,
-            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
+    !matches!(c, '\n' | '\t') && !is_harmless(c)
 }
 
 /// A message, on one line, printable and of bounded length.

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use rum_shared::bytes::relay;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket};
 
+use super::bind_failure::BindFailure;
 use crate::plan::HostAddr;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
@@ -21,37 +21,6 @@ const BACKLOG: u32 = 1024;
 const SECOND: Duration = Duration::from_secs(1);
 /// Questions without an answer after which a client is gone.
 const QUESTIONS: u32 = 3;
-
-/// Why a host port could not be bound.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// Somebody else listens there.
-    #[error("the host port is taken")]
-    InUse,
-    /// Ports below `net.ipv4.ip_unprivileged_port_start` need CAP_NET_BIND_SERVICE.
-    #[error("not allowed to bind a privileged host port")]
-    Privileged,
-    /// The address does not belong to this machine.
-    #[error("the address is not one of this machine")]
-    NoSuchAddress,
-    /// No descriptors left, or another failure.
-    #[error("cannot bind: {0}")]
-    Other(io::Error),
-}
-
-impl From<io::Error> for BindError {
-    fn from(error: io::Error) -> Self {
-        if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) {
-            return Self::NoSuchAddress;
-        }
-        match error.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse,
-            io::ErrorKind::PermissionDenied => Self::Privileged,
-            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress,
-            _ => Self::Other(error),
-        }
-    }
-}
 
 /// A bound host address.
 #[derive(Debug, Clone)]
@@ -66,7 +35,7 @@ impl Bound {
         at: HostAddr,
         one_of_many: bool,
         keepalive: Option<Duration>,
-    ) -> Result<Self, BindError> {
+    ) -> Result<Self, BindFailure> {
         let socket = match at.0 {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,

@@ -11,7 +11,7 @@ use rum_agent::kernel::sock_diag::SockDiag;
 use rum_shared::listener::{MAX_NAME, Process};
 use rum_shared::text::clean;
 
-use crate::forward::block_reason::Hold;
+use crate::forward::bind_failure::Hold;
 use crate::plan::HostAddr;
 use crate::plan::policy::overlap;
 

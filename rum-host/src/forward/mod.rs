@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::bound::BindError;
+use self::bind_failure::BindFailure;
 use self::bound::Bound;
 use self::connection::{Connection, Waiting};
 pub use self::dialer::{Dialer, LINK_DEADLINE, Refusal};
@@ -35,7 +35,7 @@ use crate::clock;
 use crate::descriptors::{Room, is_exhaustion};
 use crate::plan::{Destination, HostAddr};
 
-pub mod block_reason;
+pub mod bind_failure;
 mod bound;
 mod connection;
 mod dialer;
@@ -115,13 +115,13 @@ impl Forwarder {
     /// `keepalive` is as for [`Self::keep_alive`]. Returns the inode of the listening socket. Connections that live are no longer to be cut.
     ///
     /// # Errors
-    /// [`BindError`]. Must be called within a tokio runtime.
+    /// [`BindFailure`]. Must be called within a tokio runtime.
     pub fn bind(
         &self,
         at: HostAddr,
         one_of_many: bool,
         keepalive: Option<Duration>,
-    ) -> Result<u64, BindError> {
+    ) -> Result<u64, BindFailure> {
         let bound = Bound::new(at, one_of_many, keepalive)?;
         let inode = bound.inode;
         self.orders.send_modify(|orders| {

@@ -111,9 +111,7 @@ pub struct OtherHolder {
 /// Why a port is in its state.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct Reason {
-    /// A word for programs: `host-port-taken`, `host-port-privileged`, `no-host-address`, `bind-failed`,
-    /// `not-listening`, `exhausted`, `agent-exhausted`, `not-accepted`, `refused`, `awaiting-process`, `excluded`, `rule`, `not-in-range`, `closed`,
-    /// `agent-lost`, `not-running`, `unreachable`, `several-programs`, `led-elsewhere`, `not-watched`; others may come.
+    /// A word for programs: one of [`ReasonCode`](crate::reason::ReasonCode), or of a later rum's.
     pub code: String,
     /// What is the case, in words: `127.0.0.1:5432 is taken by postgres (pid 4121)`.
     pub message: String,

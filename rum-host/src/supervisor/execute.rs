@@ -7,8 +7,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{Active, AgentState, Closed, Context, GRACE, ReportedBlock, Supervisor, forward};
 use crate::clock;
-use crate::forward::block_reason::BlockReason;
-use crate::forward::{BindError, Forwarder};
+use crate::forward::Forwarder;
+use crate::forward::bind_failure::BindFailure;
 use crate::plan::{Action, Binding, Destination, GuestPort, HostAddr, Key, OnConflict, Want};
 use crate::ui::notice::Notice;
 
@@ -181,40 +181,40 @@ impl Supervisor {
         key: Key,
         want: Want,
         at: HostAddr,
-        error: BindError,
+        failure: BindFailure,
         context: &mut Context<'_>,
     ) {
         // No more is asked for than what this machine has.
-        let lacks = matches!(error, BindError::NoSuchAddress) && want.binds.may_lack(at.0.ip());
+        let lacks = failure == BindFailure::NoAddress && want.binds.may_lack(at.0.ip());
         let pause = if lacks {
             ABSENT_PAUSE
         } else {
             self.pace.pause(self.planner.waiting())
         };
         self.planner.blocked(key, want, at, clock::now(), pause);
-        let reason = match error {
-            _ if lacks => return,
+        let taken = matches!(failure, BindFailure::Taken { .. });
+        if lacks {
+            return;
+        }
+        if taken && at == want.host && want.on_conflict == OnConflict::Next {
             // Another port may do: nothing to tell yet.
-            BindError::InUse if at == want.host && want.on_conflict == OnConflict::Next => {
-                self.untold.insert(key);
-                return;
-            }
-            _ if self.told.contains_key(&key) => return,
-            BindError::InUse => {
-                self.taken(key, want, at);
-                return;
-            }
-            BindError::Privileged => BlockReason::Privileged,
-            BindError::NoSuchAddress => BlockReason::NoAddress,
-            other => BlockReason::Other(other.to_string()),
-        };
-        let same = |told: &BlockReason| *told == reason;
+            self.untold.insert(key);
+            return;
+        }
+        if self.told.contains_key(&key) {
+            return;
+        }
+        if taken {
+            self.taken(key, want, at);
+            return;
+        }
+        let same = |told: &BindFailure| *told == failure;
         if let Some((told, _)) = self.blocks.again(key, at, same, clock::now()) {
             self.told.insert(key, told);
             self.notes.port(want.guest.port);
             return;
         }
-        self.tell_blocked(key, at, want.guest, reason, context);
+        self.tell_blocked(key, at, want.guest, failure, context);
     }
 
     /// Tells the user why `at` is not bound.
@@ -223,7 +223,7 @@ impl Supervisor {
         key: Key,
         at: HostAddr,
         guest: Destination,
-        reason: BlockReason,
+        reason: BindFailure,
         context: &mut Context<'_>,
     ) {
         context.say(Notice::Blocked {
@@ -241,7 +241,7 @@ impl Supervisor {
     fn taken(&mut self, key: Key, want: Want, at: HostAddr) {
         self.untold.remove(&key);
         self.notes.port(want.guest.port);
-        let same = |told: &BlockReason| matches!(told, BlockReason::Conflict { .. });
+        let same = |told: &BindFailure| matches!(told, BindFailure::Taken { .. });
         if let Some((told, who)) = self.blocks.again(key, at, same, clock::now()) {
             self.told.insert(key, told);
             self.holders.know(key, at, who);

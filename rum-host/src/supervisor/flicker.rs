@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::ReportedBlock;
-use crate::forward::block_reason::BlockReason;
+use crate::forward::bind_failure::BindFailure;
 use crate::forward::holder::Taken;
 use crate::plan::{Destination, HostAddr, Key};
 use crate::ui::notice::Notice;
@@ -124,7 +124,7 @@ impl Blocks {
         &mut self,
         key: Key,
         at: HostAddr,
-        is_same: impl Fn(&BlockReason) -> bool,
+        is_same: impl Fn(&BindFailure) -> bool,
         now: Instant,
     ) -> Option<(ReportedBlock, Option<Taken>)> {
         let block = self.0.remove(&key)?;
@@ -221,7 +221,7 @@ mod tests {
             key: Key::AutoBeside(GuestPort(5000), [127, 0, 0, 2].into()),
             host: host(5000),
             guest: PORT,
-            reason: BlockReason::Privileged,
+            reason: BindFailure::Privileged,
         };
         let come = [(0, stopped(5000)), (1, blocked.clone())];
         assert_eq!(said(&come), [stopped(5000), blocked]);
@@ -232,7 +232,7 @@ mod tests {
         let (key, now) = (Key::Auto(GuestPort(5000)), Instant::now());
         let told = || ReportedBlock {
             at: host(5000),
-            reason: Some(BlockReason::Privileged),
+            reason: Some(BindFailure::Privileged),
         };
         let again = |at, is_same: bool, ms| {
             let mut blocks = Blocks::default();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Context, Done, ReportedBlock, Supervisor};
 use crate::clock;
-use crate::forward::block_reason::BlockReason;
+use crate::forward::bind_failure::BindFailure;
 use crate::forward::holder;
 use crate::forward::holder::Taken;
 use crate::plan::{AT_ONCE, Binding, HostAddr, Key};
@@ -126,7 +126,7 @@ impl Supervisor {
             let guest = want.guest;
             let (holder, by) = (taken.holder.clone(), taken.by);
             let is_first = entry.1.replace(taken).is_none();
-            let reason = BlockReason::Conflict { holder, by };
+            let reason = BindFailure::Taken { holder, by };
             if is_first {
                 self.tell_blocked(key, at, guest, reason, context);
                 continue;

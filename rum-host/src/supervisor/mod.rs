@@ -26,7 +26,7 @@ use self::outside::Outside;
 use self::publish::Notes;
 use crate::clock;
 use crate::control::streams::Streams;
-use crate::forward::block_reason::BlockReason;
+use crate::forward::bind_failure::BindFailure;
 use crate::forward::holder::Taken;
 use crate::forward::{Dialer, Forwarder};
 use crate::plan::reconcile::Reconciler;
@@ -187,7 +187,7 @@ struct Closed {
 struct ReportedBlock {
     at: HostAddr,
     /// None while it is being found out who has the port.
-    reason: Option<BlockReason>,
+    reason: Option<BindFailure>,
 }
 
 /// How the agent stands.

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{AgentState, GRACE, Supervisor};
 use crate::clock;
-use crate::forward::block_reason::BlockReason;
+use crate::forward::bind_failure::BindFailure;
 use crate::plan::{Binding, GuestPort, Key};
 use crate::status::journal::{Demand, Journal};
 use crate::status::model;
@@ -293,7 +293,7 @@ impl Supervisor {
                         .addresses()
                         .into_iter()
                         .partition(|at| self.addresses.has(at.0.ip()));
-                    let gone = gone.into_iter().map(|at| (at, &BlockReason::NoAddress));
+                    let gone = gone.into_iter().map(|at| (at, &BindFailure::NoAddress));
                     Standing::Bound {
                         at: *at,
                         stats: forwarder.stats(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rum_shared::stream::rpc::AgentInfo;
 
 use crate::VERSION;
-use crate::forward::block_reason::{BlockReason, taken};
+use crate::forward::bind_failure::BindFailure;
 use crate::guest::progress::Progress;
 use crate::plan::reconcile::Repair;
 use crate::plan::{Destination, HostAddr, Key};
@@ -76,7 +76,7 @@ pub enum Notice {
         /// Where it would lead.
         guest: Destination,
         /// Why.
-        reason: BlockReason,
+        reason: BindFailure,
     },
     /// This machine no longer has an address at which ports are forwarded.
     AddressGone {
@@ -285,22 +285,11 @@ impl fmt::Display for Notice {
                         "clients that use this address reach that, not the guest"
                     }
                 };
+                f.write_str(&reason.message(*host))?;
                 match reason {
-                    BlockReason::Conflict { holder, by } => {
-                        write!(f, "{}; {then}", taken(*host, holder.as_ref(), *by))
-                    }
-                    BlockReason::Privileged => {
-                        write!(
-                            f,
-                            "binding {host} needs privilege, as for any port below 1024"
-                        )
-                    }
-                    BlockReason::NoAddress => write!(
-                        f,
-                        "this machine does not have the address {}; it forwards once it does",
-                        host.0.ip()
-                    ),
-                    BlockReason::Other(why) => write!(f, "cannot bind {host}: {why}"),
+                    BindFailure::Taken { .. } => write!(f, "; {then}"),
+                    BindFailure::NoAddress => f.write_str("; it forwards once it does"),
+                    BindFailure::Privileged | BindFailure::Other(_) => Ok(()),
                 }
             }
             Self::AddressGone { ip, forwards } => write!(

@@ -8,6 +8,7 @@ use std::fmt::{self, Write as _};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, SourceCode};
 use rum_shared::lines;
+use rum_shared::text::printable;
 
 use super::LogFormat;
 use super::output::json;
@@ -67,19 +68,28 @@ pub fn warning(error: &RumError) -> String {
 }
 
 fn render_plain(out: &mut String, label: &str, error: &RumError) -> fmt::Result {
-    writeln!(out, "{label} {error}")?;
+    writeln!(out, "{label} {}", shown(error))?;
     let mut source = error.source();
     while let Some(cause) = source {
-        writeln!(out, "  caused by: {cause}")?;
+        writeln!(out, "  caused by: {}", shown(cause))?;
         source = cause.source();
     }
     if let Some(hint) = error.to_do() {
-        writeln!(out, "{CYAN}hint:{PLAIN} {hint}")?;
+        writeln!(out, "{CYAN}hint:{PLAIN} {}", shown(hint))?;
     }
     for line in error.lines() {
-        writeln!(out, "    {line}")?;
+        writeln!(out, "    {}", shown(line))?;
     }
     Ok(())
+}
+
+/// `text` without what a terminal would act on: there are paths, arguments and words of others in it.
+fn shown(text: impl fmt::Display) -> String {
+    let text = text.to_string();
+    text.split('\n')
+        .map(printable)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn render_config(out: &mut String, error: &ConfigError, width: usize) -> fmt::Result {
@@ -160,5 +170,15 @@ mod tests {
         );
         assert_eq!(error.exit_code(), exit::FAILED);
         assert_eq!(RumError::usage("no").exit_code(), exit::USAGE);
+    }
+
+    #[test]
+    fn a_path_cannot_act_on_the_terminal() {
+        let error = RumError::new("cannot read a\u{202e}b\u{1b}[2J").caused_by("x\r\ny");
+        let text = anstream::adapter::strip_str(&warning(&error)).to_string();
+        assert_eq!(
+            text,
+            "warning: cannot read a\u{fffd}b\u{fffd}[2J\n  caused by: x\u{fffd}\ny\n"
+        );
     }
 }

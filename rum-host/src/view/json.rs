@@ -165,7 +165,7 @@ impl<'a> Head<'a> {
 
 fn render<'a, T: Facet<'a>>(value: &T) -> String {
     let text = facet_json::to_string(value).expect("numbers, texts, lists and structs have a JSON");
-    rum_shared::text::clean(&text, usize::MAX) + "\n"
+    rum_shared::text::printable(&text) + "\n"
 }
 
 #[cfg(test)]

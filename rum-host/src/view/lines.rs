@@ -7,7 +7,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use rum_shared::text::clean;
+use rum_shared::text::printable;
 
 use super::changes::Change;
 use super::clock;
@@ -67,7 +67,7 @@ impl Lines {
             Some(at) => clock::local(at, now, &self.zone, true),
             None => clock::local(&now.to_string(), now, &self.zone, true),
         };
-        Some(clean(&format!("{time} {text}"), usize::MAX) + "\n")
+        Some(printable(&format!("{time} {text}")) + "\n")
     }
 }
 

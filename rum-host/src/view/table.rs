@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use rum_shared::text::clean;
+use rum_shared::text::printable;
 use unicode_width::UnicodeWidthStr;
 
 use super::{clock, lines};
@@ -278,7 +278,7 @@ fn cut(text: &str, width: usize) -> String {
 fn text(text: Option<&str>) -> String {
     match text.unwrap_or_default() {
         "" => NOTHING.to_owned(),
-        text => clean(text, usize::MAX),
+        text => printable(text),
     }
 }
 
@@ -358,12 +358,12 @@ pub fn nothing(info: &ControlInfo, known: &Mirror) -> String {
         Some(range) => format!("watching tcp {range}"),
         None => "no range is forwarded automatically".to_owned(),
     };
-    let name = clean(&info.name, usize::MAX);
+    let name = printable(&info.name);
     let text = match known.ports().len() {
         0 => format!("Nothing in \"{name}\" is listening yet; {watched}"),
         _ => format!("Nothing in \"{name}\" is to be forwarded; {watched}"),
     };
-    clean(&text, usize::MAX)
+    printable(&text)
 }
 
 /// Lines about what makes the table wrong or old: the agent is not there, or the configuration in
@@ -378,7 +378,7 @@ pub fn warnings(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Vec<String> 
     let config = known.config.as_ref();
     let config = config.filter(|config| config.error.is_some());
     let all = agent.into_iter().chain(config.map(lines::of_config));
-    all.map(|line| clean(&line, usize::MAX)).collect()
+    all.map(|line| printable(&line)).collect()
 }
 
 /// Which configuration is in force, for somebody who sits before the table; none without a file.
@@ -387,7 +387,7 @@ pub fn in_force(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Option<Strin
     let file = config.file.as_ref()?;
     let loaded = clock::local(&config.loaded, now, zone, false);
     let line = format!("configuration: {file}, loaded {loaded}");
-    Some(clean(&line, usize::MAX))
+    Some(printable(&line))
 }
 
 /// Lines below the table for somebody who sits before it: what is not shown, and what to do about
@@ -412,8 +412,8 @@ pub fn footer(known: &Mirror, all: bool) -> Vec<String> {
         Some((port.called(), &reason.message, reason.hint.as_ref()?))
     });
     if let Some((port, message, hint)) = step.into_iter().next() {
-        out.push(clean(&format!("{port}: {message}"), usize::MAX));
-        out.push(clean(&format!("hint: {hint}"), usize::MAX));
+        out.push(printable(&format!("{port}: {message}")));
+        out.push(printable(&format!("hint: {hint}")));
     }
     out
 }
@@ -422,7 +422,7 @@ pub fn footer(known: &Mirror, all: bool) -> Vec<String> {
 pub fn outside(known: &Mirror) -> Option<String> {
     let range = known.config.as_ref()?.range.as_ref()?;
     let line = crate::ui::notice::outside(&known.outside, range);
-    (!known.outside.is_empty()).then(|| clean(&line, usize::MAX))
+    (!known.outside.is_empty()).then(|| printable(&line))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod tests;
 use std::fmt::Write as _;
 
 use facet::Facet;
+use rum_shared::text::printable;
 
 use crate::cli::GlobalArgs;
 use crate::cli::tools::DoctorArgs;
@@ -102,10 +103,10 @@ fn text(report: &Report, quiet: bool) -> String {
             Level::Warn => ("\u{1b}[33m", "warn"),
             Level::Fail => ("\u{1b}[1;31m", "fail"),
         };
-        let fact = fact.replace(char::is_control, "?");
+        let fact = printable(fact);
         let _ = writeln!(out, "{colour}{word:<4}{PLAIN}  {check:<width$}  {fact}");
         for remedy in remedy.iter() {
-            let remedy = remedy.replace(char::is_control, "?");
+            let remedy = printable(remedy);
             let _ = writeln!(out, "{:6}{:width$}  hint: {remedy}", "", "");
         }
     }

@@ -21,6 +21,8 @@ pub use rum_shared::destination::Destination;
 use rum_shared::listener::Listener;
 use rum_shared::range::{PortRange, PortRanges};
 
+use crate::reason::ReasonCode;
+
 mod binds;
 mod rule;
 
@@ -324,7 +326,7 @@ pub enum Verdict {
     /// Leave it alone, as configured.
     Ignored {
         /// `excluded` or `rule`.
-        code: &'static str,
+        code: ReasonCode,
         /// By what, in words.
         message: String,
     },
@@ -384,7 +386,7 @@ impl Policy {
         };
         if let Some(range) = auto.exclude.iter().find(|r| r.contains(listener.port)) {
             return Verdict::Ignored {
-                code: "excluded",
+                code: ReasonCode::Excluded,
                 message: format!("excluded by `exclude = \"{range}\"`"),
             };
         }
@@ -396,7 +398,7 @@ impl Policy {
                 RuleAction::Forward { bind, .. } => (rule.offset(), bind.unwrap_or(auto.bind)),
                 RuleAction::Ignore => {
                     return Verdict::Ignored {
-                        code: "rule",
+                        code: ReasonCode::Rule,
                         message: format!("rule {} ignores it ({rule})", index + 1),
                     };
                 }

@@ -142,7 +142,13 @@ fn a_process_has_several_names_and_a_command_line() {
     assert_eq!(waits, Verdict::AwaitingProcess { until });
     listener.process = Some(node);
     let known = policy.judge(&listener, now, now);
-    assert!(matches!(known, Verdict::Ignored { code: "rule", .. }));
+    assert!(matches!(
+        known,
+        Verdict::Ignored {
+            code: ReasonCode::Rule,
+            ..
+        }
+    ));
 }
 
 #[test]

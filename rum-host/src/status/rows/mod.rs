@@ -13,18 +13,18 @@ use std::time::Duration;
 use rum_shared::listener::Listener;
 
 use self::reasons::{
-    address, named, not_bound, other_holders, reason, several_programs, trouble, unreachable,
+    address, named, other_holders, reason, several_programs, trouble, unreachable,
 };
 use crate::forward::Stats;
-use crate::forward::block_reason::BlockReason;
+use crate::forward::bind_failure::BindFailure;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Verdict};
+use crate::reason::ReasonCode;
 use crate::status::model::{Bytes, Connections, PortStatus, Reason, State};
+
+pub use self::reasons::not_bound;
 
 mod publisher;
 mod reasons;
-
-/// What to do about a host address that is not there.
-const ADDRESS_HINT: &str = "give it to an interface, then it serves by itself; or change `bind`";
 
 /// How sure it is what the guest listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,14 +54,14 @@ pub enum Standing<'a> {
         beside: Vec<HostAddr>,
         /// One of its addresses that does not serve, and why. Where that is the one that decides, the
         /// port is not forwarded.
-        lacks: Option<(HostAddr, &'a BlockReason)>,
+        lacks: Option<(HostAddr, &'a BindFailure)>,
     },
     /// It could not be bound there, for this reason.
     Blocked {
         /// The address it should have.
         at: HostAddr,
         /// Why not; None while it is being found out.
-        reason: Option<&'a BlockReason>,
+        reason: Option<&'a BindFailure>,
     },
 }
 
@@ -146,7 +146,7 @@ pub fn rows(facts: &Facts<'_>) -> Vec<PortStatus> {
 /// The row of a port that would be forwarded if a `rum up` ran.
 pub fn not_running(facts: &Facts<'_>) -> PortStatus {
     let message = "no `rum up` runs, so nothing is forwarded";
-    let reason = reason("not-running", message, Some("start `rum up`"));
+    let reason = reason(ReasonCode::NotRunning, message, Some("start `rum up`"));
     facts.own_row(id(Key::Auto(facts.port)), State::Pending, Some(reason))
 }
 
@@ -162,7 +162,7 @@ fn id(key: Key) -> String {
 fn elsewhere(
     guest: Destination,
     stats: &Stats,
-    lacks: Option<(HostAddr, &BlockReason)>,
+    lacks: Option<(HostAddr, &BindFailure)>,
 ) -> (State, Option<Reason>) {
     let trouble = trouble(guest, stats, false, lacks);
     if stats.last_refusal().is_some() {
@@ -172,7 +172,7 @@ fn elsewhere(
         let message = format!(
             "what listens at {guest} is not watched: whether it serves shows when a client comes"
         );
-        reason("not-watched", message, None)
+        reason(ReasonCode::NotWatched, message, None)
     };
     let reason = if stats.serves() {
         trouble
@@ -266,7 +266,7 @@ impl Facts<'_> {
             } => {
                 return match lacks {
                     Some((lacks, why)) if lacks == bound => {
-                        let reason = not_bound(*lacks, why, Some(ADDRESS_HINT));
+                        let reason = not_bound(*lacks, why, why.hint());
                         (State::Pending, Some(reason))
                     }
                     _ => self.bound_state(forward, stats, *lacks),
@@ -275,26 +275,21 @@ impl Facts<'_> {
         };
         let Some(why) = blocked else {
             let message = format!("{at} is not bound yet");
-            return (State::Pending, Some(reason("bind-failed", message, None)));
+            return (
+                State::Pending,
+                Some(reason(ReasonCode::BindFailed, message, None)),
+            );
         };
-        let (state, hint) = match (why, forward.key) {
-            (BlockReason::Conflict { .. }, Key::Auto(_)) => (
-                State::Conflict,
-                Some("free it, or set on_conflict = \"next\""),
-            ),
-            (BlockReason::Conflict { .. }, _) => (
-                State::Conflict,
-                Some("free it, or give the forward another `host` port"),
-            ),
-            (BlockReason::Privileged, _) => (
-                State::RefusedPrivileged,
-                Some(
-                    "give it a host port from 1024 up, run rum as root, or lower \
-                     net.ipv4.ip_unprivileged_port_start",
-                ),
-            ),
-            (BlockReason::NoAddress, _) => (State::Pending, Some(ADDRESS_HINT)),
-            (BlockReason::Other(_), _) => (State::Pending, None),
+        let state = match why {
+            BindFailure::Taken { .. } => State::Conflict,
+            BindFailure::Privileged => State::RefusedPrivileged,
+            BindFailure::NoAddress | BindFailure::Other(_) => State::Pending,
+        };
+        let hint = match (why, forward.key) {
+            (BindFailure::Taken { .. }, Key::Auto(_)) => {
+                Some("free it, or set on_conflict = \"next\"")
+            }
+            _ => why.hint(),
         };
         (state, Some(not_bound(at, why, hint)))
     }
@@ -303,7 +298,7 @@ impl Facts<'_> {
         &self,
         forward: &Forward<'_>,
         stats: &Stats,
-        lacks: Option<(HostAddr, &BlockReason)>,
+        lacks: Option<(HostAddr, &BindFailure)>,
     ) -> (State, Option<Reason>) {
         if let (Knowledge::Current, Destination { ip: Some(_), .. }) =
             (self.knowledge, forward.guest)
@@ -330,7 +325,7 @@ impl Facts<'_> {
                          guest's firewall leads them elsewhere",
                         self.port
                     );
-                    reason("led-elsewhere", message, None)
+                    reason(ReasonCode::LedElsewhere, message, None)
                 };
                 (
                     State::Forwarded,
@@ -341,7 +336,7 @@ impl Facts<'_> {
                 let message = format!("nothing listens on guest port {} yet", self.port);
                 let hint = "start its program in the guest; until then connections are reset, but for those \
                             that the guest's firewall leads elsewhere";
-                let reason = reason("not-listening", message, Some(hint));
+                let reason = reason(ReasonCode::NotListening, message, Some(hint));
                 (State::Pending, Some(reason))
             }
             Knowledge::None => {
@@ -349,7 +344,7 @@ impl Facts<'_> {
                 let hint = "connections wait for it";
                 (
                     State::Pending,
-                    Some(reason("agent-awaited", message, Some(hint))),
+                    Some(reason(ReasonCode::AgentAwaited, message, Some(hint))),
                 )
             }
             Knowledge::Stale(why) => {
@@ -360,12 +355,18 @@ impl Facts<'_> {
                     _ => "new connections wait for the agent",
                 };
                 let message = format!("the agent is lost: {why}");
-                (State::Lost, Some(reason("agent-lost", message, Some(hint))))
+                (
+                    State::Lost,
+                    Some(reason(ReasonCode::AgentLost, message, Some(hint))),
+                )
             }
             Knowledge::Forgotten(why) => {
                 let message = format!("the agent is lost: {why}");
                 let hint = "look whether the guest still runs";
-                (State::Lost, Some(reason("agent-lost", message, Some(hint))))
+                (
+                    State::Lost,
+                    Some(reason(ReasonCode::AgentLost, message, Some(hint))),
+                )
             }
         }
     }
@@ -376,16 +377,19 @@ impl Facts<'_> {
         let (state, reason) = match verdict {
             Verdict::Forward(_) => return None,
             Verdict::Ignored { code, message } => {
-                let hint = match *code {
-                    "excluded" => format!("take {} out of `exclude`", self.port),
+                let hint = match code {
+                    ReasonCode::Excluded => format!("take {} out of `exclude`", self.port),
                     _ => format!("write a rule for {} before it", self.port),
                 };
-                (State::Ignored, reason(code, message, Some(&hint)))
+                (State::Ignored, reason(*code, message, Some(&hint)))
             }
             Verdict::Unreachable { why } => (State::Pending, unreachable(self.port, why)),
             Verdict::AwaitingProcess { .. } => {
                 let message = "a rule waits for the name of its process";
-                (State::Pending, reason("awaiting-process", message, None))
+                (
+                    State::Pending,
+                    reason(ReasonCode::AwaitingProcess, message, None),
+                )
             }
             Verdict::OutOfRange => {
                 let hint = format!("widen `range` to take in {}", self.port);
@@ -395,7 +399,7 @@ impl Facts<'_> {
                 };
                 (
                     State::OutOfRange,
-                    reason("not-in-range", message, Some(&hint)),
+                    reason(ReasonCode::NotInRange, message, Some(&hint)),
                 )
             }
         };
@@ -417,7 +421,7 @@ impl Facts<'_> {
         } else {
             "they go on until their program or their client closes them"
         };
-        let reason = reason("closed", message, Some(hint));
+        let reason = reason(ReasonCode::Closed, message, Some(hint));
         let mut row = self.row(
             id(draining.key),
             draining.guest,

@@ -6,46 +6,27 @@ use std::sync::atomic::Ordering::Relaxed;
 use rum_shared::bytes::channel::DialStatus;
 use rum_shared::listener::{BoundAddr, Holder, Listener, Process};
 
-use super::{ADDRESS_HINT, publisher};
-use crate::forward::block_reason::{BlockReason, taken};
+use super::publisher;
+use crate::forward::bind_failure::BindFailure;
 use crate::forward::{Refusal, Stats};
 use crate::plan::{Destination, GuestPort, HostAddr};
+use crate::reason::ReasonCode;
 use crate::status::model::{OtherHolder, ProcessName, Reason};
 
 /// Why `at` is not bound.
-pub(super) fn not_bound(at: HostAddr, why: &BlockReason, hint: Option<&str>) -> Reason {
-    let (code, message) = match why {
-        BlockReason::Conflict { holder, by } => {
-            ("host-port-taken", taken(at, holder.as_ref(), *by))
-        }
-        BlockReason::Privileged => (
-            "host-port-privileged",
-            format!("{at} needs privilege, as any port below 1024"),
-        ),
-        BlockReason::NoAddress => (
-            "no-host-address",
-            format!("this machine does not have the address {}", at.0.ip()),
-        ),
-        BlockReason::Other(why) => ("bind-failed", format!("cannot bind {at}: {why}")),
-    };
-    let holder = match why {
-        BlockReason::Conflict {
-            holder: Some(p), ..
-        } => Some(ProcessName {
-            pid: p.pid,
-            name: p.name.clone(),
-        }),
-        _ => None,
-    };
+pub fn not_bound(at: HostAddr, why: &BindFailure, hint: Option<&str>) -> Reason {
     Reason {
-        holder,
-        ..reason(code, message, hint)
+        holder: why.holder().map(|holder| ProcessName {
+            pid: holder.pid,
+            name: holder.name.clone(),
+        }),
+        ..reason(why.code(), why.message(at), hint)
     }
 }
 
-pub(super) fn reason(code: &str, message: impl Into<String>, hint: Option<&str>) -> Reason {
+pub(super) fn reason(code: ReasonCode, message: impl Into<String>, hint: Option<&str>) -> Reason {
     Reason {
-        code: code.to_owned(),
+        code: code.as_str().to_owned(),
         message: message.into(),
         hint: hint.map(str::to_owned),
         holder: None,
@@ -71,7 +52,7 @@ pub(super) fn trouble(
     guest: Destination,
     stats: &Stats,
     listens: bool,
-    lacks: Option<(HostAddr, &BlockReason)>,
+    lacks: Option<(HostAddr, &BindFailure)>,
 ) -> Option<Reason> {
     let count = |n: u64, what: &str| match n {
         1 => format!("1 connection {what}"),
@@ -80,13 +61,13 @@ pub(super) fn trouble(
     if stats.exhausted.load(Relaxed) {
         let message = "connections wait: rum has no file descriptors or memory left";
         let hint = "close some connections, or start rum with a higher `ulimit -n`";
-        return Some(reason("exhausted", message, Some(hint)));
+        return Some(reason(ReasonCode::Exhausted, message, Some(hint)));
     }
     let unserved = stats.unserved.load(Relaxed);
     if unserved > 0 {
         let message = count(unserved.into(), "waiting: the agent has no room for more");
         let hint = "close some connections, or give the agent more file descriptors";
-        return Some(reason("agent-exhausted", message, Some(hint)));
+        return Some(reason(ReasonCode::AgentExhausted, message, Some(hint)));
     }
     let slow = stats.slow.load(Relaxed);
     if slow > 0 {
@@ -95,14 +76,16 @@ pub(super) fn trouble(
             "waiting: the program in the guest does not accept them",
         );
         let hint = "look whether it is stopped or busy, or whether the guest's firewall drops them";
-        return Some(reason("not-accepted", message, Some(hint)));
+        return Some(reason(ReasonCode::NotAccepted, message, Some(hint)));
     }
     if let Some((at, why)) = lacks {
         let hint = match why {
-            BlockReason::NoAddress => ADDRESS_HINT,
-            _ => "free it; until then clients that use this address do not reach the guest",
+            BindFailure::Taken { .. } => {
+                Some("free it; until then clients that use this address do not reach the guest")
+            }
+            other => other.hint(),
         };
-        return Some(not_bound(at, why, Some(hint)));
+        return Some(not_bound(at, why, hint));
     }
     let refusal = stats.last_refusal()?;
     let refused = count(stats.refused.load(Relaxed), "reset");
@@ -113,7 +96,7 @@ pub(super) fn trouble(
         refusal => refusal.words(guest),
     };
     let message = format!("{refused}, the last one because {why}");
-    Some(reason("refused", message, None))
+    Some(reason(ReasonCode::Refused, message, None))
 }
 
 pub(super) fn named(process: &Process) -> ProcessName {
@@ -156,11 +139,11 @@ pub(super) fn several_programs(listener: &Listener) -> Option<Reason> {
         address(listener, &first.address)
     );
     let hint = "give one of them another port";
-    Some(reason("several-programs", message, Some(hint)))
+    Some(reason(ReasonCode::SeveralPrograms, message, Some(hint)))
 }
 
 pub(super) fn unreachable(port: GuestPort, why: &str) -> Reason {
     let message = format!("nothing can connect to guest port {port}: {why}");
     let hint = "have its program listen on 127.0.0.1, 0.0.0.0 or an address that the guest has";
-    reason("unreachable", message, Some(hint))
+    reason(ReasonCode::Unreachable, message, Some(hint))
 }

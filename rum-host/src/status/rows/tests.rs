@@ -7,7 +7,7 @@ use rum_shared::listener::{BoundAddr, Device, Holder, Process};
 
 use super::*;
 use crate::forward::Refusal;
-use crate::forward::block_reason::Hold;
+use crate::forward::bind_failure::Hold;
 use crate::plan::{OnConflict, Want};
 
 const PORT: GuestPort = GuestPort(5000);
@@ -327,10 +327,10 @@ fn a_block_says_why_and_what_to_do() {
         name: "postgres".into(),
         ..Process::default()
     };
-    let other = BlockReason::Other("no descriptors".into());
+    let other = BindFailure::Other("no descriptors".into());
     for (reason, state, text) in [
         (
-            Some(BlockReason::Conflict {
+            Some(BindFailure::Taken {
                 holder: Some(holder),
                 by: Hold::Listener,
             }),
@@ -339,7 +339,7 @@ fn a_block_says_why_and_what_to_do() {
              free it, or set on_conflict = \"next\"",
         ),
         (
-            Some(BlockReason::Conflict {
+            Some(BindFailure::Taken {
                 holder: None,
                 by: Hold::Listener,
             }),
@@ -347,14 +347,14 @@ fn a_block_says_why_and_what_to_do() {
             "host-port-taken | 127.0.0.1:5000 is taken | free it, or set on_conflict = \"next\"",
         ),
         (
-            Some(BlockReason::Privileged),
+            Some(BindFailure::Privileged),
             State::RefusedPrivileged,
-            "host-port-privileged | 127.0.0.1:5000 needs privilege, as any port below 1024 | \
-             give it a host port from 1024 up, run rum as root, or lower \
+            "host-port-privileged | binding 127.0.0.1:5000 needs privilege, as for any port below 1024 | \
+             choose a host port from 1024 up, run rum as root, or lower \
              net.ipv4.ip_unprivileged_port_start",
         ),
         (
-            Some(BlockReason::NoAddress),
+            Some(BindFailure::NoAddress),
             State::Pending,
             "no-host-address | this machine does not have the address 127.0.0.1 | \
              give it to an interface, then it serves by itself; or change `bind`",
@@ -393,14 +393,15 @@ fn a_host_address_that_has_gone_is_a_reason_and_where_it_decides_nothing_is_forw
         let mut facts = facts(Some(&listener), &Knowledge::Current);
         let mut forward = bound(Key::Auto(PORT), &stats);
         if let Standing::Bound { lacks, .. } = &mut forward.standing {
-            *lacks = Some((gone, &BlockReason::NoAddress));
+            *lacks = Some((gone, &BindFailure::NoAddress));
         }
         facts.forwards.push(forward);
         let ip = gone.0.ip();
         let text = format!("no-host-address | this machine does not have the address {ip}");
+        let hint = BindFailure::NoAddress.hint().unwrap();
         let (is, said) = told(&facts);
         assert_eq!(is, state);
-        assert_eq!(said, format!("{text} | {ADDRESS_HINT}"));
+        assert_eq!(said, format!("{text} | {hint}"));
     }
 }
 
@@ -461,7 +462,7 @@ fn what_a_rule_says_is_the_reason() {
         ..facts(Some(&listener), &knowledge)
     };
     let ignored = with(Verdict::Ignored {
-        code: "rule",
+        code: ReasonCode::Rule,
         message: "rule 2 ignores it".into(),
     });
     let hint = "write a rule for 5000 before it";

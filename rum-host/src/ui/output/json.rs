@@ -9,11 +9,13 @@
 use facet::Facet;
 use jiff::Timestamp;
 use miette::Diagnostic as _;
+use rum_shared::text::printable;
 
 use crate::error::RumError;
-use crate::forward::block_reason::BlockReason;
 use crate::plan::Destination;
 use crate::plan::reconcile::Repair;
+use crate::status::model::{ProcessName, Reason};
+use crate::status::rows::not_bound;
 use crate::ui::notice::Notice;
 
 /// One line.
@@ -39,10 +41,7 @@ struct Record {
     connections: Option<u64>,
     /// Why.
     #[facet(skip_serializing_if = Option::is_none)]
-    reason: Option<String>,
-    /// Process id of whoever has the host port.
-    #[facet(skip_serializing_if = Option::is_none)]
-    holder: Option<u32>,
+    reason: Option<Why>,
     /// Where in a file.
     #[facet(skip_serializing_if = Option::is_none)]
     place: Option<String>,
@@ -51,12 +50,47 @@ struct Record {
     hint: Option<String>,
 }
 
+/// Why, as [`Reason`] without what says nothing.
+#[derive(Debug, Clone, Default, Facet)]
+struct Why {
+    #[facet(skip_serializing_if = Option::is_none)]
+    code: Option<String>,
+    message: String,
+    #[facet(skip_serializing_if = Option::is_none)]
+    hint: Option<String>,
+    #[facet(skip_serializing_if = Option::is_none)]
+    holder: Option<ProcessName>,
+}
+
+impl Why {
+    fn text(message: &str) -> Self {
+        Self {
+            message: printable(message),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<Reason> for Why {
+    fn from(reason: Reason) -> Self {
+        Self {
+            code: Some(reason.code),
+            message: printable(&reason.message),
+            hint: reason.hint,
+            holder: reason.holder.map(|holder| ProcessName {
+                name: printable(&holder.name),
+                ..holder
+            }),
+        }
+    }
+}
+
 impl Record {
     fn new(at: Timestamp, level: &str, message: &str) -> Self {
         Self {
             timestamp: format!("{at:.6}"),
             level: level.to_owned(),
-            message: clean(message),
+            message: printable(message),
             ..Self::default()
         }
     }
@@ -67,10 +101,6 @@ impl Record {
     }
 }
 
-fn clean(text: &str) -> String {
-    text.replace(char::is_control, "?")
-}
-
 /// `notice`, said at `at`.
 pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
     let level = if notice.is_problem() { "WARN" } else { "INFO" };
@@ -79,7 +109,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
         notice: Some(word.to_owned()),
         ..plain
     };
-    let why = |reason: &String| Some(clean(reason));
+    let why = |reason: &str| Some(Why::text(reason));
     let leading = |guest: &Destination, record: Record| Record {
         guest: Some(guest.port),
         destination: guest.address(),
@@ -116,16 +146,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
             ..
         } => Record {
             host: Some(host.to_string()),
-            reason: Some(match reason {
-                BlockReason::Conflict { .. } => "host-port-taken".to_owned(),
-                BlockReason::Privileged => "host-port-privileged".to_owned(),
-                BlockReason::NoAddress => "no-host-address".to_owned(),
-                BlockReason::Other(_) => "bind-failed".to_owned(),
-            }),
-            holder: match reason {
-                BlockReason::Conflict { holder, .. } => holder.as_ref().map(|process| process.pid),
-                _ => None,
-            },
+            reason: Some(not_bound(*host, reason, reason.hint()).into()),
             ..leading(guest, about("blocked"))
         },
         Notice::AddressGone { ip, .. } => Record {
@@ -176,21 +197,21 @@ pub(crate) fn error(error: &RumError, at: Timestamp) -> String {
     let mut causes = Vec::new();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        causes.push(clean(&cause.to_string()));
+        causes.push(cause.to_string());
         source = cause.source();
     }
     let Some(config) = error.config() else {
         return Record {
-            reason: (!causes.is_empty()).then(|| causes.join(": ")),
-            hint: error.one_line_hint().map(|hint| clean(&hint)),
+            reason: (!causes.is_empty()).then(|| Why::text(&causes.join(": "))),
+            hint: error.one_line_hint().map(|hint| printable(&hint)),
             ..Record::new(at, "ERROR", &error.to_string())
         }
         .line();
     };
     let line = |problem: &crate::error::Located| {
         Record {
-            place: Some(clean(problem.place())),
-            hint: problem.help().map(|hint| clean(&hint.to_string())),
+            place: Some(printable(problem.place())),
+            hint: problem.help().map(|hint| printable(&hint.to_string())),
             ..Record::new(at, "ERROR", &problem.to_string())
         }
         .line()

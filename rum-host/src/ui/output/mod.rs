@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rum_shared::lines::{self, Lines, Standard, TellLost};
+use rum_shared::text::printable;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -79,7 +80,7 @@ impl Output {
             return;
         }
         self.lines.say(match self.format {
-            LogFormat::Text => notice.to_string().replace(char::is_control, "?") + "\n",
+            LogFormat::Text => printable(&notice.to_string()) + "\n",
             LogFormat::Json => json::notice(notice, Timestamp::now()),
         });
     }

@@ -9,7 +9,7 @@ use rum_shared::listener::Process;
 use rum_shared::stream::rpc::AgentInfo;
 
 use super::*;
-use crate::forward::block_reason::{BlockReason, Hold};
+use crate::forward::bind_failure::{BindFailure, Hold};
 use crate::plan::reconcile::Repair;
 use crate::plan::{Destination, GuestPort, HostAddr, Key};
 
@@ -142,25 +142,25 @@ fn all() -> Vec<Notice> {
         stopped(5000),
         still_open(5000, 1, Some(Duration::from_secs(10))),
         still_open(5000, 2, None),
-        blocked(BlockReason::Conflict {
+        blocked(BindFailure::Taken {
             holder: None,
             by: Hold::Listener,
         }),
-        blocked(BlockReason::Conflict {
+        blocked(BindFailure::Taken {
             holder: Some(postgres.clone()),
             by: Hold::Connection,
         }),
-        blocked(BlockReason::Conflict {
+        blocked(BindFailure::Taken {
             holder: None,
             by: Hold::TimeWait,
         }),
-        blocked(BlockReason::Conflict {
+        blocked(BindFailure::Taken {
             holder: Some(postgres),
             by: Hold::Listener,
         }),
-        blocked(BlockReason::Privileged),
-        blocked(BlockReason::NoAddress),
-        blocked(BlockReason::Other("no descriptors".into())),
+        blocked(BindFailure::Privileged),
+        blocked(BindFailure::NoAddress),
+        blocked(BindFailure::Other("no descriptors".into())),
         Notice::AddressGone {
             ip: [192, 0, 2, 1].into(),
             forwards: 1,
@@ -265,7 +265,10 @@ fn a_line_cannot_act_on_the_terminal() {
         reason: "\u{1b}[2J\nForwarding".into(),
     });
     output.flush(DEADLINE);
-    assert_eq!(shared.text(), "The guest ended: ?[2J?Forwarding\n");
+    assert_eq!(
+        shared.text(),
+        "The guest ended: \u{fffd}[2J\u{fffd}Forwarding\n"
+    );
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! Why a port is in its state: the words for programs. People get a sentence beside it
+//! (`status::rows`); `docs/scripts.md` says what each means, and a test keeps the two alike.
+
+use std::fmt;
+
+/// The word for a reason in JSON. One is never renamed; others may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReasonCode {
+    /// Another program has the host port.
+    HostPortTaken,
+    /// The host port needs a privilege.
+    HostPortPrivileged,
+    /// The host does not have the address.
+    NoHostAddress,
+    /// The host port cannot be bound for another reason, or is not bound yet.
+    BindFailed,
+    /// Nothing listens in the guest.
+    NotListening,
+    /// Nothing can connect to the guest's listener.
+    Unreachable,
+    /// Several programs of the guest listen on the port.
+    SeveralPrograms,
+    /// Nothing listens, and yet a client was served.
+    LedElsewhere,
+    /// Nobody watches what listens at the destination.
+    NotWatched,
+    /// The host has no file descriptors or memory left.
+    Exhausted,
+    /// The agent has no room for more connections.
+    AgentExhausted,
+    /// The guest's program does not accept its connections.
+    NotAccepted,
+    /// The last connection was reset.
+    Refused,
+    /// A rule waits for the name of the process.
+    AwaitingProcess,
+    /// In `exclude`.
+    Excluded,
+    /// Ignored by a rule.
+    Rule,
+    /// In no range.
+    NotInRange,
+    /// Closed, with connections that live on.
+    Closed,
+    /// The agent has not answered yet.
+    AgentAwaited,
+    /// The agent does not answer any more.
+    AgentLost,
+    /// No `rum up` runs.
+    NotRunning,
+}
+
+impl ReasonCode {
+    /// All of them.
+    pub const ALL: [Self; 21] = [
+        Self::HostPortTaken,
+        Self::HostPortPrivileged,
+        Self::NoHostAddress,
+        Self::BindFailed,
+        Self::NotListening,
+        Self::Unreachable,
+        Self::SeveralPrograms,
+        Self::LedElsewhere,
+        Self::NotWatched,
+        Self::Exhausted,
+        Self::AgentExhausted,
+        Self::NotAccepted,
+        Self::Refused,
+        Self::AwaitingProcess,
+        Self::Excluded,
+        Self::Rule,
+        Self::NotInRange,
+        Self::Closed,
+        Self::AgentAwaited,
+        Self::AgentLost,
+        Self::NotRunning,
+    ];
+
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HostPortTaken => "host-port-taken",
+            Self::HostPortPrivileged => "host-port-privileged",
+            Self::NoHostAddress => "no-host-address",
+            Self::BindFailed => "bind-failed",
+            Self::NotListening => "not-listening",
+            Self::Unreachable => "unreachable",
+            Self::SeveralPrograms => "several-programs",
+            Self::LedElsewhere => "led-elsewhere",
+            Self::NotWatched => "not-watched",
+            Self::Exhausted => "exhausted",
+            Self::AgentExhausted => "agent-exhausted",
+            Self::NotAccepted => "not-accepted",
+            Self::Refused => "refused",
+            Self::AwaitingProcess => "awaiting-process",
+            Self::Excluded => "excluded",
+            Self::Rule => "rule",
+            Self::NotInRange => "not-in-range",
+            Self::Closed => "closed",
+            Self::AgentAwaited => "agent-awaited",
+            Self::AgentLost => "agent-lost",
+            Self::NotRunning => "not-running",
+        }
+    }
+}
+
+impl fmt::Display for ReasonCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
