@@ -157,18 +157,30 @@ fn names_are_found_in_every_form() {
 fn the_files_that_the_documents_name_are_there() {
     let root = root();
     let mut missing = Vec::new();
-    for document in [
-        "ARCHITECTURE.md",
-        "SECURITY.md",
-        "README.md",
-        "BENCHMARKS.md",
-    ] {
-        let text = fs::read_to_string(root.join(document)).expect("a document");
+    let top = [
+        "ARCHITECTURE",
+        "BENCHMARKS",
+        "CONTRIBUTING",
+        "README",
+        "SECURITY",
+    ];
+    let mut documents = files(&root.join("docs"), ".md");
+    documents.extend(top.map(|name| root.join(name).with_extension("md")));
+    for path in documents {
+        let text = fs::read_to_string(&path).expect("a document");
+        let document = path.strip_prefix(&root).expect("it is in it").display();
         // What stands between backticks is every second part.
         for named in text.split('`').skip(1).step_by(2) {
-            let is_path = ["rum-host/", "rum-agent/", "shared/", "tests/", "fixtures/"]
-                .iter()
-                .any(|start| named.starts_with(start));
+            let is_path = [
+                "rum-host/",
+                "rum-agent/",
+                "shared/",
+                "tests/",
+                "fixtures/",
+                "docs/",
+            ]
+            .iter()
+            .any(|start| named.starts_with(start));
             if is_path && !named.contains([' ', '*', '<']) && !root.join(named).exists() {
                 missing.push(format!("{document}: {named}"));
             }

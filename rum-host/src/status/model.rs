@@ -7,7 +7,7 @@
 //! number resumes where it was, or learns that it missed something (`gap`).
 //!
 //! Invariants: every string is cleaned of control characters before it gets in here; names and
-//! words are those of the JSON, which is documented in the README and versioned by
+//! words are those of the JSON, which `docs/scripts.md` documents and which is versioned by
 //! [`SCHEMA_VERSION`].
 
 use std::fmt;
