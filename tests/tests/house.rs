@@ -153,38 +153,90 @@ fn names_are_found_in_every_form() {
     assert_eq!(found, ["exit", "guest", "plan", "runtime", "ui"]);
 }
 
+/// What stands between backticks: every second part.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
 #[test]
 fn the_files_that_the_documents_name_are_there() {
+    const FOLDERS: [&str; 6] = [
+        "rum-host/",
+        "rum-agent/",
+        "shared/",
+        "tests/",
+        "fixtures/",
+        "docs/",
+    ];
     let root = root();
     let mut missing = Vec::new();
-    let top = [
+    let mut documents = files(&root.join("docs"), ".md");
+    for name in [
         "ARCHITECTURE",
         "BENCHMARKS",
         "CONTRIBUTING",
         "README",
         "SECURITY",
-    ];
-    let mut documents = files(&root.join("docs"), ".md");
-    documents.extend(top.map(|name| root.join(name).with_extension("md")));
+    ] {
+        documents.push(root.join(name).with_extension("md"));
+    }
     for path in documents {
         let text = fs::read_to_string(&path).expect("a document");
         let document = path.strip_prefix(&root).expect("it is in it").display();
-        // What stands between backticks is every second part.
-        for named in text.split('`').skip(1).step_by(2) {
-            let is_path = [
-                "rum-host/",
-                "rum-agent/",
-                "shared/",
-                "tests/",
-                "fixtures/",
-                "docs/",
-            ]
-            .iter()
-            .any(|start| named.starts_with(start));
+        for named in quoted(&text) {
+            let is_path = FOLDERS.iter().any(|folder| named.starts_with(folder));
             if is_path && !named.contains([' ', '*', '<']) && !root.join(named).exists() {
                 missing.push(format!("{document}: {named}"));
             }
         }
     }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// The text of the sources that a cell of SECURITY's table names: the first by its whole path, others also
+/// beside it or from the sources of its crate on.
+fn sources(cell: &str) -> Option<String> {
+    let first = Path::new(quoted(cell).next()?);
+    let beside = first.parent()?;
+    let of_crate: PathBuf = first.iter().take(2).collect();
+    let mut all = String::new();
+    for named in quoted(cell) {
+        let bases = [Path::new(""), beside, &of_crate];
+        let mut places = bases.map(|base| root().join(base).join(named)).into_iter();
+        let place = places.find(|place| place.exists())?;
+        let found = if place.is_dir() {
+            files(&place, ".rs")
+        } else {
+            vec![place]
+        };
+        for path in found {
+            all.push_str(&fs::read_to_string(path).expect("a file"));
+        }
+    }
+    Some(all)
+}
+
+#[test]
+fn the_bounds_that_security_lists_are_constants_of_the_files_it_names() {
+    let text = fs::read_to_string(root().join("SECURITY.md")).expect("a document");
+    let (mut rows, mut missing) = (0, Vec::new());
+    for line in text.lines() {
+        let cells: Vec<_> = line.split('|').collect();
+        let [_, what, _, constants, places, _] = cells[..] else {
+            continue;
+        };
+        if quoted(constants).next().is_none() {
+            continue;
+        }
+        rows += 1;
+        let code = sources(places).unwrap_or_default();
+        for constant in quoted(constants) {
+            let name = constant.rsplit("::").next().unwrap_or(constant);
+            if !code.contains(&format!("{name}:")) {
+                missing.push(format!("{}: {constant}", what.trim()));
+            }
+        }
+    }
+    assert!(rows > 50, "the table has {rows} rows");
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
