@@ -109,3 +109,25 @@ impl fmt::Display for ReasonCode {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_the_document_has_each_and_no_other() {
+        let document = include_str!("../../docs/scripts.md");
+        let (_, section) = document
+            .split_once("\n## Reason codes\n")
+            .expect("the section");
+        let section = section.split("\n## ").next().unwrap_or(section);
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+        let mut told: Vec<_> = rows
+            .filter_map(|row| Some(row.split_once('`')?.0))
+            .collect();
+        let mut all = ReasonCode::ALL.map(ReasonCode::as_str);
+        told.sort_unstable();
+        all.sort_unstable();
+        assert_eq!(told, all);
+    }
+}

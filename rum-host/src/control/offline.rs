@@ -15,11 +15,12 @@ use crate::error::RumError;
 use crate::guest::GuestKind;
 use crate::plan::policy::PROCESS_WAIT;
 use crate::plan::{GuestPort, Key};
+use crate::status::agent::{Agent, Knowledge};
 use crate::status::journal::timestamp;
 use crate::status::model::{
-    AgentState, AgentStatus, CONTROL_PROTOCOL, ConfigStatus, ControlInfo, PortStatus, State, Update,
+    AgentStatus, CONTROL_PROTOCOL, ConfigStatus, ControlInfo, PortStatus, State, Update,
 };
-use crate::status::rows::{Facts, Knowledge, not_running, rows};
+use crate::status::rows::{Facts, not_running, rows};
 use crate::stream::client::{AgentClient, AgentEvent, LinkState};
 
 /// Time for the agent to tell what listens. On a transport where the agent has to knock first
@@ -99,22 +100,16 @@ fn describe(
         })
         .collect();
     let auto = settings.policy.auto.as_ref();
-    let word = |word: fn(&AgentInfo) -> &String| info.as_ref().map(|info| word(info).clone());
+    let mut agent = Agent::default();
+    info.map(|info| agent.introduced(info));
+    agent.told();
     let update = Update::Snapshot {
         seq: 0,
         gap: false,
         ports,
         agent: AgentStatus {
-            state: AgentState::Connected,
             since: now.clone(),
-            reason: None,
-            retry_ms: None,
-            grace_ms: 0,
-            attempts: 0,
-            version: word(|info| &info.version),
-            hostname: word(|info| &info.hostname),
-            source: word(|info| &info.hint),
-            repaired: 0,
+            ..agent.status(Duration::ZERO, 0)
         },
         config: ConfigStatus {
             file: None,

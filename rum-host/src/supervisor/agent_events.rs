@@ -8,11 +8,12 @@ use rum_shared::listener::{Change, Listener, ListenerSet};
 use rum_shared::range::PortRange;
 use rum_shared::stream::rpc::WatchEvent;
 
-use super::{AgentState, Context, GRACE, Supervisor};
+use super::{Context, GRACE, Supervisor};
 use crate::clock;
 use crate::forward::holder;
 use crate::plan::reconcile::{CONFIRM_AFTER, Repair};
 use crate::plan::{GuestPort, Key};
+use crate::status::agent::Failure;
 use crate::stream::client::AgentEvent;
 use crate::ui::notice::Notice;
 
@@ -21,13 +22,11 @@ impl Supervisor {
     fn learn(&mut self, set: ListenerSet, range: PortRange, at: Instant) {
         self.replace(set, at);
         self.covers = Some(range);
-        if self.agent != AgentState::Up {
-            self.agent = AgentState::Up;
+        if self.agent.told() {
             // What came and went meanwhile is unknown.
             for active in self.forwarders.values() {
                 active.forwarder.stats().changed_hands();
             }
-            self.notes.connected();
             self.notes.everything();
         }
     }
@@ -81,10 +80,13 @@ impl Supervisor {
                     let ports = self.guest.set().iter().map(|l| GuestPort(l.port));
                     ports.for_each(|port| self.planner.touch(port));
                 }
-                if self.notes.has_rebooted(&info) {
+                let mut known = info.clone();
+                if !self.stream {
+                    known.hint = "none".to_owned();
+                }
+                if self.agent.introduced(known) {
                     context.say(Notice::GuestRebooted);
                 }
-                self.notes.introduced(info.clone());
                 context.say(Notice::AgentConnected { info, streaming });
             }
             AgentEvent::Watch { at, range, event } => self.watch_event(event, range, at),
@@ -122,19 +124,12 @@ impl Supervisor {
             }
             AgentEvent::Lost { reason, retry } => {
                 tracing::debug!(reason, ?retry, "the agent cannot be reached");
-                self.notes.lost(reason.clone(), retry);
                 self.notes.everything();
-                match self.agent {
-                    AgentState::Up => {
-                        self.agent = AgentState::Lost(now);
-                        let grace = GRACE;
-                        context.say(Notice::AgentLost { reason, grace });
-                    }
-                    AgentState::Awaited => {
-                        self.agent = AgentState::AwaitedLong;
-                        context.say(Notice::AgentAwaited { reason });
-                    }
-                    AgentState::AwaitedLong | AgentState::Lost(_) | AgentState::GivenUp => {}
+                let grace = GRACE;
+                match self.agent.failed(reason.clone(), retry, now) {
+                    Some(Failure::Lost) => context.say(Notice::AgentLost { reason, grace }),
+                    Some(Failure::Awaited) => context.say(Notice::AgentAwaited { reason }),
+                    None => {}
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Active, AgentState, Closed, Context, GRACE, ReportedBlock, Supervisor, forward};
+use super::{Active, Closed, Context, GRACE, ReportedBlock, Supervisor, forward};
 use crate::clock;
 use crate::forward::Forwarder;
 use crate::forward::bind_failure::BindFailure;
@@ -44,13 +44,9 @@ impl Supervisor {
                 continue;
             }
             if plan.actions.is_empty() {
-                let grace = match self.agent {
-                    AgentState::Lost(since) => Some(since + GRACE),
-                    _ => None,
-                };
                 let deadlines = [
                     plan.wake,
-                    grace,
+                    self.agent.forget_at(GRACE),
                     self.confirm_at,
                     self.missing_at,
                     self.holders.wake(),
@@ -108,17 +104,15 @@ impl Supervisor {
                     context.tasks.spawn(forward(&forwarder, serial));
                 }
                 self.guest.own.insert(inode);
+                let heard = self.guest.heard(GuestPort(guest.port));
+                let heard = heard.filter(|_| matches!(key, Key::Auto(_)));
                 let active = Active {
                     serial,
                     forwarder,
+                    took: heard.map(|(_, since)| clock::now() - since),
                     after_close: None,
                 };
                 self.forwarders.insert(key, active);
-                if let (Key::Auto(_), Some((_, since))) =
-                    (key, self.guest.heard(GuestPort(guest.port)))
-                {
-                    self.took.insert(key, clock::now() - since);
-                }
                 self.notes.port(guest.port);
                 self.planner.bound(key, want, at);
                 self.addresses.bound(at);
@@ -290,7 +284,6 @@ impl Supervisor {
             }
             return;
         }
-        self.took.remove(&key);
         let Some(active) = self.forwarders.remove(&key) else {
             return;
         };

@@ -31,6 +31,7 @@ use crate::forward::holder::Taken;
 use crate::forward::{Dialer, Forwarder};
 use crate::plan::reconcile::Reconciler;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Planner, Policy};
+use crate::status::agent::Agent;
 use crate::status::journal::Journal;
 use crate::stream::client::{AgentClient, EVENT_QUEUE, LinkState};
 pub use crate::supervisor::flicker::PAUSE;
@@ -148,11 +149,9 @@ pub struct Supervisor {
     holders: Holders,
     /// How soon it is tried again.
     pace: RetryPace,
-    agent: AgentState,
+    agent: Agent,
     /// What the set of guest listeners is about.
     covers: Option<PortRange>,
-    /// From when the host first heard of a port to its bound host port.
-    took: BTreeMap<Key, Duration>,
     notes: Notes,
     /// When to poll again because of a suspect.
     confirm_at: Option<Instant>,
@@ -167,6 +166,8 @@ struct Active {
     /// Its task's.
     serial: u64,
     forwarder: Forwarder,
+    /// From when the host first heard of the port to the bound host port; of automatic ones.
+    took: Option<Duration>,
     /// How long its connections may go on when its listener closes: decided when that happens.
     after_close: Option<Duration>,
 }
@@ -188,21 +189,6 @@ struct ReportedBlock {
     at: HostAddr,
     /// None while it is being found out who has the port.
     reason: Option<BindFailure>,
-}
-
-/// How the agent stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum AgentState {
-    /// Never seen yet.
-    Awaited,
-    /// Never seen, and the user was told that it is waited for.
-    AwaitedLong,
-    /// Its port set is known.
-    Up,
-    /// Lost since then; its forwards stay.
-    Lost(Instant),
-    /// Lost for longer than the grace time.
-    GivenUp,
 }
 
 /// What `settle` needs beside the state.
@@ -243,9 +229,8 @@ impl Supervisor {
             addresses: Addresses::default(),
             holders: Holders::default(),
             pace: RetryPace::default(),
-            agent: AgentState::Awaited,
+            agent: Agent::default(),
             covers: None,
-            took: BTreeMap::new(),
             notes,
             confirm_at: None,
             missing_at: (!options.puts_agent).then(|| clock::now() + MISSING_AFTER),
@@ -376,14 +361,11 @@ impl Supervisor {
         if self.confirm_at.take_if(|at| *at <= now).is_some() {
             poll_now.send_replace(());
         }
-        if self.missing_at.take_if(|at| *at <= now).is_some()
-            && matches!(self.agent, AgentState::Awaited | AgentState::AwaitedLong)
-        {
+        if self.missing_at.take_if(|at| *at <= now).is_some() && self.agent.is_awaited() {
             let after = MISSING_AFTER;
             context.say(Notice::AgentMissing { after });
         }
-        if matches!(self.agent, AgentState::Lost(since) if since + GRACE <= now) {
-            self.agent = AgentState::GivenUp;
+        if self.agent.forget(GRACE, now) {
             self.replace(ListenerSet::default(), now);
             self.covers = None;
             self.notes.everything();

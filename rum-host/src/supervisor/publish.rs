@@ -9,17 +9,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use rum_shared::range::PortRange;
-use rum_shared::stream::rpc::AgentInfo;
 use tokio::sync::watch;
 
-use super::{AgentState, GRACE, Supervisor};
+use super::{Active, GRACE, Supervisor};
 use crate::clock;
 use crate::forward::bind_failure::BindFailure;
 use crate::plan::{Binding, GuestPort, Key};
 use crate::status::journal::{Demand, Journal};
 use crate::status::model;
 use crate::status::rows;
-use crate::status::rows::{Draining, Facts, Forward, Knowledge, Standing};
+use crate::status::rows::{Draining, Facts, Forward, Standing};
 
 /// Counters are put in the journal this often while somebody reads.
 const TICK: Duration = Duration::from_secs(1);
@@ -45,13 +44,6 @@ pub(super) struct Notes {
     counters: BTreeSet<u16>,
     /// All ports of the guest are in the journal.
     covers_all: bool,
-    /// Who the agent is, or was.
-    info: Option<AgentInfo>,
-    /// Why it is not there.
-    lost: Option<String>,
-    /// When the next attempt is made, from the failure of the last, in milliseconds.
-    retry_ms: Option<u64>,
-    attempts: u32,
 }
 
 impl Notes {
@@ -68,10 +60,6 @@ impl Notes {
             asked: 0,
             counters: BTreeSet::new(),
             covers_all: false,
-            info: None,
-            lost: None,
-            retry_ms: None,
-            attempts: 0,
         }
     }
 
@@ -83,27 +71,6 @@ impl Notes {
     /// Anything may differ.
     pub fn everything(&mut self) {
         self.everything = true;
-    }
-
-    /// Whether the agent that answers runs on a later boot than the one that did before.
-    pub fn has_rebooted(&self, info: &AgentInfo) -> bool {
-        let before = self.info.as_ref().map_or("", |before| &before.boot_id);
-        !before.is_empty() && !info.boot_id.is_empty() && before != info.boot_id
-    }
-
-    /// It answers; it is there once it has told what listens.
-    pub fn introduced(&mut self, info: AgentInfo) {
-        self.info = Some(info);
-    }
-
-    pub fn connected(&mut self) {
-        (self.lost, self.retry_ms, self.attempts) = (None, None, 0);
-    }
-
-    pub fn lost(&mut self, reason: String, retry: Option<Duration>) {
-        self.lost = Some(reason);
-        self.retry_ms = retry.and_then(|retry| u64::try_from(retry.as_millis()).ok());
-        self.attempts = self.attempts.saturating_add(1);
     }
 
     /// When there is something to put in the journal: counters in a while, what is left at once.
@@ -147,13 +114,13 @@ impl Supervisor {
     /// Puts in the journal what was noted, and counters where somebody waits for them; of very much a part
     /// ([`Notes::wake`]).
     pub(super) fn publish(&mut self, now: Instant) {
-        let (knowledge, mut left) = (self.knowledge(), AT_ONCE);
-        self.publish_counters(&knowledge, &mut left, now);
+        let mut left = AT_ONCE;
+        self.publish_counters(&mut left, now);
         let mut batch = match self.notes.batch.take() {
             Some(batch) => batch,
             None => self.batch(now),
         };
-        self.publish_rows(&mut batch.ports, &knowledge, &mut left, now);
+        self.publish_rows(&mut batch.ports, &mut left, now);
         if !batch.ports.is_empty() {
             self.notes.batch = Some(batch);
             return;
@@ -166,7 +133,7 @@ impl Supervisor {
 
     /// The counters that a new reader waits for: before all else, so that it gets its answer however much
     /// there is to be put in the journal.
-    fn publish_counters(&mut self, knowledge: &Knowledge, left: &mut usize, now: Instant) {
+    fn publish_counters(&mut self, left: &mut usize, now: Instant) {
         let mut ports = std::mem::take(&mut self.notes.counters);
         if ports.is_empty() {
             let fresh = self.notes.wanted().fresh;
@@ -176,7 +143,7 @@ impl Supervisor {
             self.notes.asked = fresh;
             ports = self.counted();
         }
-        self.publish_rows(&mut ports, knowledge, left, now);
+        self.publish_rows(&mut ports, left, now);
         self.notes.counters = ports;
         if self.notes.counters.is_empty() {
             self.notes.fresh = self.notes.asked;
@@ -185,18 +152,12 @@ impl Supervisor {
     }
 
     /// Puts the rows of at most `left` of `ports` in the journal.
-    fn publish_rows(
-        &self,
-        ports: &mut BTreeSet<u16>,
-        knowledge: &Knowledge,
-        left: &mut usize,
-        now: Instant,
-    ) {
+    fn publish_rows(&self, ports: &mut BTreeSet<u16>, left: &mut usize, now: Instant) {
         while *left > 0
             && let Some(port) = ports.pop_first()
         {
             *left -= 1;
-            let rows = rows::rows(&self.facts(GuestPort(port), knowledge, now));
+            let rows = rows::rows(&self.facts(GuestPort(port), now));
             self.notes.journal.put_port(port, rows);
         }
     }
@@ -229,51 +190,12 @@ impl Supervisor {
         }
         Batch {
             ports,
-            agent: self.agent_status(),
+            agent: self.agent.status(GRACE, self.reconciler.repaired),
             covers_all: self.covers == Some(PortRange::ALL),
         }
     }
 
-    fn agent_status(&self) -> model::AgentStatus {
-        let notes = &self.notes;
-        let state = match self.agent {
-            AgentState::Awaited | AgentState::AwaitedLong => model::AgentState::Awaited,
-            AgentState::Up => model::AgentState::Connected,
-            AgentState::Lost(_) | AgentState::GivenUp => model::AgentState::Lost,
-        };
-        let info = notes.info.as_ref();
-        let away = state != model::AgentState::Connected;
-        model::AgentStatus {
-            state,
-            since: String::new(),
-            reason: notes.lost.clone().filter(|_| away),
-            retry_ms: notes.retry_ms.filter(|_| away),
-            grace_ms: u64::try_from(GRACE.as_millis()).unwrap_or(u64::MAX),
-            attempts: notes.attempts,
-            version: info.map(|info| info.version.clone()),
-            hostname: info.map(|info| info.hostname.clone()),
-            source: info.map(|info| {
-                if self.stream {
-                    info.hint.clone()
-                } else {
-                    "none".to_owned()
-                }
-            }),
-            repaired: self.reconciler.repaired,
-        }
-    }
-
-    fn knowledge(&self) -> Knowledge {
-        let why = || self.notes.lost.clone().unwrap_or_default();
-        match self.agent {
-            AgentState::Awaited | AgentState::AwaitedLong => Knowledge::None,
-            AgentState::Up => Knowledge::Current,
-            AgentState::Lost(_) => Knowledge::Stale(why()),
-            AgentState::GivenUp => Knowledge::Forgotten(why()),
-        }
-    }
-
-    fn facts<'a>(&'a self, port: GuestPort, knowledge: &'a Knowledge, now: Instant) -> Facts<'a> {
+    fn facts(&self, port: GuestPort, now: Instant) -> Facts<'_> {
         let policy = self.planner.policy();
         let heard = self.guest.heard(port);
         let listener = heard.map(|(listener, _)| listener);
@@ -285,7 +207,9 @@ impl Supervisor {
             let binding = self.planner.binding(key)?;
             let standing = match binding {
                 Binding::Bound { at, want } => {
-                    let forwarder = &self.forwarders.get(&key)?.forwarder;
+                    let Active {
+                        forwarder, took, ..
+                    } = self.forwarders.get(&key)?;
                     let keys = want.binds.beside().map(|ip| key.beside(ip));
                     let told = keys.filter_map(|key| self.told.get(&key));
                     let told = told.filter_map(|told| Some((told.at, told.reason.as_ref()?)));
@@ -297,7 +221,7 @@ impl Supervisor {
                     Standing::Bound {
                         at: *at,
                         stats: forwarder.stats(),
-                        took: self.took.get(&key).copied(),
+                        took: *took,
                         beside: here.into_iter().filter(|here| here != at).collect(),
                         lacks: gone.chain(told).next(),
                     }
@@ -339,7 +263,7 @@ impl Supervisor {
                     label: policy.label(closed.key, listener),
                 })
                 .collect(),
-            knowledge,
+            knowledge: self.agent.knowledge(),
         }
     }
 }

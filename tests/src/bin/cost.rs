@@ -33,12 +33,13 @@ use rum_host::plan::{
     Action, AutoPolicy, CONFLICT_RETRY, Destination, GuestPort, HostAddr, Key, OnConflict, Planner,
     Policy,
 };
+use rum_host::status::agent::Knowledge;
 use rum_host::status::journal::Journal;
 use rum_host::status::model::{
     AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, ProcessName, Update, What,
 };
 use rum_host::status::rows;
-use rum_host::status::rows::{Facts, Forward, Knowledge, Standing};
+use rum_host::status::rows::{Facts, Forward, Standing};
 use rum_host::view::Mirror;
 use rum_host::view::live::offscreen::Offscreen;
 use rum_host::view::table::{self, Look};

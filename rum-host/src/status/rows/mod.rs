@@ -19,25 +19,13 @@ use crate::forward::Stats;
 use crate::forward::bind_failure::BindFailure;
 use crate::plan::{Destination, GuestPort, HostAddr, Key, Verdict};
 use crate::reason::ReasonCode;
+use crate::status::agent::Knowledge;
 use crate::status::model::{Bytes, Connections, PortStatus, Reason, State};
 
 pub use self::reasons::not_bound;
 
 mod publisher;
 mod reasons;
-
-/// How sure it is what the guest listens on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Knowledge {
-    /// The agent has not told yet.
-    None,
-    /// The agent tells.
-    Current,
-    /// The agent was lost, for this reason; what it told last is kept for a while.
-    Stale(String),
-    /// It did not come back: nothing is kept.
-    Forgotten(String),
-}
 
 /// How a wanted forward stands.
 #[derive(Debug)]
@@ -112,7 +100,7 @@ pub struct Facts<'a> {
     pub forwards: Vec<Forward<'a>>,
     /// Its former forwards.
     pub draining: Vec<Draining<'a>>,
-    /// How sure that is.
+    /// How current that is.
     pub knowledge: &'a Knowledge,
 }
 
@@ -339,7 +327,7 @@ impl Facts<'_> {
                 let reason = reason(ReasonCode::NotListening, message, Some(hint));
                 (State::Pending, Some(reason))
             }
-            Knowledge::None => {
+            Knowledge::Awaited(_) => {
                 let message = "the agent in the guest has not answered yet";
                 let hint = "connections wait for it";
                 (
@@ -347,7 +335,7 @@ impl Facts<'_> {
                     Some(reason(ReasonCode::AgentAwaited, message, Some(hint))),
                 )
             }
-            Knowledge::Stale(why) => {
+            Knowledge::Stale { reason: why, .. } => {
                 let hint = match forward.key {
                     Key::Auto(_) => {
                         "the port stays bound for a while and new connections wait for the agent"
@@ -360,7 +348,7 @@ impl Facts<'_> {
                     Some(reason(ReasonCode::AgentLost, message, Some(hint))),
                 )
             }
-            Knowledge::Forgotten(why) => {
+            Knowledge::Forgotten { reason: why } => {
                 let message = format!("the agent is lost: {why}");
                 let hint = "look whether the guest still runs";
                 (

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use rum_shared::bytes::channel::DialStatus;
 use rum_shared::listener::{BoundAddr, Device, Holder, Process};
@@ -44,6 +45,13 @@ fn forward() -> Verdict {
         binds: host(5000).0.ip().into(),
         on_conflict: OnConflict::Wait,
     })
+}
+
+fn stale() -> Knowledge {
+    Knowledge::Stale {
+        since: Instant::now(),
+        reason: "reset".into(),
+    }
 }
 
 fn facts<'a>(listener: Option<&'a Listener>, knowledge: &'a Knowledge) -> Facts<'a> {
@@ -284,9 +292,9 @@ fn of_an_address_only_the_last_client_tells() {
         assert_eq!((state, &*code), (State::Pending, "refused"));
         assert!(message.contains(why), "{message}");
     }
-    let (state, (code, _)) = told(&Knowledge::None);
+    let (state, (code, _)) = told(&Knowledge::Awaited(None));
     assert_eq!((state, &*code), (State::Pending, "agent-awaited"));
-    let (state, (code, _)) = told(&Knowledge::Stale("reset".into()));
+    let (state, (code, _)) = told(&stale());
     assert_eq!((state, &*code), (State::Lost, "agent-lost"));
 }
 
@@ -296,16 +304,23 @@ fn bound_is_not_enough() {
     let is_static = Key::Static(host(5000));
     for (listener, knowledge, state, code) in [
         (None, Knowledge::Current, State::Pending, "not-listening"),
-        (None, Knowledge::None, State::Pending, "agent-awaited"),
+        (
+            None,
+            Knowledge::Awaited(None),
+            State::Pending,
+            "agent-awaited",
+        ),
         (
             Some(&listener),
-            Knowledge::Stale("reset".into()),
+            stale(),
             State::Lost,
             "agent-lost | the agent is lost: reset",
         ),
         (
             None,
-            Knowledge::Forgotten("reset".into()),
+            Knowledge::Forgotten {
+                reason: "reset".into(),
+            },
             State::Lost,
             "agent-lost",
         ),
