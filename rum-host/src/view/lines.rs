@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use rum_shared::text::printable;
 
 use super::changes::Change;
-use super::clock;
+use super::words;
 use crate::status::model::{AgentState, AgentStatus, ConfigStatus, Op, PortStatus, State};
 
 /// Tells changes as lines.
@@ -64,9 +64,10 @@ impl Lines {
             Change::Bye { at, reason } => (at.as_ref(), format!("rum up has ended: {reason}")),
         };
         let time = match at {
-            Some(at) => clock::local(at, now, &self.zone, true),
-            None => clock::local(&now.to_string(), now, &self.zone, true),
+            Some(at) => at.parse().unwrap_or(now),
+            None => now,
         };
+        let time = words::moment(time, now, &self.zone, true);
         Some(printable(&format!("{time} {text}")) + "\n")
     }
 }
@@ -109,10 +110,8 @@ fn describe(port: &PortStatus, before: Option<&PortStatus>) -> String {
             let waited_for = before.map(|before| before.state).or(port.previous_state);
             // The time that the machine took, not that of a wait for somebody.
             let fresh = matches!(waited_for, None | Some(State::Pending | State::Draining));
-            let took = port.forwarded_us.filter(|_| fresh);
-            if let Some(host_us) = took {
-                let us = host_us.saturating_add(port.detected_us.unwrap_or(0));
-                text += &format!(" in {}", clock::span(us));
+            if fresh {
+                text += &words::latencies(port);
             }
         }
         (Some(reason), _) => text += &format!(": {}", reason.message),
@@ -139,7 +138,7 @@ pub(super) fn of_agent(agent: &AgentStatus) -> String {
         text += &format!(": {reason}");
     }
     if let Some(retry) = agent.retry_ms {
-        text += &format!("; retry in {}", clock::span(retry.saturating_mul(1000)));
+        text += &format!("; retry in {}", words::latency(retry.saturating_mul(1000)));
     }
     text
 }

@@ -4,12 +4,13 @@
 //! it is pure: time zone, width and colour come in as arguments.
 
 pub mod changes;
-mod clock;
+mod columns;
 pub mod json;
 pub mod lines;
 pub mod live;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod table;
+mod words;
 
 pub use crate::status::mirror::Mirror;

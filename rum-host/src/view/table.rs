@@ -16,9 +16,11 @@ use jiff::tz::TimeZone;
 use rum_shared::text::printable;
 use unicode_width::UnicodeWidthStr;
 
-use super::{clock, lines};
+use super::columns::Column;
+use super::lines;
+use super::words::{self, Tone};
 use crate::status::mirror::Mirror;
-use crate::status::model::{AgentState, ControlInfo, PortStatus, ProcessName, Reason, State};
+use crate::status::model::{AgentState, ControlInfo, PortStatus, State};
 
 /// From this many columns of the terminal on, there is room for all columns of the table.
 const WIDE: usize = 100;
@@ -26,14 +28,10 @@ const WIDE: usize = 100;
 const GAP: &str = "  ";
 /// A reason is cut down to this before columns are left out for it.
 const MIN_REASON: usize = 16;
-/// What takes the place of nothing.
-const NOTHING: &str = "-";
-
 const BOLD: &str = "\u{1b}[1m";
 const DIM: &str = "\u{1b}[2m";
 const RED: &str = "\u{1b}[1;31m";
 const GREEN: &str = "\u{1b}[32m";
-// Yellow cannot be read on white.
 const MAGENTA: &str = "\u{1b}[35m";
 const PLAIN: &str = "\u{1b}[0m";
 
@@ -52,21 +50,7 @@ pub struct Look {
     pub zone: TimeZone,
 }
 
-/// The columns of the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Column {
-    Port,
-    State,
-    Host,
-    Process,
-    Guest,
-    Connections,
-    Bytes,
-    Since,
-    Label,
-    Reason,
-}
-
+/// Which columns there are, and how wide.
 impl Column {
     const NARROW: [Self; 5] = [
         Self::Port,
@@ -98,21 +82,6 @@ impl Column {
         Self::Host,
     ];
 
-    fn title(self) -> &'static str {
-        match self {
-            Self::Port => "PORT",
-            Self::State => "STATE",
-            Self::Host => "HOST",
-            Self::Process => "PROCESS",
-            Self::Guest => "GUEST",
-            Self::Connections => "CONNS",
-            Self::Bytes => "IN/OUT",
-            Self::Since => "SINCE",
-            Self::Label => "LABEL",
-            Self::Reason => "REASON",
-        }
-    }
-
     /// The widest that it gets. Of what is not listed here rum makes the text, and it is short.
     fn limit(self) -> usize {
         match self {
@@ -122,34 +91,12 @@ impl Column {
         }
     }
 
-    fn cell(self, port: &PortStatus, look: &Look) -> String {
-        match self {
-            Self::Port => port.port.to_string(),
-            Self::State => port.state.to_string(),
-            Self::Host => text(port.host.as_deref()),
-            Self::Process if look.width < WIDE => {
-                text(port.process.as_ref().map(|process| process.name.as_str()))
+    fn text(self, port: &PortStatus, look: &Look) -> String {
+        match &port.process {
+            Some(process) if self == Self::Process && look.width < WIDE => {
+                words::or_nothing(Some(&process.name))
             }
-            Self::Process => process(port.process.as_ref()),
-            Self::Guest if port.destination.is_some() => port.called(),
-            Self::Guest => addresses(port),
-            Self::Connections => {
-                let count = &port.connections;
-                format!("{}/{}", count.now, count.total)
-            }
-            Self::Bytes => {
-                let (to_guest, to_host) = (port.bytes.to_guest, port.bytes.to_host);
-                format!("{}/{}", short(to_guest), short(to_host))
-            }
-            Self::Since => {
-                let since = clock::local(&port.since, look.now, &look.zone, false);
-                text(Some(&since))
-            }
-            Self::Label => text(port.label.as_deref()),
-            Self::Reason => match (&port.reason, &port.destination) {
-                (None, Some(_)) => format!("leads to {}", port.called()),
-                (why, _) => reason(why.as_ref()),
-            },
+            _ => self.cell(port, look.now, &look.zone),
         }
     }
 }
@@ -187,7 +134,7 @@ pub fn table(known: &Mirror, look: &Look) -> String {
     let mut filled: Vec<(Column, Vec<String>)> = columns
         .into_iter()
         .map(|column| {
-            let cells = ports.iter().map(|port| column.cell(port, look));
+            let cells = ports.iter().map(|port| column.text(port, look));
             let title = std::iter::once(column.title().to_owned());
             (column, title.chain(cells).collect())
         })
@@ -198,7 +145,7 @@ pub fn table(known: &Mirror, look: &Look) -> String {
         let port = row.checked_sub(1).map(|index| ports[index]);
         let mut line = String::new();
         for ((column, cells), width) in filled.iter().zip(&widths) {
-            let cell = cut(&cells[row], *width);
+            let cell = words::fit(&cells[row], *width);
             let style = style(port.map(|port| port.state), *column).filter(|_| look.color);
             if !line.is_empty() {
                 line += GAP;
@@ -249,64 +196,12 @@ fn style(state: Option<State>, column: Column) -> Option<&'static str> {
     let Some(state) = state else {
         return Some(BOLD);
     };
-    match state {
-        state if state.is_hidden() => Some(DIM),
+    match Tone::from(state) {
+        Tone::Hidden => Some(DIM),
         _ if column != Column::State => None,
-        state if state.is_problem() => Some(RED),
-        State::Forwarded => Some(GREEN),
-        _ => Some(MAGENTA),
-    }
-}
-
-/// `text`, at most `width` columns wide; the last one is `…` if something was cut off.
-fn cut(text: &str, width: usize) -> String {
-    if text.width() <= width {
-        return text.to_owned();
-    }
-    let mut out = String::new();
-    for c in text.chars() {
-        out.push(c);
-        if out.width() >= width {
-            out.pop();
-            break;
-        }
-    }
-    out.push('…');
-    out
-}
-
-fn text(text: Option<&str>) -> String {
-    match text.unwrap_or_default() {
-        "" => NOTHING.to_owned(),
-        text => printable(text),
-    }
-}
-
-fn process(process: Option<&ProcessName>) -> String {
-    text(process.map(|p| format!("{}[{}]", p.name, p.pid)).as_deref())
-}
-
-fn addresses(port: &PortStatus) -> String {
-    text(Some(&port.guest_addresses.join(",")))
-}
-
-fn reason(reason: Option<&Reason>) -> String {
-    text(reason.map(|reason| reason.message.as_str()))
-}
-
-/// A number in three digits or so: `999`, `1.2k`, `34M`.
-fn short(number: u64) -> String {
-    let mut value = number as f64;
-    let mut units = ["", "k", "M", "G", "T", "P", "E"].into_iter();
-    let mut unit = units.next().unwrap_or_default();
-    while value >= 999.5 {
-        let Some(next) = units.next() else { break };
-        (value, unit) = (value / 1000.0, next);
-    }
-    match unit {
-        "" => number.to_string(),
-        _ if value < 9.95 => format!("{value:.1}{unit}"),
-        _ => format!("{value:.0}{unit}"),
+        Tone::Problem => Some(RED),
+        Tone::Good => Some(GREEN),
+        Tone::Passing => Some(MAGENTA),
     }
 }
 
@@ -332,16 +227,16 @@ pub fn lines_for_programs(known: &Mirror, all: bool) -> String {
         let cells: [String; COLUMNS.len()] = [
             port.port.to_string(),
             port.state.to_string(),
-            text(port.host.as_deref()),
-            process(port.process.as_ref()),
-            reason(port.reason.as_ref()),
-            addresses(port),
+            words::or_nothing(port.host.as_deref()),
+            words::or_nothing(port.process.as_ref().map(words::process).as_deref()),
+            words::or_nothing(port.reason.as_ref().map(|why| why.message.as_str())),
+            words::or_nothing(Some(&port.guest_addresses.join(","))),
             port.connections.now.to_string(),
             port.connections.total.to_string(),
             port.bytes.to_guest.to_string(),
             port.bytes.to_host.to_string(),
-            text(Some(&port.since)),
-            text(port.label.as_deref()),
+            words::or_nothing(Some(&port.since)),
+            words::or_nothing(port.label.as_deref()),
         ];
         cells.join("\t") + "\n"
     };
@@ -372,7 +267,7 @@ pub fn warnings(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Vec<String> 
     let agent = known.agent.as_ref();
     let agent = agent.filter(|agent| agent.state != AgentState::Connected);
     let agent = agent.map(|agent| {
-        let since = clock::local(&agent.since, now, zone, false);
+        let since = words::since(&agent.since, now, zone);
         format!("{} (since {since})", lines::of_agent(agent))
     });
     let config = known.config.as_ref();
@@ -385,7 +280,7 @@ pub fn warnings(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Vec<String> 
 pub fn in_force(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Option<String> {
     let config = known.config.as_ref()?;
     let file = config.file.as_ref()?;
-    let loaded = clock::local(&config.loaded, now, zone, false);
+    let loaded = words::since(&config.loaded, now, zone);
     let line = format!("configuration: {file}, loaded {loaded}");
     Some(printable(&line))
 }

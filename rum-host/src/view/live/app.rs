@@ -12,8 +12,8 @@ use crate::status::model::{AgentState, Event, Op, PortStatus, Update, What};
 use crate::view::Mirror;
 
 use super::selection::Selection;
-use super::text;
 use crate::view::live::events::Log;
+use crate::view::words;
 
 /// How soon another frame is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -244,7 +244,7 @@ impl App {
                 Redraw::Soon
             }
             What::Bye(reason) => {
-                self.gone = Some(text::shown(&format!("rum up ended: {reason}")));
+                self.gone = Some(words::shown(&format!("rum up ended: {reason}")));
                 Redraw::Soon
             }
             What::Port { .. } | What::Config(_) => Redraw::Soon,
@@ -265,7 +265,7 @@ impl App {
     /// `rum up` does not answer any more. If it said goodbye, that stays the reason.
     pub fn lost(&mut self, reason: &str, now: Timestamp) {
         if self.gone.is_none() {
-            let text = text::shown(&format!("rum up does not answer: {reason}"));
+            let text = words::shown(&format!("rum up does not answer: {reason}"));
             self.live.log.say(now, &text, true);
             self.gone = Some(text);
         }

@@ -13,9 +13,10 @@ use ratatui::text::{Line, Span};
 
 use super::app::{App, Mode};
 use super::header::{banners, bold, colored, counts, header, status};
-use super::{panel, text};
+use super::panel;
 use crate::view::live::rows;
 use crate::view::live::rows::narrow;
+use crate::view::words;
 
 /// Less than this is one line.
 const SMALLEST: (u16, u16) = (60, 8);
@@ -95,11 +96,11 @@ pub fn draw(app: &App, buf: &mut Buffer, now: Timestamp, tz: &TimeZone) {
         if !area.is_empty() {
             let line = format!(
                 "{} [{}] {}",
-                text::fit(&app.name, 16),
+                words::fit(&app.name, 16),
                 status(app),
                 counts(app, true)
             );
-            let line = text::fit(&line, usize::from(area.width));
+            let line = words::fit(&line, usize::from(area.width));
             buf.set_stringn(area.x, area.y, line, usize::from(area.width), Style::new());
         }
         return;
@@ -138,20 +139,20 @@ fn log(app: &App, area: Rect, buf: &mut Buffer, tz: &TimeZone) {
     buf.set_stringn(title.x, title.y, rule, usize::from(title.width), dim);
     for (row, entry) in rows.zip(app.picture().log.entries()) {
         let width = usize::from(row.width);
-        let line = format!("{} {}", text::clock_ms(entry.at, tz), entry.text);
+        let line = format!("{} {}", words::clock_ms(entry.at, tz), entry.text);
         let style = if entry.problem {
             colored(app, Color::Red)
         } else {
             Style::new()
         };
-        buf.set_stringn(row.x, row.y, text::fit(&line, width), width, style);
+        buf.set_stringn(row.x, row.y, words::fit(&line, width), width, style);
     }
 }
 
 fn footer(app: &App, area: Rect, buf: &mut Buffer) {
     let width = usize::from(area.width);
     let put = |buf: &mut Buffer, text: &str, style| {
-        buf.set_stringn(area.x, area.y, text::fit(text, width), width, style);
+        buf.set_stringn(area.x, area.y, words::fit(text, width), width, style);
     };
     let found = || {
         let all = app.picture().known.ports();
@@ -171,7 +172,7 @@ fn footer(app: &App, area: Rect, buf: &mut Buffer) {
         let filter = if app.filter.is_empty() {
             None
         } else {
-            Some(format!("/{}  {}", text::fit(&app.filter, 20), found()))
+            Some(format!("/{}  {}", words::fit(&app.filter, 20), found()))
         };
         keys(app, filter, area, buf);
     }
@@ -211,7 +212,7 @@ fn keys(app: &App, filter: Option<String>, area: Rect, buf: &mut Buffer) {
     }
     let last = [("?", "help"), ("q", "quit")];
     let size = |key: &(&str, &str)| narrow(key.0.len() + key.1.len() + 3);
-    let lead = filter.as_deref().map_or(0, |f| narrow(text::width(f)) + 2);
+    let lead = filter.as_deref().map_or(0, |f| narrow(words::width(f)) + 2);
     let mut room = area
         .width
         .saturating_sub(lead + last.iter().map(size).sum::<u16>());

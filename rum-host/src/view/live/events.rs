@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::status::model::{AgentState, AgentStatus, Event, Op, PortStatus, State, What};
 use crate::view::Mirror;
 
-use super::text::{latencies, shown};
+use crate::view::words::{latencies, shown};
 
 /// Lines that are kept: a few screens.
 const KEPT: usize = 500;

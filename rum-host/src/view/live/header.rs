@@ -13,8 +13,8 @@ use ratatui::text::{Line, Span};
 use crate::status::model::{AgentState, State};
 
 use super::app::App;
-use super::text;
 use crate::view::live::rows::narrow;
+use crate::view::words;
 
 /// Most lines of one banner.
 const MAX_BANNER: usize = 2;
@@ -77,13 +77,13 @@ pub fn header(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &Time
         tags.push_str("[frozen] ");
     }
     tags.push_str(&format!("[{}]", status(app)));
-    let room = usize::from(area.width).saturating_sub(text::width(&tags) + 3);
+    let room = usize::from(area.width).saturating_sub(words::width(&tags) + 3);
     let line = (0..5)
         .map(|less| header_line(app, less, now, tz))
         .find(|line| line.width() <= room)
         .unwrap_or_else(|| header_line(app, 5, now, tz));
     buf.set_line(area.x, area.y, &line, narrow(room));
-    let x = area.right().saturating_sub(narrow(text::width(&tags) + 1));
+    let x = area.right().saturating_sub(narrow(words::width(&tags) + 1));
     let style = match (app.is_stale(), app.is_frozen()) {
         (true, _) => colored(app, Color::Red).patch(bold()),
         (false, true) => colored(app, Color::Cyan).patch(bold()),
@@ -93,12 +93,12 @@ pub fn header(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &Time
 }
 
 fn header_line(app: &App, less: u8, now: Timestamp, tz: &TimeZone) -> Line<'static> {
-    let name = text::fit(&app.name, if less < 3 { 64 } else { 16 });
+    let name = words::fit(&app.name, if less < 3 { 64 } else { 16 });
     let mut spans = vec![Span::styled(" rum  ", bold()), Span::styled(name, bold())];
     if let Some(agent) = app.known().agent.as_ref().filter(|_| less < 5) {
         let (word, color) = match agent.state {
             AgentState::Connected => ("connected", Color::Green),
-            AgentState::Awaited => ("awaited", Color::Yellow),
+            AgentState::Awaited => ("awaited", Color::Magenta),
             AgentState::Lost => ("LOST", Color::Red),
         };
         let style = match app.gone {
@@ -108,7 +108,7 @@ fn header_line(app: &App, less: u8, now: Timestamp, tz: &TimeZone) -> Line<'stat
         spans.push("  agent: ".into());
         spans.push(Span::styled(word, style));
         if less < 2 {
-            let since = text::since(&agent.since, now, tz);
+            let since = words::since(&agent.since, now, tz);
             let since = since
                 .get(..5)
                 .filter(|_| since.contains(':'))
@@ -116,7 +116,7 @@ fn header_line(app: &App, less: u8, now: Timestamp, tz: &TimeZone) -> Line<'stat
             spans.push(format!(" since {since}").into());
         }
         if let Some(source) = agent.source.as_ref().filter(|_| less < 3) {
-            let source = text::fit(source, 16);
+            let source = words::fit(source, 16);
             spans.push(match less {
                 0 => format!("  source: {source}").into(),
                 _ => format!(" ({source})").into(),
@@ -136,7 +136,7 @@ pub fn banners(app: &App, width: u16, now: Timestamp) -> Vec<Line<'static>> {
     let mut out = Vec::new();
     let mut add = |text: String, style: Style| {
         let columns = usize::from(width).saturating_sub(2);
-        let lines = text::wrap(&text, columns, MAX_BANNER).into_iter();
+        let lines = words::wrap(&text, columns, MAX_BANNER).into_iter();
         out.extend(lines.map(|line| Line::styled(format!(" {line}"), style)));
     };
     let alarm = colored(app, Color::Red).patch(bold());
@@ -156,8 +156,8 @@ pub fn banners(app: &App, width: u16, now: Timestamp) -> Vec<Line<'static>> {
         let since = agent.since.parse().unwrap_or(app.agent_at);
         let seconds = now.duration_since(since).as_secs();
         let mut text = match agent.state {
-            AgentState::Lost => format!("AGENT LOST {}", text::age(seconds)),
-            _ => format!("Waiting for the agent {}", text::age(seconds)),
+            AgentState::Lost => format!("AGENT LOST {}", words::age(seconds)),
+            _ => format!("Waiting for the agent {}", words::age(seconds)),
         };
         if let Some(reason) = &agent.reason {
             text.push_str(&format!(": {reason}"));

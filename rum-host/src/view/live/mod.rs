@@ -45,7 +45,6 @@ mod selection;
 mod terminal;
 #[cfg(test)]
 mod tests;
-mod text;
 
 /// Two frames are at least so far apart: a burst of events is one frame.
 const FRAME: Duration = Duration::from_millis(33);

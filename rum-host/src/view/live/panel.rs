@@ -11,8 +11,8 @@ use crate::status::model::{PortStatus, State};
 
 use super::app::App;
 use super::header::bold;
-use super::text;
 use crate::view::live::rows;
+use crate::view::words;
 
 /// Width of the names of the details.
 const NAMES: usize = 13;
@@ -77,7 +77,7 @@ pub fn help(app: &App, width: u16, now: Timestamp, tz: &TimeZone) -> Vec<Line<'s
     lines.push(Line::from(marks));
     let columns = usize::from(width).saturating_sub(4);
     for text in about(app, now, tz) {
-        let wrapped = text::wrap(&text, columns, MAX_LINES).into_iter();
+        let wrapped = words::wrap(&text, columns, MAX_LINES).into_iter();
         lines.extend(wrapped.map(|line| Line::from(format!("  {line}"))));
     }
     lines
@@ -94,7 +94,7 @@ fn about(app: &App, now: Timestamp, tz: &TimeZone) -> Vec<String> {
                 line.push_str(&format!("{word}{value}"));
             }
         }
-        line.push_str(&format!(" since {}", text::since(&agent.since, now, tz)));
+        line.push_str(&format!(" since {}", words::since(&agent.since, now, tz)));
         if let Some(source) = &agent.source {
             line.push_str(&format!(", events from {source}"));
         }
@@ -104,7 +104,7 @@ fn about(app: &App, now: Timestamp, tz: &TimeZone) -> Vec<String> {
     if let Some(config) = &known.config {
         let file = config.file.as_deref().unwrap_or("the command line");
         let range = config.range.as_deref().unwrap_or("no range");
-        let loaded = text::since(&config.loaded, now, tz);
+        let loaded = words::since(&config.loaded, now, tz);
         lines.push(format!("Forwards {range}, from {file} read {loaded}"));
     }
     lines
@@ -113,7 +113,7 @@ fn about(app: &App, now: Timestamp, tz: &TimeZone) -> Vec<String> {
 /// What to say instead of rows.
 pub fn empty(app: &App, width: u16) -> Vec<Line<'static>> {
     let known = &app.picture().known;
-    let name = text::shown(&app.name);
+    let name = words::shown(&app.name);
     let hidden = known.ports().filter(|p| p.state.is_hidden()).count();
     let mut said = Vec::new();
     if !app.filter.is_empty() {
@@ -148,7 +148,7 @@ pub fn empty(app: &App, width: u16) -> Vec<Line<'static>> {
     let columns = usize::from(width).saturating_sub(4);
     let mut lines = vec![Line::default()];
     for text in said {
-        let wrapped = text::wrap(&text, columns, MAX_LINES).into_iter();
+        let wrapped = words::wrap(&text, columns, MAX_LINES).into_iter();
         lines.extend(wrapped.map(|line| Line::from(format!("  {line}"))));
     }
     lines
@@ -167,7 +167,7 @@ pub fn details(
     let state = rows::style(port.state, app.color).patch(bold());
     let mut title = vec![
         Span::styled(
-            format!("  {}/{}  ", port.called(), text::fit(&port.proto, 8)),
+            format!("  {}/{}  ", port.called(), words::fit(&port.proto, 8)),
             bold(),
         ),
         Span::styled(port.state.as_str(), state),
@@ -179,7 +179,7 @@ pub fn details(
     }
     let mut lines = vec![Line::default(), Line::from(title), Line::default()];
     for (name, value) in facts(port, now, tz) {
-        for (i, line) in text::wrap(&value, columns, MAX_LINES)
+        for (i, line) in words::wrap(&value, columns, MAX_LINES)
             .into_iter()
             .enumerate()
         {
@@ -196,8 +196,8 @@ pub fn details(
         lines.push(Line::default());
     }
     for entry in log {
-        let line = format!("  {} {}", text::clock_ms(entry.at, tz), entry.text);
-        lines.push(Line::from(text::fit(&line, usize::from(width))));
+        let line = format!("  {} {}", words::clock_ms(entry.at, tz), entry.text);
+        lines.push(Line::from(words::fit(&line, usize::from(width))));
     }
     lines
 }
@@ -210,10 +210,14 @@ fn facts(port: &PortStatus, now: Timestamp, tz: &TimeZone) -> Vec<(&'static str,
             facts.push(("Hint", hint.clone()));
         }
         if let Some(holder) = &reason.holder {
-            facts.push(("Held by", format!("{} on the host", text::process(holder))));
+            facts.push(("Held by", format!("{} on the host", words::process(holder))));
         }
     }
-    let mut state = format!("{} since {}", port.state, text::since(&port.since, now, tz));
+    let mut state = format!(
+        "{} since {}",
+        port.state,
+        words::since(&port.since, now, tz)
+    );
     if let Some(before) = port.previous_state {
         state.push_str(&format!(", before: {before}"));
     }
@@ -230,7 +234,11 @@ fn facts(port: &PortStatus, now: Timestamp, tz: &TimeZone) -> Vec<(&'static str,
     if let Some(url) = &port.url {
         facts.push(("URL", url.clone()));
     }
-    let mut process = port.process.as_ref().map(text::process).unwrap_or_default();
+    let mut process = port
+        .process
+        .as_ref()
+        .map(words::process)
+        .unwrap_or_default();
     if let Some(uid) = port.uid {
         process.push_str(&format!(" uid {uid}"));
     }
@@ -249,21 +257,21 @@ fn facts(port: &PortStatus, now: Timestamp, tz: &TimeZone) -> Vec<(&'static str,
         "Bytes",
         format!(
             "{} to the guest, {} to the host",
-            text::bytes(port.bytes.to_guest),
-            text::bytes(port.bytes.to_host)
+            words::bytes(port.bytes.to_guest),
+            words::bytes(port.bytes.to_host)
         ),
     ));
     // Two clocks, so two numbers that are never added.
     if let Some(us) = port.detected_us {
         facts.push((
             "Agent",
-            format!("saw it {} after the kernel's event", text::latency(us)),
+            format!("saw it {} after the kernel's event", words::latency(us)),
         ));
     }
     if let Some(us) = port.forwarded_us {
         facts.push((
             "Forward",
-            format!("bound {} after the agent's message", text::latency(us)),
+            format!("bound {} after the agent's message", words::latency(us)),
         ));
     }
     facts.push(("Id", port.id.clone()));

@@ -12,7 +12,8 @@ use ratatui::style::{Color, Modifier, Style};
 use crate::status::model::{PortStatus, State};
 
 use super::app::{App, Sort};
-use super::text;
+use crate::view::columns::Column;
+use crate::view::words::{self, Tone};
 
 /// Room for a host address: `127.0.0.1:65535`, and at most this much.
 const HOST: (usize, usize) = (15, 24);
@@ -20,47 +21,19 @@ const HOST: (usize, usize) = (15, 24);
 /// labels.
 const WIDER: [u16; 3] = [76, 110, 134];
 
-/// A column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Column {
-    Port,
-    State,
-    Host,
-    Process,
-    Guest,
-    Conns,
-    Since,
-    Label,
-    Reason,
-}
-
-impl Column {
-    fn title(self) -> &'static str {
-        match self {
-            Self::Port => "PORT",
-            Self::State => "STATE",
-            Self::Host => "HOST",
-            Self::Process => "PROCESS",
-            Self::Guest => "GUEST",
-            Self::Conns => "CONNS",
-            Self::Since => "SINCE",
-            Self::Label => "LABEL",
-            Self::Reason => "REASON",
-        }
-    }
-
-    fn is_sorted(self, by: Sort) -> bool {
-        matches!(
-            (self, by),
-            (Self::Port, Sort::Port) | (Self::Process, Sort::Process) | (Self::Since, Sort::Latest)
-        )
-    }
+fn is_sorted(column: Column, by: Sort) -> bool {
+    matches!(
+        (column, by),
+        (Column::Port, Sort::Port)
+            | (Column::Process, Sort::Process)
+            | (Column::Since, Sort::Latest)
+    )
 }
 
 /// The columns with their widths, and whether labels have one of their own.
 fn columns(width: u16, rows: &[&PortStatus]) -> Vec<(Column, usize)> {
     let host = rows.iter().filter_map(|p| p.host.as_deref());
-    let host = host.map(text::width).max().unwrap_or(0);
+    let host = host.map(words::width).max().unwrap_or(0);
     let mut columns = vec![
         (Column::Port, 5),
         // Two for the mark before it.
@@ -71,7 +44,7 @@ fn columns(width: u16, rows: &[&PortStatus]) -> Vec<(Column, usize)> {
         columns.extend([
             (Column::Process, 18),
             (Column::Guest, 11),
-            (Column::Conns, 5),
+            (Column::Connections, 9),
             (Column::Since, 8),
         ]);
     } else if width >= WIDER[0] {
@@ -109,13 +82,11 @@ pub fn style(state: State, color: bool) -> Style {
             style
         };
     }
-    match state {
-        State::Forwarded => style.fg(Color::Green),
-        State::Draining => style.fg(Color::Cyan),
-        State::Pending => style.fg(Color::Yellow),
-        State::Conflict | State::RefusedPrivileged => style.fg(Color::Red),
-        State::Lost => style.fg(Color::Magenta),
-        State::Ignored | State::OutOfRange => style.add_modifier(Modifier::DIM),
+    match Tone::from(state) {
+        Tone::Good => style.fg(Color::Green),
+        Tone::Passing => style.fg(Color::Magenta),
+        Tone::Problem => style.fg(Color::Red),
+        Tone::Hidden => style.add_modifier(Modifier::DIM),
     }
 }
 
@@ -137,7 +108,7 @@ pub fn draw(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &TimeZo
             break;
         }
         let mut style = Style::new().add_modifier(Modifier::BOLD);
-        if column.is_sorted(app.sort) {
+        if is_sorted(*column, app.sort) {
             style = style.add_modifier(Modifier::UNDERLINED);
         }
         let lead = if *column == Column::State { 2 } else { 0 };
@@ -191,31 +162,14 @@ fn row(
                 format!("{mark} {}", port.state)
             }
             Column::Reason => why(port, labelled, processed),
-            column => cell(*column, port, when),
+            column => column.cell(port, when.0, when.1),
         };
         let style = match column {
             Column::State if !selected && !stale => base.patch(style(port.state, app.color)),
             _ => base,
         };
-        buf.set_stringn(x, y, text::fit(&text, *width), *width, style);
+        buf.set_stringn(x, y, words::fit(&text, *width), *width, style);
         x = x.saturating_add(narrow(*width) + 1);
-    }
-}
-
-fn cell(column: Column, port: &PortStatus, (now, tz): (Timestamp, &TimeZone)) -> String {
-    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    match column {
-        Column::Port => port.port.to_string(),
-        Column::Host => or_none(port.host.clone()),
-        Column::Process => or_none(port.process.as_ref().map(text::process)),
-        Column::Guest => match port.guest_addresses.as_slice() {
-            [] => "-".to_owned(),
-            addresses => addresses.join(","),
-        },
-        Column::Conns => port.connections.now.to_string(),
-        Column::Since => text::since(&port.since, now, tz),
-        Column::Label => or_none(port.label.clone()),
-        Column::State | Column::Reason => String::new(),
     }
 }
 
@@ -223,9 +177,9 @@ fn cell(column: Column, port: &PortStatus, (now, tz): (Timestamp, &TimeZone)) ->
 fn why(port: &PortStatus, labelled: bool, processed: bool) -> String {
     let mut words = Vec::new();
     if !processed && let Some(process) = &port.process {
-        words.push(text::process(process));
+        words.push(words::process(process));
     }
-    let reason = text::reason(port);
+    let reason = words::reason(port);
     if !reason.is_empty() {
         // It comes first where there is little room.
         words.insert(0, reason);
@@ -235,7 +189,7 @@ fn why(port: &PortStatus, labelled: bool, processed: bool) -> String {
         words.extend(port.label.clone());
     }
     if port.state == State::Forwarded && port.connections.now > 0 {
-        words.push(text::conns(&port.connections));
+        words.push(words::conns(&port.connections));
     }
     if words.is_empty() {
         "-".to_owned()

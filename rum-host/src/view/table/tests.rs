@@ -210,31 +210,3 @@ fn the_footer_says_what_is_hidden_and_what_to_do() {
         ]
     );
 }
-
-#[test]
-fn large_numbers_are_short() {
-    for (number, text) in [
-        (0, "0"),
-        (999, "999"),
-        (1_000, "1.0k"),
-        (9_949, "9.9k"),
-        (9_950, "10k"),
-        (999_499, "999k"),
-        (999_500, "1.0M"),
-        (34_567_890, "35M"),
-        (u64::MAX, "18E"),
-    ] {
-        assert_eq!(short(number), text);
-    }
-}
-
-#[test]
-fn a_cut_is_visible_and_never_too_wide() {
-    assert_eq!(cut("abc", 3), "abc");
-    assert_eq!(cut("abcd", 3), "ab…");
-    assert_eq!(cut("漢字", 3), "漢…");
-    assert_eq!(cut("漢字漢", 4), "漢…");
-    for width in 1..9 {
-        assert!(cut("漢字e\u{301}漢字", width).width() <= width);
-    }
-}

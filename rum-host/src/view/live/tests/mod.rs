@@ -14,6 +14,7 @@ use crate::status::model::{AgentState, AgentStatus, Bytes, Op, PortStatus, State
 use super::app::{App, Mode, Redraw};
 use super::keys::Effect;
 use super::terminal::Screen;
+use crate::view::words;
 use samples::*;
 
 mod bounds;
@@ -45,7 +46,7 @@ fn frame(app: &mut App, width: u16, height: u16) -> String {
         for cell in row {
             if skip == 0 {
                 line.push_str(cell.symbol());
-                skip = super::text::width(cell.symbol());
+                skip = words::width(cell.symbol());
             }
             skip = skip.saturating_sub(1);
         }

@@ -8,6 +8,7 @@ use crate::status::model::{
 };
 
 use super::super::app::App;
+use crate::view::samples;
 
 pub const NOW: &str = "2026-11-23T09:14:10Z";
 
@@ -16,37 +17,22 @@ pub fn now() -> Timestamp {
 }
 
 pub fn named(name: &str, pid: u32) -> Option<ProcessName> {
-    Some(ProcessName {
-        pid,
-        name: name.into(),
-    })
+    Some(samples::process(pid, name))
 }
 
+/// A port of which nothing is known but its state.
 pub fn port(number: u16, state: State) -> PortStatus {
-    let host = format!("127.0.0.1:{number}");
     let bound = matches!(state, State::Forwarded | State::Draining);
+    let host = bound.then(|| format!("127.0.0.1:{number}"));
     PortStatus {
-        id: format!("guest:{number}"),
-        proto: "tcp".into(),
-        port: number,
-        guest_addresses: vec!["127.0.0.1".into()],
-        url: bound.then(|| format!("http://{host}")),
-        destination: None,
-        host: bound.then_some(host),
-        host_addresses: Vec::new(),
-        state,
-        previous_state: None,
+        url: host.as_ref().map(|host| format!("http://{host}")),
+        host,
         reason: None,
         process: None,
-        command: None,
-        other_holders: Vec::new(),
         uid: None,
-        label: None,
-        connections: Connections::default(),
-        bytes: Bytes::default(),
-        since: "2026-11-23T09:14:02.871Z".into(),
         detected_us: None,
         forwarded_us: None,
+        ..samples::port(number, state)
     }
 }
 
@@ -111,14 +97,7 @@ pub fn agent(state: AgentState) -> AgentStatus {
     AgentStatus {
         state,
         since: "2026-11-23T09:00:00.000Z".into(),
-        reason: None,
-        retry_ms: None,
-        grace_ms: 15_000,
-        attempts: 0,
-        version: Some("0.1.0".into()),
-        hostname: Some("dev".into()),
-        source: Some("tracepoint".into()),
-        repaired: 0,
+        ..samples::agent()
     }
 }
 

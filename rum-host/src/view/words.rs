@@ -1,10 +1,10 @@
-//! Words and numbers of the live view. Pure: the time zone comes in.
+//! One vocabulary for table, lines and live view: moments, amounts, processes, the colour of a state.
 //!
-//! Invariant: whatever may be the guest's words leaves here cleaned.
+//! Pure: the time zone comes in. Invariant: whatever may be the guest's words leaves here cleaned.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use rum_shared::text::clean;
+use rum_shared::text::{clean, printable};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::status::model::{Connections, PortStatus, ProcessName, State};
@@ -13,6 +13,33 @@ use crate::status::model::{Connections, PortStatus, ProcessName, State};
 const LONGEST: usize = 400;
 /// Longest name of a process, in characters; the kernel's own limit is 15 bytes.
 const NAME: usize = 32;
+/// What takes the place of nothing.
+pub const NOTHING: &str = "-";
+
+/// What a state means to whoever looks: the same colour in every view. All of them are the terminal's own, and
+/// yellow, which cannot be read on white, is not among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// It serves: green.
+    Good,
+    /// It will pass by itself: magenta.
+    Passing,
+    /// It needs somebody: red.
+    Problem,
+    /// It is of no interest: dim.
+    Hidden,
+}
+
+impl From<State> for Tone {
+    fn from(state: State) -> Self {
+        match state {
+            State::Forwarded => Self::Good,
+            State::Draining | State::Pending => Self::Passing,
+            State::Conflict | State::RefusedPrivileged | State::Lost => Self::Problem,
+            State::Ignored | State::OutOfRange => Self::Hidden,
+        }
+    }
+}
 
 /// `text`, fit for a terminal.
 pub fn shown(text: &str) -> String {
@@ -83,26 +110,33 @@ pub fn wrap(text: &str, columns: usize, lines: usize) -> Vec<String> {
     out
 }
 
-/// A moment as the clock on the wall showed it: `09:14:03.120`.
-pub fn clock_ms(at: Option<Timestamp>, tz: &TimeZone) -> String {
-    match at {
-        Some(at) => at.to_zoned(tz.clone()).strftime("%H:%M:%S%.3f").to_string(),
-        None => "--:--:--.---".to_owned(),
-    }
-}
-
-/// A moment in the past: `09:14:03`, or `Nov 22` if that was another day than `now`'s.
-pub fn since(at: &str, now: Timestamp, tz: &TimeZone) -> String {
-    let Ok(at) = at.parse::<Timestamp>() else {
-        return "-".to_owned();
-    };
-    let (at, now) = (at.to_zoned(tz.clone()), now.to_zoned(tz.clone()));
-    let format = if at.date() == now.date() {
-        "%H:%M:%S"
-    } else {
-        "%b %d"
+/// The local time of day of `at`, `09:14:03`, with milliseconds `09:14:03.120`; on another day than that of
+/// `now` the date, `Nov 22` and `2026-11-22 09:14:03.120`.
+pub fn moment(at: Timestamp, now: Timestamp, zone: &TimeZone, millis: bool) -> String {
+    let at = at.to_zoned(zone.clone());
+    let format = match (at.date() == now.to_zoned(zone.clone()).date(), millis) {
+        (true, false) => "%H:%M:%S",
+        (true, true) => "%H:%M:%S%.3f",
+        (false, false) => "%b %d",
+        (false, true) => "%Y-%m-%d %H:%M:%S%.3f",
     };
     at.strftime(format).to_string()
+}
+
+/// A moment of a log of today: `09:14:03.120`.
+pub fn clock_ms(at: Option<Timestamp>, zone: &TimeZone) -> String {
+    at.map_or_else(
+        || "--:--:--.---".to_owned(),
+        |at| moment(at, at, zone, true),
+    )
+}
+
+/// [`moment`] of a time in RFC 3339; `-` for what is none.
+pub fn since(at: &str, now: Timestamp, zone: &TimeZone) -> String {
+    match at.parse() {
+        Ok(at) => moment(at, now, zone, false),
+        Err(_) => NOTHING.to_owned(),
+    }
 }
 
 /// A length of time: `6s`, `2m05s`, `1h02m`.
@@ -114,7 +148,7 @@ pub fn age(seconds: i64) -> String {
     }
 }
 
-/// A latency: `0.04 ms`, `0.4 ms`, `12 ms`, `1.2 s`.
+/// A latency in microseconds: `0.04 ms`, `0.4 ms`, `12 ms`, `1.2 s`.
 pub fn latency(us: u64) -> String {
     let ms = us as f64 / 1000.0;
     match us {
@@ -125,28 +159,34 @@ pub fn latency(us: u64) -> String {
     }
 }
 
-/// An amount of data: `512 B`, `1.2 KiB`, `34 MiB`.
+/// An amount of data as `ls -h` writes it: `512`, `1.2K`, `34M`; a K is 1024 bytes.
 pub fn bytes(n: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if n < 1024 {
-        return format!("{n} B");
+    let mut value = n as f64;
+    let mut units = ["", "K", "M", "G", "T", "P", "E"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    // From here on it would be shown as 1024.
+    while value >= 1023.5 {
+        let Some(next) = units.next() else { break };
+        (value, unit) = (value / 1024.0, next);
     }
-    let mut value = n as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.5 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if value < 9.95 {
-        format!("{value:.1} {}", UNITS[unit])
-    } else {
-        format!("{value:.0} {}", UNITS[unit])
+    match unit {
+        "" => n.to_string(),
+        _ if value < 9.95 => format!("{value:.1}{unit}"),
+        _ => format!("{value:.0}{unit}"),
     }
 }
 
 /// `node[1873]`.
 pub fn process(process: &ProcessName) -> String {
     format!("{}[{}]", clean(&process.name, NAME), process.pid)
+}
+
+/// `text`, fit for a terminal; what stands for it if it is empty.
+pub fn or_nothing(text: Option<&str>) -> String {
+    match text.unwrap_or_default() {
+        "" => NOTHING.to_owned(),
+        text => printable(text),
+    }
 }
 
 /// `1 conn`, `2 conns`.
@@ -200,10 +240,7 @@ mod tests {
         ];
         assert_eq!(told, want);
         let told = [0, 1023, 1024, 1_048_575, 35_651_584, u64::MAX].map(bytes);
-        assert_eq!(
-            told,
-            ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "34 MiB", "16 EiB"]
-        );
+        assert_eq!(told, ["0", "1023", "1.0K", "1.0M", "34M", "16E"]);
         assert_eq!(
             [-3, 59, 125, 3720].map(age),
             ["0s", "59s", "2m05s", "1h02m"]
@@ -217,6 +254,12 @@ mod tests {
             since("2026-11-23T00:00:01.5Z", now, &TimeZone::UTC),
             "00:00:01"
         );
+        let zone = TimeZone::fixed(jiff::tz::offset(15));
+        let at = "2026-11-23T09:14:03.12Z".parse().expect("a timestamp");
+        let night = "2026-11-23T08:00:00Z".parse().expect("a timestamp");
+        // It is the 24th there already.
+        assert_eq!(moment(at, now, &zone, true), "00:14:03.120");
+        assert_eq!(moment(at, night, &zone, true), "2026-11-24 00:14:03.120");
         assert_eq!(since("2026-11-22T23:59:59Z", now, &TimeZone::UTC), "Nov 22");
         assert_eq!(since("\u{1b}[2J", now, &TimeZone::UTC), "-");
     }
@@ -229,6 +272,9 @@ mod tests {
         assert_eq!(fit("漢字漢字", 4), "漢…");
         assert_eq!(fit("a\u{1b}b", 9), "a\u{fffd}b");
         assert_eq!(fit("abc", 0), "");
+        for columns in 1..9 {
+            assert!(width(&fit("漢字e\u{301}漢字", columns)) <= columns);
+        }
     }
 
     #[test]
