@@ -20,3 +20,39 @@ pub const NOT_EXECUTABLE: u8 = 126;
 pub const NOT_FOUND: u8 = 127;
 /// Plus the signal's number: ended by that signal.
 pub const SIGNAL_BASE: u8 = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_table_of_the_document_has_each_and_no_other() {
+        let document = include_str!("../../docs/scripts.md");
+        let (_, section) = document
+            .split_once("\n## Exit codes\n")
+            .expect("the section");
+        let section = section.split("\n## ").next().unwrap_or(section);
+        let rows = section.lines().filter_map(|line| line.split('|').nth(2));
+        let codes = rows.flat_map(|cell| cell.split(','));
+        let mut told: BTreeSet<String> = codes.map(|code| code.trim().to_owned()).collect();
+        // The title, the line below it, and what is the command's own.
+        for other in ["code", "---", "N"] {
+            assert!(told.remove(other), "{other}");
+        }
+        let codes = [
+            OK,
+            FAILED,
+            USAGE,
+            TIMEOUT,
+            LOST,
+            NOT_RUN,
+            SSH,
+            NOT_EXECUTABLE,
+            NOT_FOUND,
+        ];
+        let codes = codes.into_iter().map(|code| code.to_string());
+        let signals = format!("{SIGNAL_BASE}+N");
+        assert_eq!(told, codes.chain([signals]).collect());
+    }
+}
