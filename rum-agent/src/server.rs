@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rum_shared::stream::rpc::{AgentInfo, CAP_LISTENERS, CAP_WATCH, PROTOCOL, RumAgentDispatcher};
 use rum_shared::stream::session;
@@ -307,8 +307,12 @@ fn random_u64() -> u64 {
     let mut bytes = [0; 8];
     match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
         Ok(_) => u64::from_ne_bytes(bytes),
-        // Before the kernel has entropy: still another number for another process.
-        Err(_) => u64::from(std::process::id()),
+        // Linux before 3.17. The id alone may be the same after a reboot.
+        Err(_) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let now = now.unwrap_or_default().as_nanos() as u64;
+            now ^ (u64::from(std::process::id()) << 40)
+        }
     }
 }
 

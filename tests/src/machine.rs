@@ -1,7 +1,7 @@
 //! A guest of kind `unix` without a virtual machine: the guest program in a network namespace of its
 //! own, where an agent can be started beside it, behind a [`Device`].
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::device::{Defects, Device};
 use crate::guest::Guest;
@@ -69,6 +69,14 @@ impl Machine {
     /// # Panics
     /// When it cannot be started.
     pub fn start_agent(&self, args: &[&str]) -> Rum {
+        self.start_changed_agent(args, |_| {})
+    }
+
+    /// As [`Self::start_agent`], once `change` was made to its command.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_changed_agent(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Rum {
         let unix = |name| format!("unix:{}", self.device.socket(name).display());
         let mut command = self.setup.command(binary("rum-agent"));
         command
@@ -77,6 +85,7 @@ impl Machine {
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        change(&mut command);
         let namespace = netns::of(self.program.child.id());
         netns::inside(&namespace, || self.setup.spawn(&mut command))
     }

@@ -6,6 +6,7 @@
 mod dumps;
 mod hints;
 mod notify;
+mod old;
 
 use std::future::Future;
 use std::net::SocketAddr;

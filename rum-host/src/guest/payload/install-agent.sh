@@ -5,6 +5,7 @@ set -eu
 at_boot=${1-}
 here=$(dirname "$0")
 agent=/usr/local/bin/rum-agent
+unit=/etc/systemd/system/rum-agent.service
 # The group of processes that keeps the agent running where no init does.
 keeper=/run/rum-agent.pid
 
@@ -12,7 +13,11 @@ keeper=/run/rum-agent.pid
 # used.
 put() {
     mkdir -p "$(dirname "$1")"
-    cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1" && return
+    if cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1"; then
+        # Where SELinux is: else a label of whoever runs this may keep init from executing it.
+        if command -v restorecon >/dev/null; then restorecon "$1" || :; fi
+        return
+    fi
     rm -f "$1.new"
     echo "rum: cannot write $1" >&2
     [ -n "$at_boot" ]
@@ -29,9 +34,12 @@ keep() {
 cmp -s "$here/rum-agent" "$agent" || put "$agent" 0755 <"$here/rum-agent"
 
 if [ -d /run/systemd/system ]; then
-    put /etc/systemd/system/rum-agent.service 0644 <<'END'
+    put "$unit" 0644 <<'END'
 @UNIT@
 END
+    # Before 239 systemd does not know @system-service, and would allow little more than the rest of that line.
+    version=$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
+    if [ "${version:-239}" -lt 239 ]; then sed -i '/^SystemCallFilter=/d' "$unit" || :; fi
     systemctl daemon-reload
     if [ -n "$at_boot" ]; then
         systemctl enable rum-agent.service || :
