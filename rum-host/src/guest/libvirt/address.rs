@@ -10,6 +10,8 @@ use crate::guest::libvirt::error::DomainErrors;
 /// Who may know it (virsh(1), domifaddr), the surest first: libvirt's DHCP server, QEMU's agent in
 /// the domain, this machine's neighbours.
 const SOURCES: [&str; 3] = ["lease", "agent", "arp"];
+/// Likewise for a domain of a user's own: that agent says the address in QEMU's user network, to which nothing leads.
+const SESSION_SOURCES: [&str; 2] = ["lease", "arp"];
 
 /// An address of the running domain.
 ///
@@ -17,7 +19,12 @@ const SOURCES: [&str; 3] = ["lease", "agent", "arp"];
 /// libvirt cannot be reached or has no such domain; nobody knows an address of it.
 pub async fn address(spec: &Spec) -> Result<IpAddr, RumError> {
     let domain = Domain::find(spec).await?;
-    for source in SOURCES {
+    let sources: &[&str] = if spec.is_session() {
+        &SESSION_SOURCES
+    } else {
+        &SOURCES
+    };
+    for source in sources {
         let options = [format!("--source={source}")];
         match domain.run("domifaddr", &options, DEADLINE).await {
             Ok(said) => {

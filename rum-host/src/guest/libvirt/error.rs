@@ -79,9 +79,14 @@ impl<'a> DomainErrors<'a> {
         let uri = clean(&self.spec.uri, MAX_NAME);
         let hint = match (names.join(", "), more) {
             (none, 0) if none.is_empty() => {
-                "it has none at all; other domains are behind another `uri`, such as \
-                 \"qemu:///session\" for those of your user"
-                    .to_owned()
+                let others = if self.spec.is_session() {
+                    "\"qemu:///system\" for those of the machine"
+                } else {
+                    "\"qemu:///session\" for those of your user"
+                };
+                format!(
+                    "it has none at all; other domains are behind another `uri`, such as {others}"
+                )
             }
             (names, 0) => format!("there is {names}"),
             (names, more) => format!("there is {names} and {more} more"),
@@ -105,16 +110,26 @@ impl<'a> DomainErrors<'a> {
 
     /// Nobody knows an address of it.
     pub fn no_address(&self) -> RumError {
+        let hint = if self.spec.is_session() {
+            format!(
+                "a domain of your user mostly has QEMU's user network, into which nothing leads from here: make a \
+                 new one with the disk of `rum agent seed`, or log in on its console (`{}`) and do there what \
+                 `rum agent install` tells",
+                self.virsh("console")
+            )
+        } else {
+            format!(
+                "it has one when it runs and is in a network of libvirt's (`{}`); else find it on its console \
+                 (`{}`), and use `rum agent install --ssh root@ADDRESS`",
+                self.virsh("start"),
+                self.virsh("console")
+            )
+        };
         RumError::new(format!(
             "libvirt knows no address of the domain `{}`",
             self.domain
         ))
-        .hint(format!(
-            "it has one when it runs and is in a network of libvirt's (`{}`); else find it on its console \
-             (`{}`), and use `rum agent install --ssh root@ADDRESS`",
-            self.virsh("start"),
-            self.virsh("console")
-        ))
+        .hint(hint)
     }
 
     /// It cannot be resumed.
@@ -126,6 +141,7 @@ impl<'a> DomainErrors<'a> {
     pub fn start(&self, failed: Failed) -> RumError {
         let about_vsock =
             matches!(&failed, Failed::Refused(Refusal(said)) if said.contains("vsock"));
+        let may_not = about_vsock && !self.no_vhost && self.spec.is_session();
         let error = self.failed("cannot start", failed);
         match (about_vsock && self.no_vhost, &self.spec.socket) {
             (true, None) => error.hint(NO_VHOST),
@@ -134,6 +150,10 @@ impl<'a> DomainErrors<'a> {
                  <vsock> is not needed: remove it by `{}`",
                 self.virsh("edit")
             )),
+            (false, _) if may_not => error.hint(
+                "QEMU opens /dev/vhost-vsock as your user here: join the group that `ls -l /dev/vhost-vsock` shows \
+                 (`sudo usermod -aG kvm $USER`) and log in again",
+            ),
             (false, _) => error,
         }
     }

@@ -68,6 +68,14 @@ pub struct Spec {
     pub socket: Option<PathBuf>,
 }
 
+impl Spec {
+    /// Whether the domain is one of a libvirt that its user runs, with that user's rights.
+    fn is_session(&self) -> bool {
+        let path = self.uri.split('?').next().unwrap_or_default();
+        path.ends_with("/session")
+    }
+}
+
 /// A domain that runs.
 #[derive(Debug)]
 pub struct Libvirt {

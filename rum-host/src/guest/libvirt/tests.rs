@@ -99,6 +99,7 @@ fn troubles_in_words() {
         socket: None,
     };
     let system = spec("debian", DEFAULT_URI);
+    let session = spec("debian", "qemu:///session");
     let odd = spec("it's \u{1b}[1m", "test:///a b");
     let refused = |text: &str| Failed::Refused(refusal(text, "exit status: 1"));
     let connect = |text: &str| {
@@ -123,6 +124,10 @@ fn troubles_in_words() {
         DomainErrors::with(&system, true).unknown(many.iter().map(String::as_str)),
         DomainErrors::with(&system, true).start(refused(vhost)),
         DomainErrors::with(&system, false).start(refused(vhost)),
+        DomainErrors::with(&session, false).start(refused(vhost)),
+        DomainErrors::with(&session, true).unknown([].into_iter()),
+        DomainErrors::with(&system, true).no_address(),
+        DomainErrors::with(&session, true).no_address(),
         DomainErrors::with(&system, false).state("crashed (panicked)", Some("destroy")),
         DomainErrors::with(&system, false).state("in shutdown (user)", None),
         DomainErrors::with(&odd, false).no_vsock(false),
