@@ -191,7 +191,8 @@ fn what_installs_is_a_script_and_installs_where_the_unit_looks() {
     assert!(hook.contains(&format!("/{INSTALLER}\" --at-boot\n")));
     let installer = installer();
     assert!(installer.contains(&format!("\nagent={AGENT_PATH}\n")));
-    assert!(installer.contains(&format!("put {UNIT_PATH} 0644 <<'END'\n{}END\n", unit())));
+    assert!(installer.contains(&format!("\nunit={UNIT_PATH}\n")));
+    assert!(installer.contains(&format!("put \"$unit\" 0644 <<'END'\n{}END\n", unit())));
     assert!(installer.contains(&format!("\ncommand={AGENT_PATH}\n")));
     assert!(!installer.contains("\n@"), "something is left out");
     let dir = tempfile::tempdir().unwrap();
