@@ -13,8 +13,8 @@ use crate::error::RumError;
 use crate::plan::{AutoPolicy, Policy, StaticForward};
 use crate::supervisor::{Options, Stop, Supervisor};
 
-/// Binds `forwards` on the host, each leading to a port of `guest`, until the handle is
-/// aborted. A host port that is taken is taken later, when it is free.
+/// Binds `forwards` on the host, each leading to a port of `guest`, until the handle is aborted. A
+/// host port that is in use is bound as soon as it is free.
 ///
 /// # Errors
 /// When `forwards` is empty. Must be called within a tokio runtime.
@@ -35,12 +35,12 @@ pub fn start_port_forwards(
     ))
 }
 
-/// Forwards whatever listens in `guest` on a port from `min_port` to `max_port`, on the
-/// same port of the host addresses `bind`, until the handle is aborted.
+/// Forwards every port from `min_port` to `max_port` that a program in `guest` listens on. Each
+/// gets the same port of the host addresses `bind`, until the handle is aborted.
 ///
 /// # Errors
-/// When the range is empty, reversed or has port 0, or `bind` is neither `localhost` nor IP addresses
-/// with commas between them. Must be called within a tokio runtime.
+/// When the range is empty, reversed or has port 0, or `bind` is neither `localhost` nor a
+/// comma-separated list of IP addresses. Must be called within a tokio runtime.
 pub fn start_auto_forwards(
     guest: &Endpoint,
     min_port: u16,
@@ -67,7 +67,7 @@ pub fn start_auto_forwards(
 fn start(guest: &Endpoint, policy: Policy) -> JoinHandle<()> {
     let supervisor = Supervisor::new(Options::new(guest.clone(), policy));
     tokio::spawn(async move {
-        // Never told to stop: the caller aborts the handle, which drops everything.
+        // `Stop` never changes: the caller aborts the handle, which drops everything.
         let (_run, stop) = tokio::sync::watch::channel(Stop::Run);
         supervisor
             .run(stop, |notice| tracing::info!("{notice}"))

@@ -1,14 +1,15 @@
-//! The clock of the loop and of what runs beside it: tokio's, so that its timers and its moments
-//! agree, and a test can stop both. The pure core is told the time and reads none.
+//! The clock of the host's loop and of the tasks beside it. It is tokio's clock, so timers and
+//! timestamps agree, and a test can pause both. The pure core gets the time as an argument and
+//! reads no clock.
 
 use std::time::Instant;
 
-/// Now.
+/// The current time.
 pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// Waits until `deadline`; without one, for ever.
+/// Waits until `deadline`, or for ever if there is none.
 pub async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -16,20 +17,21 @@ pub async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// A clock that stands still until a test moves it. tokio's paused clock moves by itself as soon as
-/// every task waits, also where one waits for a socket.
+/// A clock that stands still until a test moves it. tokio's paused clock is no substitute: it
+/// advances by itself once every task waits, even if one of them waits for a socket.
 #[cfg(test)]
 pub(crate) mod stopped {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    /// Turns of the runtime after which all has happened that can without the clock, as long as
-    /// everything is in one thread and over sockets of this machine.
+    /// Number of scheduler turns after which everything that does not need the clock has happened,
+    /// if all tasks run on one thread and use only local sockets.
     const TURNS: usize = 300;
 
-    /// Stops the clock of this runtime for as long as it is kept.
+    /// Stops the clock of this runtime until the value is dropped.
     pub struct Clock {
-        /// tokio's clock does not move by itself while a blocking task runs: one waits for this to go.
+        /// tokio's clock does not advance by itself while a blocking task runs. One such task waits
+        /// until this sender is dropped.
         _held: mpsc::Sender<()>,
     }
 
@@ -41,14 +43,14 @@ pub(crate) mod stopped {
             Self { _held: held }
         }
 
-        /// Lets happen whatever can without the clock.
+        /// Lets everything happen that does not need the clock.
         pub async fn settle(&self) {
             for _ in 0..TURNS {
                 tokio::task::yield_now().await;
             }
         }
 
-        /// Moves on by `time` in one go, and lets happen what is due.
+        /// Advances the clock by `time` in one step, and lets everything happen that is due.
         pub async fn advance(&self, time: Duration) {
             self.settle().await;
             tokio::time::advance(time).await;

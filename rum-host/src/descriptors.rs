@@ -1,13 +1,13 @@
-//! The limit of open descriptors: `rum up` takes what it may have, its children get what it was
-//! given.
+//! The limit of open file descriptors (RLIMIT_NOFILE). `rum up` raises its soft limit to the hard
+//! limit; its children get the original limit back.
 //!
 //! A relayed connection needs two or three descriptors, and a login shell's soft limit is 1024. But
 //! a program that uses select(2) breaks with descriptors above that, so the user's command must not
 //! inherit the raised limit (systemd.exec(5), LimitNOFILE=).
 //!
-//! At the limit whoever waits for a connection must not be accepted before there is room for what
-//! leads on from there. So room is taken beforehand, by descriptors that [stand in](stand_in) for
-//! those to come: a [`Reserve`] has it for one connection, and whoever is accepted takes it along.
+//! At the limit, a client must not be accepted before the descriptors for its onward connection are
+//! reserved. So [placeholder descriptors](stand_in) are opened beforehand: a [`Reserve`] has them
+//! for the next connection, and each accepted client takes them along.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -42,7 +42,7 @@ pub fn restore() -> io::Result<()> {
     }
 }
 
-/// How many this process may have open.
+/// The most descriptors that this process may have open.
 pub fn limit() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     limit.map_or(usize::MAX, |limit| {
@@ -50,14 +50,14 @@ pub fn limit() -> usize {
     })
 }
 
-/// Whether `error` says that there is no descriptor or no memory left, which passes.
+/// Whether `error` reports a lack of descriptors or of memory, which may pass.
 pub fn is_exhaustion(error: &io::Error) -> bool {
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno))
 }
 
-/// A descriptor that is good for nothing but to be closed when another one is needed: a copy of
-/// stderr, which costs the kernel no more than its place.
+/// Opens a placeholder descriptor, to be closed when another one is needed. It is a duplicate of
+/// stderr, which costs the kernel only a slot in the descriptor table.
 ///
 /// # Errors
 /// As fcntl(2) with F_DUPFD: EMFILE at the limit.
@@ -65,16 +65,16 @@ pub fn stand_in() -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 0)?)
 }
 
-/// What a connection needs beside its client's socket: its channel to the agent and, until that
-/// is closed, the socket that comes through it.
+/// The descriptors that a connection needs beside its client's socket: its channel to the agent
+/// and, until that is closed, the socket that the agent hands over through it.
 type Places = [OwnedFd; 2];
 
-/// Room for the next connection. Clones share it.
+/// Descriptors reserved for the next connection. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Reserve(Arc<Mutex<Option<Places>>>);
 
 impl Reserve {
-    /// Room for one connection.
+    /// Takes the descriptors for one connection.
     ///
     /// # Errors
     /// As [`stand_in`].
@@ -96,7 +96,7 @@ impl Reserve {
     }
 }
 
-/// Room for one connection. Dropped unused it is for the next.
+/// Descriptors reserved for one connection. If dropped unused, they go back to the [`Reserve`].
 #[derive(Debug)]
 pub struct Room {
     places: Option<Places>,
@@ -104,7 +104,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// Makes the room free. Another thread may be quicker to use it.
+    /// Closes the placeholders to free their descriptors. Another thread may be first to use them.
     pub fn vacate(mut self) {
         self.places = None;
     }
@@ -113,7 +113,7 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         if let Some(places) = self.places.take() {
-            // Closes the places of another one that came back before.
+            // If another room came back before, this closes its placeholders.
             self.reserve.swap(Some(places));
         }
     }

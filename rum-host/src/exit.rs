@@ -1,24 +1,24 @@
-//! The exit codes of `rum`, a promise to scripts.
+//! The exit codes of `rum`. Scripts may rely on them.
 
-/// All went well, or it was stopped as asked.
+/// Success, or a stop on request.
 pub const OK: u8 = 0;
 /// The start failed, or the guest did.
 pub const FAILED: u8 = 1;
 /// The command line or `rum.toml` is wrong.
 pub const USAGE: u8 = 2;
-/// `wait`: the time is over, as of timeout(1).
+/// `wait`: the time ran out, as with timeout(1).
 pub const TIMEOUT: u8 = 124;
 /// `wait`: `rum up` ended, or rum failed.
 pub const LOST: u8 = 125;
 /// `exec` and `shell`: rum itself failed, so that the command never ran.
 pub const NOT_RUN: u8 = 125;
-/// `ssh`: rum or ssh failed, as ssh(1) has it.
+/// `ssh`: rum or ssh failed, as ssh(1) documents it.
 pub const SSH: u8 = 255;
 /// The command was found but cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
 /// The command was not found.
 pub const NOT_FOUND: u8 = 127;
-/// Plus the signal's number: ended by that signal.
+/// Plus the signal's number: the command was ended by that signal.
 pub const SIGNAL_BASE: u8 = 128;
 
 #[cfg(test)]
@@ -35,10 +35,10 @@ mod tests {
         let section = section.split("\n## ").next().unwrap_or(section);
         let rows = section.lines().filter_map(|line| line.split('|').nth(2));
         let codes = rows.flat_map(|cell| cell.split(','));
-        let mut told: BTreeSet<String> = codes.map(|code| code.trim().to_owned()).collect();
-        // The title, the line below it, and what is the command's own.
+        let mut documented: BTreeSet<String> = codes.map(|code| code.trim().to_owned()).collect();
+        // The title, the line below it, and the command's own code.
         for other in ["code", "---", "N"] {
-            assert!(told.remove(other), "{other}");
+            assert!(documented.remove(other), "{other}");
         }
         let codes = [
             OK,
@@ -53,6 +53,6 @@ mod tests {
         ];
         let codes = codes.into_iter().map(|code| code.to_string());
         let signals = format!("{SIGNAL_BASE}+N");
-        assert_eq!(told, codes.chain([signals]).collect());
+        assert_eq!(documented, codes.chain([signals]).collect());
     }
 }

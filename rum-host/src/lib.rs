@@ -1,7 +1,7 @@
 //! The host side of rum: the library behind the command `rum`.
 //!
-//! `commands::up` is where it starts; the six steps of ARCHITECTURE.md are in [`hint`] (1), [`stream`] (3), [`plan`]
-//! and [`supervisor`] (4), [`forward`] (5, and 6 with rum-shared's relay).
+//! `commands::up` is the entry point. The six steps of ARCHITECTURE.md are in [`hint`] (1),
+//! [`stream`] (3), [`plan`] and [`supervisor`] (4), [`forward`] (5, and 6 with rum-shared's relay).
 
 use std::process::ExitCode;
 
@@ -37,7 +37,7 @@ pub mod supervisor;
 pub mod ui;
 pub mod view;
 
-/// Our version: an agent of another one is served as far as it goes.
+/// Our version. An agent of another version is served as far as it is compatible.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the command line of this process; the exit code is documented in each command's help.
@@ -82,11 +82,12 @@ const MAX_WORKERS: usize = 8;
 fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     let settings = config::load(args.config.as_deref(), &args.overrides())?;
     descriptors::raise();
-    // One processor is left to the programs at both ends of the relays. On two processors a
-    // single worker is also the fastest way from an event to a bound port: no hand-offs.
+    // One processor is left to the programs at both ends of the relays. On two processors, a single
+    // worker is also the fastest way from an event to a bound port, as no task moves between
+    // threads.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // No other process has threads of this name: by it the agent of a namespace guest tells our
-    // listeners from the guest's, which are on the same kernel.
+    // No other process has threads with this name. The agent of a namespace guest shares the kernel
+    // with us, and tells our listeners from the guest's by it.
     let threads = format!("rum-{:08x}", fastrand::u32(..));
     let workers = cores.saturating_sub(1).clamp(1, MAX_WORKERS);
     let runtime = rum_shared::threads::can_start(workers).and_then(|()| {
@@ -99,12 +100,12 @@ fn run_up(args: &UpArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     });
     let runtime = runtime.map_err(limits::failed("start the threads that forward"))?;
     let outcome = runtime.block_on(commands::up::up(args, &settings, global, &threads));
-    // A thread that looks through /proc must not keep an ended rum alive.
+    // A thread that searches /proc must not keep an ended rum alive.
     runtime.shutdown_background();
     outcome
 }
 
-/// The name that a command means: its `--name`, else that of `rum.toml`, else none.
+/// The guest's name: the command's `--name`, else that of `rum.toml`, else none.
 fn guest_name(name: Option<&String>) -> Result<Option<String>, RumError> {
     match name {
         Some(name) => Ok(Some(name.clone())),
@@ -114,9 +115,9 @@ fn guest_name(name: Option<&String>) -> Result<Option<String>, RumError> {
 
 fn run_down(args: &DownArgs) -> Result<u8, RumError> {
     let name = guest_name(args.name.as_ref())?;
-    let told = runtime::small()?.block_on(commands::down::down(name.as_deref(), args.force))?;
-    if let Some(told) = told {
-        ui::output::tell(&told);
+    let message = runtime::small()?.block_on(commands::down::down(name.as_deref(), args.force))?;
+    if let Some(message) = message {
+        ui::output::tell(&message);
     }
     Ok(exit::OK)
 }
@@ -129,7 +130,7 @@ fn run_console(args: &ConsoleArgs) -> Result<u8, RumError> {
 
 fn run_ports(args: &PortsArgs, global: &GlobalArgs) -> Result<u8, RumError> {
     let settings = match (&args.name, &args.config) {
-        // What is wrong with a file that nobody asked for is no concern of this.
+        // The user did not name this file, so its mistakes do not matter here.
         (Some(_), None) => config::current(None).ok().flatten(),
         (_, file) => config::current(file.as_deref())?,
     };
@@ -145,7 +146,7 @@ fn run_wait(args: &WaitArgs) -> Result<u8, RumError> {
     runtime::small()?.block_on(commands::wait::wait(args, name.as_deref()))
 }
 
-/// This process becomes ssh, or there is an error.
+/// Replaces this process by ssh. Returns only on error.
 fn run_ssh(args: &SshArgs) -> RumError {
     match guest_name(args.name.as_ref()) {
         Ok(name) => commands::ssh::ssh(name.as_deref(), args),
@@ -168,7 +169,7 @@ fn run_ssh_proxy(args: &SshProxyArgs) -> Result<u8, RumError> {
     relayed.map(|()| exit::OK)
 }
 
-/// `exec` and `shell`: this process becomes the one that enters the guest, or there is an error.
+/// `exec` and `shell`: replaces this process by one that enters the guest. Returns only on error.
 fn run_inside(
     name: Option<String>,
     enter: impl FnOnce(Option<&str>) -> guest::GuestError,

@@ -1,4 +1,4 @@
-//! What to do where a limit of the system is in the way.
+//! Hints for errors that a limit of the system causes.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::error::RumError;
 
-/// What can be done about `error`, if a limit is what it is about.
+/// What the user can do about `error`, if a limit causes it.
 pub(crate) fn hint(error: &io::Error) -> Option<&'static str> {
     let hint = match Errno::from_io_error(error)? {
         Errno::MFILE => {
@@ -27,7 +27,7 @@ pub(crate) fn hint(error: &io::Error) -> Option<&'static str> {
     Some(hint)
 }
 
-/// An error that says what could not be done, with what can be done about it.
+/// Makes an error "cannot `action`", with a hint if a limit causes it.
 pub(crate) fn failed(action: &str) -> impl FnOnce(io::Error) -> RumError {
     let message = format!("cannot {action}");
     move |error| {

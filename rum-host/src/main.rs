@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Run by the loader, before the Rust runtime has SIGPIPE ignored.
+/// The loader runs this before the Rust runtime ignores SIGPIPE.
 #[used]
-// SAFETY: the loader calls what lies there once, with a single thread; what is called needs nothing else.
+// SAFETY: the loader calls this function once, in a single thread. The function needs nothing that
+// `main` would set up.
 #[unsafe(link_section = ".init_array")]
 static NOTE: extern "C" fn() = rum_host::signals::note;
 
@@ -18,8 +19,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// `rum` carries its agent, so that there is one file to install and no two versions to differ.
-/// Where a file in memory may not be executed (`vm.memfd_noexec`), rum itself is the agent.
+/// `rum` carries its agent, so there is one file to install and the versions cannot differ. Where
+/// executing a memfd is forbidden (`vm.memfd_noexec`), this process itself runs the agent's code.
 fn agent(args: Vec<OsString>) -> ExitCode {
     use clap::Parser as _;
     let error = rum_host::guest::payload::become_agent(&args);

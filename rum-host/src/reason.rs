@@ -1,9 +1,9 @@
-//! Why a port is in its state: the words for programs. People get a sentence beside it
-//! (`status::rows`); `docs/scripts.md` says what each means, and a test keeps the two alike.
+//! Reason codes: why a port is in its state, as words for programs. For people, `status::rows` adds
+//! a sentence. `docs/scripts.md` explains each code, and a test compares the two lists.
 
 use std::fmt;
 
-/// The word for a reason in JSON. One is never renamed; others may come.
+/// The word for a reason in JSON. Words are never renamed; new ones may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReasonCode {
     /// Another program has the host port.
@@ -12,17 +12,17 @@ pub enum ReasonCode {
     HostPortPrivileged,
     /// The host does not have the address.
     NoHostAddress,
-    /// The host port cannot be bound for another reason, or is not bound yet.
+    /// Binding the host port failed for another reason, or was not attempted yet.
     BindFailed,
     /// Nothing listens in the guest.
     NotListening,
-    /// Nothing can connect to the guest's listener.
+    /// No connection from the guest itself can reach the listener.
     Unreachable,
     /// Several programs of the guest listen on the port.
     SeveralPrograms,
-    /// Nothing listens, and yet a client was served.
+    /// Nothing listens on the port, and yet a client was served.
     LedElsewhere,
-    /// Nobody watches what listens at the destination.
+    /// rum does not watch the listeners at the destination.
     NotWatched,
     /// The host has no file descriptors or memory left.
     Exhausted,
@@ -34,24 +34,24 @@ pub enum ReasonCode {
     Refused,
     /// A rule waits for the name of the process.
     AwaitingProcess,
-    /// In `exclude`.
+    /// The port is in `exclude`.
     Excluded,
-    /// Ignored by a rule.
+    /// A rule ignores the port.
     Rule,
-    /// In no range.
+    /// The port is in no range.
     NotInRange,
-    /// Closed, with connections that live on.
+    /// The listener closed; connections live on.
     Closed,
     /// The agent has not answered yet.
     AgentAwaited,
-    /// The agent does not answer any more.
+    /// The agent no longer answers.
     AgentLost,
     /// No `rum up` runs.
     NotRunning,
 }
 
 impl ReasonCode {
-    /// All of them.
+    /// All codes.
     pub const ALL: [Self; 21] = [
         Self::HostPortTaken,
         Self::HostPortPrivileged,
@@ -76,7 +76,7 @@ impl ReasonCode {
         Self::NotRunning,
     ];
 
-    /// Its word.
+    /// The word.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::HostPortTaken => "host-port-taken",
@@ -122,12 +122,12 @@ mod tests {
             .expect("the section");
         let section = section.split("\n## ").next().unwrap_or(section);
         let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
-        let mut told: Vec<_> = rows
+        let mut documented: Vec<_> = rows
             .filter_map(|row| Some(row.split_once('`')?.0))
             .collect();
         let mut all = ReasonCode::ALL.map(ReasonCode::as_str);
-        told.sort_unstable();
+        documented.sort_unstable();
         all.sort_unstable();
-        assert_eq!(told, all);
+        assert_eq!(documented, all);
     }
 }

@@ -1,4 +1,4 @@
-//! The small tokio runtime of the commands beside `rum up`.
+//! The small tokio runtime of all commands but `rum up`.
 
 use crate::error::RumError;
 

@@ -1,12 +1,12 @@
-//! Signals of `rum up`, and what its caller has decided about signals.
+//! Signals that end `rum up`, and the signal dispositions that it inherits from its caller.
 //!
-//! A signal that the caller has us ignore stays ignored: SIGHUP under nohup(1), SIGINT and SIGQUIT
-//! in a background job of a shell without job control. So it is for the user's commands, which
-//! inherit from us what is ignored (execve(2)), as they would without rum.
+//! A signal that the caller ignores stays ignored: SIGHUP under nohup(1), SIGINT and SIGQUIT in a
+//! background job of a shell without job control. The same holds for the user's commands: they
+//! inherit ignored signals from us (execve(2)), as they would without rum.
 //!
-//! The Rust runtime ignores SIGPIPE before `main`, and `std::process` gives children the default back.
-//! So [`note`] has to look before the runtime does, and [`restore`] is the last word between fork and
-//! exec of each helper and of the command.
+//! The Rust runtime ignores SIGPIPE before `main`, and `std::process` resets it to the default in
+//! children. So [`note`] has to run before the runtime starts, and [`restore`] runs last between
+//! fork and exec of each helper and of the command.
 
 use std::io;
 use std::ptr;
@@ -15,18 +15,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::sys::signal::{self, SigHandler, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What was ignored when this process began: bit N - 1 stands for signal N.
+/// The signals that were ignored when this process started: bit N - 1 stands for signal N.
 static IGNORED: AtomicU64 = AtomicU64::new(0);
 
 /// All signals of Linux (`_NSIG` in the kernel's headers), one bit each.
 const SIGNALS: i32 = 64;
 
-/// Whose disposition this process changes for itself, though it installs no handler: those, an exec
-/// would undo.
+/// Signals whose disposition this process changes without installing a handler. exec(2) resets
+/// handlers, but not these.
 const CHANGED: [Number; 3] = [Number::SIGPIPE, Number::SIGCHLD, Number::SIGTSTP];
 
-/// Notes what is ignored. To be called before Rust's runtime starts, by the program loader; it needs
-/// nothing of that runtime.
+/// Notes which signals are ignored. The program loader calls this before Rust's runtime starts, so
+/// it uses nothing of that runtime.
 pub extern "C" fn note() {
     for number in 1..=SIGNALS {
         if is_ignored_now(number) {
@@ -40,20 +40,20 @@ fn bit(number: i32) -> u64 {
 }
 
 fn is_ignored_now(number: i32) -> bool {
-    // SAFETY: a structure of plain integers, for which zero is a value.
+    // SAFETY: the structure holds plain integers, for which zero is valid.
     let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: nothing is installed, and the kernel writes what is, for numbers that it knows.
-    let told = unsafe { libc::sigaction(number, ptr::null(), &raw mut now) };
-    told == 0 && now.sa_sigaction == libc::SIG_IGN
+    // SAFETY: nothing is installed; the kernel only writes the current action to `now`.
+    let result = unsafe { libc::sigaction(number, ptr::null(), &raw mut now) };
+    result == 0 && now.sa_sigaction == libc::SIG_IGN
 }
 
-/// Whether our caller has us ignore the signal.
+/// Whether the caller ignores the signal.
 fn is_ignored(number: i32) -> bool {
     (1..=SIGNALS).contains(&number) && IGNORED.load(Ordering::Relaxed) & bit(number) != 0
 }
 
-/// In a child between fork and exec: what the caller ignores is ignored, the rest is not. System calls
-/// only.
+/// Restores the caller's dispositions in a child between fork and exec: ignored signals are
+/// ignored, the others have their default. Makes system calls only.
 pub fn restore() {
     for number in CHANGED {
         // SAFETY: no handler is installed.
@@ -65,7 +65,7 @@ pub fn restore() {
     }
 }
 
-/// The signals that end `rum up`, but those that its caller has it ignore.
+/// The signals that end `rum up`, except those that its caller ignores.
 #[derive(Debug)]
 pub(crate) struct Signals {
     int: Option<Signal>,
@@ -74,12 +74,12 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Begins to listen.
+    /// Installs the handlers.
     ///
     /// # Errors
     /// As sigaction(2).
     pub(crate) fn new() -> io::Result<Self> {
-        // Ignored, it would take the exit codes of children with it (sigaction(2)).
+        // If SIGCHLD stayed ignored, the exit codes of children would be lost (sigaction(2)).
         // SAFETY: no handler is installed.
         unsafe { signal::signal(Number::SIGCHLD, SigHandler::SigDfl) }?;
         let listen = |kind: SignalKind| {
@@ -96,7 +96,7 @@ impl Signals {
         })
     }
 
-    /// The number of the next one. Cancel-safe.
+    /// Returns the number of the next signal. Cancel-safe.
     pub(crate) async fn next(&mut self) -> i32 {
         tokio::select! {
             () = received(&mut self.int) => SignalKind::interrupt(),

@@ -1,9 +1,10 @@
-//! Room for the stack of a process's first thread, which has as much as RLIMIT_STACK says: the kernel kills
-//! whoever needs more. All other threads have what they were made with.
+//! Stack size of a process's first thread, which RLIMIT_STACK bounds: the kernel kills a process
+//! that exceeds it. The stacks of all other threads have the size given at their creation.
 //!
-//! [`raise`] takes more where the hard limit allows it, and the programs of a guest get the limit back
-//! ([`restore`]). Where it does not, [`with_enough`] does what the command line says on a second thread. The
-//! helpers of a guest must have a single one: what they need is asked for before ([`too_small_a_limit`]).
+//! [`raise`] raises a small soft limit as far as the hard limit allows, and [`restore`] gives the
+//! programs of a guest the original limit back. Where the hard limit is too small, [`with_enough`]
+//! runs the command line on a second thread. The helpers of a guest must be single-threaded, so
+//! their need is checked before they start ([`too_small_a_limit`]).
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -15,10 +16,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::exit;
 
-/// More than is ever used, in unoptimised builds too (some 220 KiB), and than what the arguments and the
-/// environment may have of it: a quarter of the limit, or 128 KiB (execve(2)).
+/// More than rum ever uses, in unoptimised builds too (some 220 KiB), plus the arguments and the
+/// environment, which may take a quarter of the limit, or 128 KiB (execve(2)).
 const ENOUGH: u64 = 1024 * 1024;
-/// The least with which a guest's helpers were seen to do, in unoptimised builds.
+/// The smallest limit under which a guest's helpers were seen to work, in unoptimised builds.
 const LEAST: u64 = 256 * 1024;
 
 /// The limit as it was before [`raise`].
@@ -33,7 +34,7 @@ pub fn raise() {
     };
     let is_small = given.current.is_some_and(|bytes| bytes < ENOUGH);
     if is_small && setrlimit(Resource::Stack, raised).is_ok() {
-        // The first call is the only one.
+        // `raise` runs once.
         let _ = GIVEN.set(given);
     }
 }
@@ -49,7 +50,7 @@ pub fn restore() -> io::Result<()> {
     }
 }
 
-/// How large the stack may become, if that is too little for a guest's helpers.
+/// The stack's hard limit, if it is too small for a guest's helpers.
 pub fn too_small_a_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Stack);
     limit.maximum.filter(|bytes| *bytes < LEAST)
@@ -62,11 +63,11 @@ pub fn with_enough(run: fn() -> ExitCode) -> ExitCode {
         return run();
     }
     match thread::Builder::new().stack_size(STACK).spawn(run) {
-        // What a panic has to say it has said.
+        // A panic has already printed its message.
         Ok(thread) => thread.join().unwrap_or(ExitCode::from(exit::FAILED)),
         Err(error) => {
             let kib = limit.unwrap_or_default() / 1024;
-            // Not by the usual way, which takes more stack.
+            // The usual way to print an error takes more stack.
             let _ = writeln!(
                 io::stderr(),
                 "error: the stack may have no more than {kib} KiB here (RLIMIT_STACK), and there is no \

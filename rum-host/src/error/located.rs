@@ -1,4 +1,4 @@
-//! What is wrong with a `rum.toml`, and where.
+//! The mistakes in a `rum.toml`, each with its place in the file.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,21 +6,21 @@ use std::ops::Range;
 use miette::{Diagnostic, LabeledSpan, NamedSource};
 use rum_shared::text::is_harmless;
 
-/// Most problems of one file that are kept; more would only scroll the first away.
+/// Most problems kept for one file; more would only scroll the first ones away.
 pub const MAX_PROBLEMS: usize = 10;
-/// Longest line, in bytes, that is shown; near a longer one only the place is told.
+/// Longest line, in bytes, that is shown. Near a longer line, only the place is printed.
 const MAX_LINE: usize = 400;
-/// Longest message or hint, in characters; they may quote the file.
+/// Longest message or hint, in characters. Both may quote the file.
 const MAX_TEXT: usize = 300;
 
-/// One thing that is wrong, at one place of the file.
+/// One mistake at one place of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// What is wrong.
     pub message: String,
     /// What to write instead.
     pub hint: String,
-    /// The offending bytes with what to say about them, the main one first.
+    /// The offending byte ranges, each with its label; the main one comes first.
     pub labels: Vec<(Range<usize>, String)>,
 }
 
@@ -39,7 +39,7 @@ impl Problem {
         }
     }
 
-    /// Adds a second place, such as the other of two that collide.
+    /// Adds a second place, such as the other of two colliding entries.
     pub(crate) fn and(mut self, span: Option<Range<usize>>, label: impl Into<String>) -> Self {
         self.labels
             .extend(span.map(|span| (span, shown(&label.into()))));
@@ -58,7 +58,7 @@ pub struct ConfigError {
     omitted: usize,
 }
 
-/// A problem together with the text it is about: what miette renders.
+/// A problem together with the file's text, which miette renders.
 #[derive(Debug, Clone)]
 pub struct Located {
     problem: Problem,
@@ -86,7 +86,7 @@ impl ConfigError {
         &self.problems
     }
 
-    /// How many more there are.
+    /// Number of problems beyond [`MAX_PROBLEMS`].
     pub fn omitted(&self) -> usize {
         self.omitted
     }
@@ -114,7 +114,7 @@ impl Located {
         let line_start = before.rfind('\n').map_or(0, |i| i + 1);
         let line = before.matches('\n').count() + 1;
         let column = before[line_start..].chars().count() + 1;
-        // Each label is shown with a line before and a line after it.
+        // Each label is shown with one line before it and one after it.
         let short = problem.labels.iter().all(|(span, _)| {
             let above = text[..span.start].matches('\n').count().saturating_sub(1);
             let mut near = text.lines().skip(above).take(3);
@@ -167,7 +167,7 @@ impl Diagnostic for Located {
     }
 }
 
-/// `span` within `text`, on character boundaries and on one line, at least one character wide
+/// `span` clipped to `text`: on character boundaries, on one line, and at least one character wide
 /// unless the line is empty. A parser may point past the end or at a line break.
 fn underlined(text: &str, span: &Range<usize>) -> Range<usize> {
     let floor = |mut at: usize| {
@@ -178,7 +178,7 @@ fn underlined(text: &str, span: &Range<usize>) -> Range<usize> {
         at
     };
     let (mut start, mut end) = (floor(span.start), floor(span.end));
-    // At the end of the file after its last line break: the last line is the place.
+    // A span at the end of the file, after its last line break, means the last line.
     if start == text.len() {
         start -= text.len() - text.trim_end_matches(['\n', '\r']).len();
     }
@@ -192,8 +192,8 @@ fn underlined(text: &str, span: &Range<usize>) -> Range<usize> {
     start..end
 }
 
-/// `text` with every character that a terminal could act on replaced, and the same number of
-/// bytes everywhere, so that spans stay right. A `rum.toml` may come from anybody's repository.
+/// `text` with every character replaced that a terminal could act on. Byte offsets do not change,
+/// so spans stay valid. A `rum.toml` may come from anybody's repository.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| match (acts(c), c.len_utf8()) {
@@ -205,7 +205,7 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
-/// Whether a terminal could do something else than show `c`, in a text of several lines.
+/// Whether a terminal could do anything but display `c`, in a text of several lines.
 fn acts(c: char) -> bool {
     !matches!(c, '\n' | '\t') && !is_harmless(c)
 }

@@ -1,8 +1,8 @@
 //! [`RumError`]: the one error that `main` prints.
 //!
-//! Modules have error types of their own where a caller tells cases apart, and make a
-//! [`RumError`] of them where a user is to read it: a message without a full stop, causes, a
-//! hint where something can be done, and an exit code.
+//! Modules have their own error types where a caller has to distinguish cases. They convert them to
+//! a [`RumError`] for the user: a message without a full stop, causes, a hint if the user can do
+//! something, and an exit code.
 //!
 //! Invariant: plain data, which names no other module of rum's; [`crate::ui::render`] prints it.
 
@@ -15,7 +15,7 @@ pub mod located;
 
 pub use located::{ConfigError, Located, Problem};
 
-/// Something went wrong that a user has to know.
+/// An error for the user.
 #[derive(Debug)]
 pub struct RumError(Box<Inner>);
 
@@ -54,28 +54,28 @@ impl RumError {
         self
     }
 
-    /// Lines that are printed below the hint as they are.
+    /// Lines to print verbatim below the hint.
     #[must_use]
     pub fn example(mut self, lines: impl Into<String>) -> Self {
         self.0.example = Some(lines.into());
         self
     }
 
-    /// Why it happened; printed below the message.
+    /// The cause, printed below the message.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
         self
     }
 
-    /// Another exit code.
+    /// Sets another exit code.
     #[must_use]
     pub fn exit(mut self, code: u8) -> Self {
         self.0.exit = code;
         self
     }
 
-    /// What the user can do about it, if anything, on one line.
+    /// The hint and the example lines on one line, if there is a hint.
     pub(crate) fn one_line_hint(&self) -> Option<String> {
         let lines = self.0.example.iter().flat_map(|lines| lines.lines());
         let example: Vec<_> = lines.collect();
@@ -87,22 +87,22 @@ impl RumError {
         )
     }
 
-    /// What the user can do about it, if anything.
+    /// The hint, if any.
     pub(crate) fn to_do(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
 
-    /// The lines below that.
+    /// The lines below the hint.
     pub(crate) fn lines(&self) -> impl Iterator<Item = &str> {
         self.0.example.iter().flat_map(|lines| lines.lines())
     }
 
-    /// The mistakes of a configuration, if this is about them.
+    /// The mistakes of a configuration, if this error reports any.
     pub(crate) fn config(&self) -> Option<&ConfigError> {
         self.0.config.as_ref()
     }
 
-    /// The code that the process ends with.
+    /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         self.0.exit
     }

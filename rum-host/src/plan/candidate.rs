@@ -1,4 +1,5 @@
-//! Details of step 4: which host address a forward tries next, and which are spoken for.
+//! Details of step 4: the next host address to try for a forward, and the addresses that are
+//! already reserved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,8 +9,8 @@ use std::time::Instant;
 use super::{HostAddr, MAX_NEXT_TRIES, OnConflict, Want};
 use crate::plan::policy::{PortBlock, others, overlap};
 
-/// The next address to try for `want`: its own first, then, where allowed, the other ports of
-/// its block that are in nobody's way.
+/// The next address to try for `want`: first its own, then, where the policy allows it, the other
+/// ports of its block that are not reserved.
 pub(super) fn candidate(
     want: &Want,
     tried: &BTreeSet<u16>,
@@ -48,7 +49,7 @@ fn first_free(
         let taken = reserved.iter().fold(0, |all, ports| all | ports.bits[word]);
         let free = !taken & !(bit - 1);
         let offset = u16::try_from(free.trailing_zeros()).ok()?;
-        // A word without a free one has 64 trailing zeros: on to the next.
+        // A word without a free port has 64 trailing zeros, which leads to the next word.
         let found = (port & !63).checked_add(offset)?;
         if found > last {
             return None;
@@ -66,7 +67,7 @@ fn first_free(
     }
 }
 
-/// Host addresses that are wanted or bound; as often as they are.
+/// Host addresses that are wanted or bound, with the number of times each one is.
 #[derive(Debug, Default)]
 pub(super) struct Reserved(BTreeMap<IpAddr, Ports>);
 
@@ -86,7 +87,7 @@ impl Reserved {
         }
     }
 
-    /// Those without their ports.
+    /// The IP addresses, without ports.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.0.keys().copied()
     }
@@ -96,25 +97,24 @@ impl Reserved {
         self.0.is_empty()
     }
 
-    /// The ports that are spoken for where `ip` is to be bound.
+    /// The ports that are reserved on addresses that overlap `ip`.
     fn overlapping(&self, ip: IpAddr) -> impl Iterator<Item = &Ports> {
         let there = self.0.iter().filter(move |(there, _)| overlap(**there, ip));
         there.map(|(_, ports)| ports)
     }
 }
 
-/// A set of ports that knows how often each is in it. A forward that looks for another port may walk
-/// over thousands of them, and thousands of forwards may: so there is a bit for each, and 64 are skipped
-/// at once.
+/// A multiset of ports. Thousands of forwards may each walk over thousands of ports in search of a
+/// free one. So there is one bit for each port, and a full word skips 64 ports at once.
 #[derive(Debug)]
 struct Ports {
     times: BTreeMap<u16, u32>,
     bits: Box<[u64]>,
-    /// The words of `bits` in which all are, so that 64 of them are skipped at once, too.
+    /// The words of `bits` that are full, so that 64 of these are skipped at once, too.
     full: [u64; WORDS.div_ceil(64)],
 }
 
-/// The words for all ports.
+/// Number of words for all ports.
 const WORDS: usize = (u16::MAX as usize + 1) / 64;
 
 impl Default for Ports {
@@ -171,8 +171,8 @@ impl Ports {
     }
 }
 
-/// Host addresses that somebody found taken, each until it is to be tried again. Where many forwards look for
-/// a port, one attempt at it is enough for all of them.
+/// Host addresses that an attempt found in use, each until its next retry. Where many forwards
+/// search for a port, one attempt at an address serves all of them.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     ports: Reserved,
@@ -190,7 +190,7 @@ impl Taken {
         }
     }
 
-    /// Forgets those that are to be tried again.
+    /// Removes the addresses whose retry is due.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some((until, at)) = self.until.first().copied().filter(|(at, _)| *at <= now) {
             self.until.remove(&(until, at));

@@ -1,18 +1,18 @@
-//! Thousands of forwards whose ports are taken: what they cost, counted in steps instead of time.
+//! The cost of thousands of forwards whose ports are in use, counted in steps instead of time.
 
 #![allow(clippy::unwrap_used)]
 
 use super::*;
 
-/// Attempts and plans.
+/// Bind attempts and plans.
 #[derive(Debug, Default)]
 struct Steps {
     attempts: usize,
     plans: usize,
 }
 
-/// What it takes until the first `guests` ports of a range of `size`, all of which are taken on the host, have
-/// nothing left to try.
+/// The steps until the first `guests` ports of a range of `size` have nothing left to try. All
+/// ports of the range are in use on the host.
 fn round(guests: u16, size: u16) -> Steps {
     let first = 1000;
     let range = format!("{first}-{}", first + size - 1);
@@ -53,7 +53,7 @@ fn where_many_look_for_a_port_each_taken_one_is_tried_once() {
     let (guests, size) = (5000, 19_000);
     let steps = round(guests, size);
     let few = PROMPT * MAX_NEXT_TRIES;
-    // Its own port each, and those that nobody wants.
+    // Each forward's own port, and the ports that no forward wants.
     assert!(steps.attempts <= usize::from(size) + few, "{steps:?}");
 }
 
@@ -61,6 +61,6 @@ fn where_many_look_for_a_port_each_taken_one_is_tried_once() {
 fn a_round_is_as_many_short_plans_as_there_are_forwards() {
     let many = round(19_000, 19_000);
     assert_eq!(many.attempts, 19_000, "all others are spoken for");
-    // To decide, to try, and to see that there is nothing else.
+    // To decide, to try, and to see that nothing else is left.
     assert!(many.plans <= 4 * 19_000 / AT_ONCE, "{many:?}");
 }

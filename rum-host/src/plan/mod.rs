@@ -1,25 +1,27 @@
-//! Step 4 of the data flow: what should be bound on the host, compared with what is.
+//! Step 4 of the data flow: compares what should be bound on the host with what is bound.
 //!
-//! A [`Planner`] knows for each forward what is wished ([`Wish`]) and what is bound
-//! ([`Binding`]), and which forwards may differ since it last looked: those it was told about
-//! ([`Planner::touch`], the results of actions, another policy) and those whose time has come.
-//! Only these are looked at, so one change costs the same however many ports there are. The
-//! executor (the supervisor) has no choices left: it carries the actions out, reports each
-//! result, and asks again until the plan is empty.
+//! A [`Planner`] holds for each forward its desired state ([`Wish`]) and its actual one
+//! ([`Binding`]), and the set of forwards for which the two may differ since the last plan: those
+//! that were touched ([`Planner::touch`], the results of actions, a new policy) and those whose
+//! deadline has passed. A plan examines only these, so one change costs the same however many ports
+//! there are. The executor (the supervisor) makes no choices: it carries out the actions, reports
+//! each result, and asks again until the plan is empty.
 //!
-//! A plan is for at most [`AT_ONCE`] forwards, so that whoever asks for it never waits for thousands: all
-//! wishes are known before the first port is bound, and then each forward is looked at as often as
-//! something about it differs, however many there are.
+//! A plan covers at most [`AT_ONCE`] forwards, so the caller never waits for thousands. All wishes
+//! are known before the first port is bound. After that, a forward is examined once for each change
+//! that concerns it, however many forwards there are.
 //!
-//! What is looked at twice gives the same plan, and the plan is the one that a look at
-//! everything would give, as long as no more than [`PROMPT`] forwards wait for a port; the tests have
-//! that look written down, and compare.
+//! Planning is idempotent, and the plan equals the one that an examination of all forwards gives,
+//! as long as no more than [`PROMPT`] forwards wait for a port. `spec.rs` has that full
+//! examination, and the tests compare the two.
 //!
-//! Invariants: pure and deterministic (no clock, no socket: `now` comes in, the next deadline
-//! goes out); actions are sorted, what frees a port before what takes one; a plan for a state
-//! that is as wanted is empty; nothing is ever bound but a static forward's own address or one
-//! of a [`PortBlock`], and the addresses beside those while they are bound; what awaits the name of its
-//! process stays as it is.
+//! Invariants:
+//! - Pure and deterministic: no clock, no socket. `now` comes in, the next deadline goes out.
+//! - Actions are sorted: those that free a port come before those that take one.
+//! - The plan for a state that is as wanted is empty.
+//! - Only a static forward's own address or one of a [`PortBlock`] is ever bound, plus the
+//!   additional addresses of a forward while it is bound.
+//! - A forward that waits for the name of its process stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -40,24 +42,24 @@ mod open;
 pub mod policy;
 pub mod reconcile;
 
-/// A host port that is taken is tried again after this at the earliest: soon enough that a user who
-/// frees it does not wait. Where many are taken, whoever tries them waits longer.
+/// Shortest pause before a host port that is in use is tried again: short enough that a user who
+/// frees it does not wait. Where many ports are in use, the supervisor chooses a longer pause.
 pub const CONFLICT_RETRY: Duration = Duration::from_millis(250);
-/// With [`OnConflict::Next`] at most this many ports are tried in one go.
+/// Most ports that [`OnConflict::Next`] tries in one round.
 pub const MAX_NEXT_TRIES: usize = 64;
-/// At most this many forwards are looked at before their time because a host port became free. Where
-/// more wait, they tell each other which ports are taken.
+/// Most waiting forwards that are examined ahead of their deadline because a host port became free.
+/// Where more wait, they share the list of ports in use.
 const PROMPT: usize = 64;
-/// The forwards of one plan: some milliseconds of work.
+/// Most forwards in one plan: some milliseconds of work.
 pub const AT_ONCE: usize = 256;
 
-/// Whether a forward should be.
+/// Whether a forward should exist.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wish {
     /// No.
     #[default]
     Nothing,
-    /// That is decided at this moment, if no name arrives before.
+    /// Undecided until this moment, unless the name of the process arrives before.
     Awaiting(Instant),
     /// Yes.
     Want(Want),
@@ -72,36 +74,36 @@ impl Wish {
     }
 }
 
-/// A forward as it is.
+/// The actual state of a forward.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Binding {
     /// Bound and accepting.
     Bound {
-        /// What was asked for when it was bound.
+        /// The target when it was bound.
         want: Want,
-        /// The address it got.
+        /// The address that was bound.
         at: HostAddr,
     },
     /// Could not be bound.
     Blocked {
-        /// What was asked for.
+        /// The target.
         want: Want,
         /// When to try again.
         retry_at: Instant,
-        /// The ports tried since `retry_at` was last reached.
+        /// The ports tried since the last time `retry_at` was reached.
         tried: BTreeSet<u16>,
     },
 }
 
 impl Binding {
-    /// What was asked for.
+    /// The target.
     pub fn want(&self) -> &Want {
         match self {
             Self::Bound { want, .. } | Self::Blocked { want, .. } => want,
         }
     }
 
-    /// What is asked for at the address `ip` beside the one that is bound: the same port.
+    /// The target for `ip` as an additional address: the port that is bound.
     fn beside(&self, ip: IpAddr) -> Option<Want> {
         let Self::Bound { want, at } = self else {
             return None;
@@ -117,18 +119,18 @@ impl Binding {
     }
 }
 
-/// One thing to do.
+/// One step for the executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Stop accepting; connections drain. Its result is [`Planner::ended`].
     Unbind(Key),
-    /// Forget a forward that never came to be bound. Its result is [`Planner::ended`].
+    /// Forget a forward that was never bound. Its result is [`Planner::ended`].
     Forget(Key),
     /// Bind `at` for `want`. Its result is [`Planner::bound`] or [`Planner::blocked`].
     Bind {
         /// The forward.
         key: Key,
-        /// What is wanted.
+        /// The target.
         want: Want,
         /// The address to try.
         at: HostAddr,
@@ -138,51 +140,51 @@ pub enum Action {
 /// What to do now, and when to ask again if nothing happens before.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// In this order.
+    /// To be carried out in this order.
     pub actions: Vec<Action>,
-    /// The forwards whose wish is another one than in the last plan.
+    /// The forwards whose wish differs from the last plan.
     pub decided: Vec<Key>,
-    /// There are others to look at: ask again, also when there is nothing to do now.
+    /// More forwards are left to examine: ask again, even if there is no action now.
     pub more: bool,
-    /// The next moment at which the plan may differ, once it is empty.
+    /// Once the plan is empty: the next moment at which it may differ.
     pub wake: Option<Instant>,
 }
 
-/// One forward, wished or bound or both.
+/// A forward that is wished, bound or both.
 #[derive(Debug, Default)]
 struct Forward {
     wish: Wish,
     binding: Option<Binding>,
-    /// Its entry in the queue.
+    /// Its entry in [`Planner::due`].
     due: Option<Instant>,
-    /// Its entry among those that are open.
+    /// Its entry in [`Planner::open`].
     open: Option<Next>,
 }
 
-/// See the module. `heard` tells, wherever it is asked for, what listens on a guest port and
-/// since when the host knows: it must answer the same until the port is touched.
+/// See the module. The argument `heard` of its methods returns the listener on a guest port and the
+/// time at which the host learned of it. Its answer must not change until the port is touched.
 #[derive(Debug)]
 pub struct Planner {
     policy: Policy,
-    /// Those of the policy.
+    /// The port blocks of the policy.
     port_blocks: Vec<PortBlock>,
     /// The static forwards of the policy.
     statics: BTreeMap<HostAddr, (Destination, Binds)>,
-    /// None of them is [`Wish::Nothing`] without a binding once it was looked at.
+    /// Entries that are neither wanted nor bound are removed after each pass.
     forwards: BTreeMap<Key, Forward>,
     reserved: Reserved,
-    /// Their wish may be another one.
+    /// Forwards whose wish may have changed.
     touched: BTreeSet<Key>,
-    /// Their wish is known, and what is to be done about it is not; see [`Next`].
+    /// Forwards whose wish is known but not acted on yet; see [`Next`].
     open: BTreeSet<(Next, Key)>,
-    /// To be looked at, then.
+    /// Forwards to examine again at these times.
     due: BTreeSet<(Instant, Key)>,
-    /// Ports that were found taken, while many look for one.
+    /// Ports that attempts found in use, while many forwards search for one.
     taken: Taken,
 }
 
 impl Planner {
-    /// Nothing listens and nothing is bound.
+    /// A planner for a guest without listeners and a host without bindings.
     pub fn new(policy: Policy) -> Self {
         let mut planner = Self {
             policy: Policy::default(),
@@ -199,12 +201,12 @@ impl Planner {
         planner
     }
 
-    /// The policy that holds.
+    /// The current policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// How `key` is bound.
+    /// The binding of `key`.
     pub fn binding(&self, key: Key) -> Option<&Binding> {
         self.forwards.get(&key)?.binding.as_ref()
     }
@@ -214,18 +216,18 @@ impl Planner {
         self.forwards.values().filter_map(|f| f.binding.as_ref())
     }
 
-    /// The host addresses that forwards have or want.
+    /// The host addresses that forwards occupy or want.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.reserved.addresses()
     }
 
-    /// What listens on `port`, or since when, may differ.
+    /// Reports that the listener on `port`, or the time since when it is known, may have changed.
     pub fn touch(&mut self, port: GuestPort) {
         self.touched.insert(Key::Auto(port));
     }
 
-    /// From now on `policy` holds, while `listening` listen. Returns how many forwards are
-    /// wanted that were not, the other way round, or differ.
+    /// Replaces the policy; `listening` are the ports with a listener. Returns the number of
+    /// forwards that become wanted, become unwanted or change.
     pub fn replace<'a>(
         &mut self,
         policy: Policy,
@@ -255,8 +257,8 @@ impl Planner {
             .extend(self.statics.keys().copied().map(Key::Static));
     }
 
-    /// What takes the host closer to what is wished. Ask again once each action was carried
-    /// out and its result reported.
+    /// The next steps towards the desired state. Ask again once each action was carried out and its
+    /// result reported.
     pub fn plan<'a>(
         &mut self,
         heard: impl Fn(GuestPort) -> Option<(&'a Listener, Instant)>,
@@ -265,9 +267,9 @@ impl Planner {
         let decided = self.decide(&heard, now, AT_ONCE);
         let decided = decided.into_iter().map(|(key, _)| key).collect();
         let mut actions = Vec::new();
-        // What others want is known before anything is bound.
+        // All targets are known before anything is bound.
         if self.touched.is_empty() {
-            // What has to go first may free what others wait for: that is asked again after it.
+            // An unbind may free what other forwards wait for, so those are examined after it.
             let first = self.open().take_while(|(next, _)| *next == Next::Undo);
             actions.extend(first.filter_map(|(_, key)| self.undo(key)));
             if actions.is_empty() {
@@ -292,7 +294,7 @@ impl Planner {
         self.reopen(key);
     }
 
-    /// The addresses beside that of the forward `key` follow it.
+    /// Touches the additional addresses of the forward `key`, which follow its first one.
     fn touch_beside(&mut self, key: Key, want: &Want) {
         if key.address().is_none() {
             self.touched
@@ -300,8 +302,8 @@ impl Planner {
         }
     }
 
-    /// An action's result: `at` could not be bound at `now`. Once nothing is left to try, it
-    /// starts over when `pause` has passed since the last attempt, however long those took.
+    /// An action's result: `at` could not be bound at `now`. When no address is left to try, the
+    /// forward starts over `pause` after its last attempt, however long the attempts took.
     pub fn blocked(&mut self, key: Key, want: Want, at: HostAddr, now: Instant, pause: Duration) {
         let mut tried = match self.end(key) {
             Some(Binding::Blocked {
@@ -311,7 +313,7 @@ impl Planner {
         };
         tried.insert(at.0.port());
         if at != want.host {
-            // It was spoken for while this was to be bound there.
+            // `at` was reserved for this attempt.
             self.freed();
         }
         let retry_at = now + pause;
@@ -326,7 +328,7 @@ impl Planner {
         self.reopen(key);
     }
 
-    /// How many forwards wait to be looked at again, or are about to be.
+    /// Number of forwards that wait for a retry or are about to be examined.
     pub fn waiting(&self) -> usize {
         self.due.len() + self.open.len()
     }
@@ -335,7 +337,8 @@ impl Planner {
         self.waiting() > PROMPT
     }
 
-    /// An action's result: it is neither bound nor tried any more. Returns what it was.
+    /// An action's result: the forward is neither bound nor tried any more. Returns its last
+    /// binding.
     pub fn ended(&mut self, key: Key) -> Option<Binding> {
         let binding = self.end(key);
         self.reopen(key);
@@ -356,8 +359,9 @@ impl Planner {
         self.freed();
     }
 
-    /// Whoever waits for another port than its own may have one now. Where many wait, they find out
-    /// when they are due: each of their attempts would have all of them looked at.
+    /// Examines the forwards that wait for a port other than their own: one may be free now. Where
+    /// many wait, they are examined when they are due instead, as each attempt would examine all of
+    /// them.
     fn freed(&mut self) {
         let next = |auto: &AutoPolicy| auto.on_conflict == OnConflict::Next;
         if !self.is_crowded() && self.policy.auto.as_ref().is_some_and(next) {
@@ -366,8 +370,8 @@ impl Planner {
         }
     }
 
-    /// Takes what is due, and brings the wishes of at most `limit` of what is touched up to date. Returns the
-    /// wishes that differ, as they were.
+    /// Moves due forwards to their queues, and updates the wishes of at most `limit` touched ones.
+    /// Returns the previous values of the wishes that changed.
     fn decide<'a>(
         &mut self,
         heard: &impl Fn(GuestPort) -> Option<(&'a Listener, Instant)>,

@@ -1,6 +1,7 @@
-//! Details of step 4: the forwards about which something is to be done, and what.
+//! Details of step 4: the queue of forwards that need an action, and the next action of each.
 //!
-//! Each is looked at when something about it differs, in an order that needs no look at the others.
+//! A forward is examined when something about it changes, in an order that does not depend on the
+//! others.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -8,25 +9,25 @@ use std::time::Instant;
 use super::candidate::{Reserved, candidate};
 use super::{AT_ONCE, Action, Binding, Forward, Key, Planner, Wish};
 
-/// What comes next for a forward, in this order: what frees a port before what takes one, and what is
-/// new before what waits anyway.
+/// The next step for a forward. The order matters: steps that free a port come before those that
+/// take one, and new forwards before those that wait anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Next {
-    /// It has to go.
+    /// Unbind or forget it.
     Undo,
-    /// Perhaps it is to be bound.
+    /// Bind it, if possible.
     Bind,
-    /// Perhaps it is to be bound; it was tried before.
+    /// Bind it, if possible; an earlier attempt failed.
     Again,
 }
 
 impl Planner {
-    /// Those that are looked at in one go.
+    /// The first [`AT_ONCE`] forwards of the queue.
     pub(super) fn open(&self) -> impl Iterator<Item = (Next, Key)> {
         self.open.iter().take(AT_ONCE).copied()
     }
 
-    /// What binds those that are open. The others are no longer.
+    /// The bind actions for the queue. Forwards without an action leave it.
     pub(super) fn choose(&mut self, now: Instant) -> Vec<Action> {
         let mut chosen = Reserved::default();
         let mut actions = Vec::new();
@@ -43,7 +44,7 @@ impl Planner {
         actions
     }
 
-    /// Something about `key` differs, but not what is wished.
+    /// Queues `key` after a change that does not concern its wish, or after its wish was updated.
     pub(super) fn reopen(&mut self, key: Key) {
         let next = match self.binding(key) {
             Some(_) if self.undo(key).is_some() => Next::Undo,
@@ -63,7 +64,7 @@ impl Planner {
         self.open.insert((next, key));
     }
 
-    /// What ends the binding of `key`, if it is not as wished.
+    /// The action that ends the binding of `key`, if the binding is not as wished.
     pub(super) fn undo(&self, key: Key) -> Option<Action> {
         let Forward { wish, binding, .. } = self.forwards.get(&key)?;
         let binding = binding.as_ref()?;
@@ -76,7 +77,7 @@ impl Planner {
         match binding {
             Binding::Blocked { .. } => (!wanted).then_some(Action::Forget(key)),
             Binding::Bound { at, .. } => {
-                // Where it is was right once; another policy may have come since.
+                // The address was allowed when it was bound; the policy may have changed since.
                 let allowed = wish.want().is_some_and(|want| want.host == *at)
                     || self.port_blocks.iter().any(|t| t.may_bind(had.guest, *at));
                 (!(wanted && allowed)).then_some(Action::Unbind(key))
@@ -84,8 +85,9 @@ impl Planner {
         }
     }
 
-    /// What binds `key`, if it is wanted and there is something to try; else it is looked at
-    /// again when it is due. `chosen` are the addresses that are to be bound before it.
+    /// The action that binds `key`, if it is wanted and an address is left to try. Otherwise `key`
+    /// is examined again when it is due. `chosen` are the addresses that earlier actions of this
+    /// plan bind.
     fn bind(&mut self, key: Key, chosen: &mut Reserved, now: Instant) -> Option<Action> {
         let crowded = self.is_crowded();
         let forward = self.forwards.get_mut(&key)?;
@@ -103,13 +105,13 @@ impl Planner {
                     }) if *retry_at > now => (tried, Some(*retry_at)),
                     _ => (&untried, None),
                 };
-                let spoken_for = [&self.reserved, &*chosen, self.taken.ports()];
-                let spoken_for = if crowded {
-                    &spoken_for[..]
+                let reserved = [&self.reserved, &*chosen, self.taken.ports()];
+                let reserved = if crowded {
+                    &reserved[..]
                 } else {
-                    &spoken_for[..2]
+                    &reserved[..2]
                 };
-                match candidate(&want, tried, &self.port_blocks, spoken_for) {
+                match candidate(&want, tried, &self.port_blocks, reserved) {
                     Some(at) => (None, Some(Action::Bind { key, want, at })),
                     None => (due, None),
                 }

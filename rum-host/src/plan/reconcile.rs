@@ -1,46 +1,46 @@
-//! Step 4 of the data flow: the 1 s poll, as a safety net under the stream.
+//! Step 4 of the data flow: the 1 s poll, a safety net for the stream.
 //!
-//! A poll is a snapshot of an uncertain moment between its request and its answer, so it must
-//! not overrule the stream: it says nothing about a port for which an event arrived after the
-//! request was sent. What then still differs is a *suspect*; only when a second poll, sent at
-//! least [`CONFIRM_AFTER`] later, finds the same difference is it repaired, and counted. In a
-//! healthy run the count is 0.
+//! A poll shows the ports at an unknown moment between its request and its answer, so it must not
+//! overrule the stream. It says nothing about a port for which an event arrived after the request
+//! was sent. A port that still differs is a *suspect*. It is repaired, and counted, only when a
+//! second poll, sent at least [`CONFIRM_AFTER`] later, finds the same difference. In a healthy run
+//! the count is 0.
 //!
-//! Invariants: pure (`now` comes in); at most one suspect a port; an event acquits its port.
+//! Invariants: pure (`now` comes in); at most one suspect for each port; an event clears its port.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// A difference must last this long before it is acted on.
 pub const CONFIRM_AFTER: Duration = Duration::from_millis(100);
-/// Events older than this can't be newer than a poll's request: the calls have a shorter
+/// Events older than this precede every poll that is still pending, as the calls have a shorter
 /// deadline.
 const FORGET_AFTER: Duration = Duration::from_secs(30);
 
 /// A difference that two polls agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repair {
-    /// The port is open and no event said so.
+    /// The port is open, and no event reported it.
     Opened(u16),
-    /// The port is closed and no event said so.
+    /// The port is closed, and no event reported it.
     Closed(u16),
 }
 
-/// What the polls of a connection have found so far.
+/// Findings of the polls of one connection.
 #[derive(Debug, Default)]
 pub struct Reconciler {
-    /// When the stream last said something about a port.
+    /// Time of the stream's last event for each port.
     events: HashMap<u16, Instant>,
-    /// When the stream last said everything.
+    /// Time of the stream's last snapshot.
     snapshot: Option<Instant>,
-    /// Ports whose state differed in the last poll: what the poll saw, and when it was sent.
+    /// Ports that differed in the last poll: whether the poll saw them open, and when it was sent.
     suspects: BTreeMap<u16, (bool, Instant)>,
-    /// How many ports had to be repaired.
+    /// Number of ports that had to be repaired.
     pub repaired: u64,
 }
 
 impl Reconciler {
-    /// The stream said something about `port`.
+    /// Notes that the stream reported `port`.
     pub fn event(&mut self, port: u16, now: Instant) {
         self.suspects.remove(&port);
         self.events.insert(port, now);
@@ -50,16 +50,16 @@ impl Reconciler {
         }
     }
 
-    /// The stream said what every port is.
+    /// Notes that the stream sent a snapshot of all ports.
     pub fn snapshot(&mut self, now: Instant) {
         self.suspects.clear();
         self.events.clear();
         self.snapshot = Some(now);
     }
 
-    /// A poll sent at `sent` found `open` where the stream had told of `known`, both ascending.
-    /// Returns the confirmed differences. Ask again after [`CONFIRM_AFTER`] while
-    /// [`Reconciler::has_suspects`].
+    /// Handles the answer `open` of a poll sent at `sent`, while the stream reports `known`; both
+    /// are in ascending order. Returns the confirmed differences. Poll again after
+    /// [`CONFIRM_AFTER`] while [`Reconciler::has_suspects`].
     pub fn poll(
         &mut self,
         sent: Instant,
@@ -103,7 +103,7 @@ impl Reconciler {
     }
 }
 
-/// The ports of only one of two ascending lists: whether it is `open`.
+/// The ports in only one of two ascending lists, each with whether it is in `open`.
 fn differences(known: impl IntoIterator<Item = u16>, open: &[u16]) -> Vec<(u16, bool)> {
     let mut open = open.iter().copied().peekable();
     let mut differences = Vec::new();
@@ -145,7 +145,8 @@ mod tests {
     fn an_answer_delayed_past_an_event_says_nothing() {
         let (mut r, t) = (Reconciler::default(), Instant::now());
         r.snapshot(t);
-        // Sent at 1, the port opened at 2, the answer (of before) comes at 3; again and again.
+        // The request is sent at 1, the port opens at 2, and the outdated answer arrives at 3;
+        // repeatedly.
         for round in 0..5 {
             let at = round * 1000;
             r.event(7, ms(t, at + 2));

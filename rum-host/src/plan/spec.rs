@@ -1,13 +1,13 @@
-//! The specification of the [`Planner`](super::Planner): the plan that a look at everything
-//! makes, without a memory of what was looked at before.
+//! The specification of the [`Planner`](super::Planner): plans by examining everything, without any
+//! memory of earlier plans.
 
 use super::candidate::{Reserved, candidate};
 use super::*;
 
-/// What listens in the guest, and since when the host knows.
+/// The guest's listeners, and since when the host knows each.
 pub(super) type Heard = BTreeMap<u16, (Listener, Instant)>;
 
-/// The forwards that should be, and those that are decided about at these moments.
+/// The forwards that should exist, and those that are decided at a later moment.
 fn desired(
     policy: &Policy,
     heard: &Heard,
@@ -34,14 +34,14 @@ fn desired(
     (wants, awaiting)
 }
 
-/// How many forwards are wanted by only one of the two policies, or differ.
+/// Number of forwards that only one of the two policies wants, or that differ.
 pub(super) fn differences(a: &Policy, b: &Policy, heard: &Heard, now: Instant) -> usize {
     let (a, b) = (desired(a, heard, now).0, desired(b, heard, now).0);
     let keys: BTreeSet<&Key> = a.keys().chain(b.keys()).collect();
     keys.iter().filter(|key| a.get(key) != b.get(key)).count()
 }
 
-/// What to do, and when to ask again if that is nothing.
+/// The actions, and when to ask again if there are none.
 pub(super) fn plan(
     policy: &Policy,
     heard: &Heard,
@@ -86,7 +86,7 @@ pub(super) fn plan(
         }
     }
     let (untried, nothing) = (BTreeSet::new(), Reserved::default());
-    // What is new comes before what waits anyway.
+    // New forwards come before those that wait anyway.
     let (again, new): (Vec<_>, Vec<_>) =
         wants.iter().partition(|(key, _)| actual.contains_key(key));
     for (key, want) in new.into_iter().chain(again) {

@@ -9,11 +9,11 @@ use crate::plan::policy::{PROCESS_WAIT, Pattern, Rule, RuleAction};
 use crate::plan::spec::Heard;
 use proptest::prelude::*;
 
-/// A host on which some ports are taken by others; carries plans out as the supervisor does, and
+/// A host on which other programs occupy some ports. It executes plans as the supervisor does, and
 /// compares each with [`spec::plan`].
 struct Host {
     planner: Planner,
-    /// What should hold.
+    /// The policy that should apply.
     policy: Policy,
     taken: BTreeSet<u16>,
     heard: Heard,
@@ -59,13 +59,13 @@ impl Host {
         self.settle_on(&listeners, self.now - PROCESS_WAIT)
     }
 
-    /// The same for listeners of which the host heard at `known_since`.
+    /// The same for listeners that the host learned of at `known_since`.
     fn settle_on(&mut self, listeners: &[Listener], known_since: Instant) -> Option<Instant> {
         let heard = listeners.iter().map(|l| (l.port, (l.clone(), known_since)));
         self.hear(heard.collect())
     }
 
-    /// The planner is told only what differs.
+    /// Touches only the ports that changed, then plans and executes.
     fn hear(&mut self, heard: Heard) -> Option<Instant> {
         let before = std::mem::replace(&mut self.heard, heard);
         for port in before.keys().chain(self.heard.keys()) {
@@ -110,7 +110,7 @@ impl Host {
                 return;
             }
             Action::Bind { key, want, at } if self.bound(at) => {
-                // As uneven as they are measured.
+                // As uneven as measured pauses.
                 let pause = CONFLICT_RETRY * (1 + u32::from(at.0.port()) % 2);
                 self.planner.blocked(key, want, at, self.now, pause);
                 key
@@ -172,7 +172,7 @@ fn next_takes_the_next_free_port_of_the_range_that_nobody_wants() {
     assert_eq!(host.at(5003), Some(5000), "round to the first");
     host.settle(&[5001, 5003, 5004]);
     assert_eq!(host.at(5004), Some(5002));
-    // Everything is taken: waits, and takes what becomes free.
+    // No port is free: the forward waits, and takes the first that becomes free.
     let wake = host.settle(&[5000, 5001, 5003, 5004]).unwrap();
     assert_eq!(host.at(5000), None);
     host.now = wake;
@@ -223,7 +223,7 @@ proptest! {
     ) {
         let mut host = Host::new("3-8,12-20", if next { OnConflict::Next } else { OnConflict::Wait });
         for (guest, taken) in steps {
-            // Nobody takes a port that rum holds.
+            // No other program takes a port that rum has bound.
             host.taken = taken.into_iter().filter(|p| {
                 let addr = HostAddr(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), *p));
                 !host.actual.values().any(|b| matches!(b, Binding::Bound { at, .. } if *at == addr))
@@ -245,7 +245,7 @@ proptest! {
             }
             for port in guest.iter().filter(|p| ranges.contains(**p)) {
                 prop_assert!(host.actual.contains_key(&Key::Auto(GuestPort(*port))));
-                // A forward that was moved stays where it is; one that waits has a reason.
+                // A forward that was moved stays where it is; a forward that waits has a reason.
                 let free = !host.taken.contains(port) && !used.iter().any(|a| a.0.port() == *port);
                 prop_assert!(!free || host.at(*port).is_some(), "free, wanted and not bound");
             }
@@ -334,7 +334,7 @@ fn a_late_name_moves_a_forward_and_a_lost_one_does_not() {
     assert_eq!(host.at(5000), Some(5000), "long enough");
     host.settle_on(&[named(5000, "postgres")], since);
     assert_eq!(host.at(5000), Some(15_000));
-    // The agent was restarted: it has not looked up the name yet.
+    // The agent was restarted, and has not looked up the name yet.
     let again = host.now;
     host.log.clear();
     host.settle_on(&nameless, again);
@@ -380,13 +380,13 @@ fn addresses_beside_follow_the_one_that_decides() {
     assert_eq!(host.log, [format!("- {key}"), format!("- {beside}")]);
 }
 
-/// What happens between two looks.
+/// What happens between two plans.
 #[derive(Debug, Clone)]
 enum Step {
-    /// A port opens, gets another name, or is heard of anew.
+    /// A port opens, gets another name, or is reported anew.
     Listens(u16, Option<&'static str>),
     Closes(u16),
-    /// Somebody else takes a host port, or gives it up.
+    /// Another program takes a host port, or releases it.
     Takes(u16),
     Passes(u64),
     Policy(Box<Policy>),
@@ -461,7 +461,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
-    /// [`Host::hear`] compares each plan with the one that a look at everything makes.
+    /// [`Host::hear`] compares each plan with one that examines everything.
     #[test]
     fn the_plan_is_that_of_a_look_at_everything(
         policy in any_policy(),
@@ -488,13 +488,13 @@ proptest! {
                     Step::Policy(policy) => host.policy = *policy,
                 }
             }
-            // Sometimes just in time.
+            // Sometimes exactly at the deadline.
             if let Some(at) = wake && at < host.now {
                 host.now = at;
             }
             wake = host.hear(heard);
         }
-        // All that is left is what is there: nothing is remembered of what was.
+        // Without a policy and listeners, the planner keeps no state.
         host.policy = Policy::default();
         host.hear(Heard::new());
         prop_assert!(host.planner.forwards.is_empty() && host.planner.due.is_empty());

@@ -5,29 +5,29 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::overlap;
 
-/// Most addresses of one forward; each costs a listening socket.
+/// Most addresses of one forward. Each costs a listening socket.
 pub const MAX_BINDS: usize = 4;
 
-/// Where a forward is bound: its own address, which decides whether it is forwarded, and others beside
-/// it, on the same port.
+/// The host addresses of a forward: the first, which decides whether the port counts as forwarded,
+/// and additional ones on the same port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binds {
     first: IpAddr,
-    /// Those that are there come first.
+    /// `Some` entries come first.
     beside: [Option<IpAddr>; MAX_BINDS - 1],
     localhost: bool,
 }
 
 impl Binds {
-    /// Both loopback addresses. `localhost` is either of them, as a program likes; a machine without
-    /// IPv6 has only the first.
+    /// Both loopback addresses, since programs resolve `localhost` to either of them. A machine
+    /// without IPv6 has only the first.
     pub const LOCALHOST: Self = Self {
         first: IpAddr::V4(Ipv4Addr::LOCALHOST),
         beside: [Some(IpAddr::V6(Ipv6Addr::LOCALHOST)), None, None],
         localhost: true,
     };
 
-    /// These addresses; None if there are none, or more than [`MAX_BINDS`].
+    /// These addresses. `None` if there are none, or more than [`MAX_BINDS`].
     pub fn new(addresses: &[IpAddr]) -> Option<Self> {
         let (first, others) = addresses.split_first()?;
         let mut beside = [None; MAX_BINDS - 1];
@@ -46,22 +46,22 @@ impl Binds {
         self.first
     }
 
-    /// The others.
+    /// The additional addresses.
     pub fn beside(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.beside.into_iter().flatten()
     }
 
-    /// All of them.
+    /// All addresses.
     pub fn all(&self) -> impl Iterator<Item = IpAddr> + use<> {
         std::iter::once(self.first).chain(self.beside())
     }
 
-    /// Whether an address that this machine does not have is no news.
+    /// Whether it is normal that this machine does not have `ip`, so that no message is needed.
     pub fn may_lack(&self, ip: IpAddr) -> bool {
         self.localhost && ip != self.first
     }
 
-    /// Whether listening sockets of both on one port would be in each other's way.
+    /// Whether listening sockets of both on one port would conflict.
     pub fn overlap(&self, other: &Self) -> bool {
         self.all().any(|a| other.all().any(|b| overlap(a, b)))
     }
@@ -77,7 +77,7 @@ impl From<IpAddr> for Binds {
     }
 }
 
-/// As it is written on the command line.
+/// As written on the command line.
 impl fmt::Display for Binds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.localhost {

@@ -1,15 +1,15 @@
-//! Step 4 of the data flow: what the user wants forwarded, and what that means for one listener.
+//! Step 4 of the data flow: the user's policy, and its decision about one listener.
 //!
-//! A [`Policy`] is static forwards and an [`AutoPolicy`]: ranges, what is excluded from them, and
-//! rules, of which the first that matches decides. A rule that asks for the name of a process or for
-//! its command line waits for that, at most [`PROCESS_WAIT`] after the host first heard of the port; then it
-//! counts as not matching. A port that no such rule can match never waits. When the name arrives
-//! later, the verdict is another one then, and the forward moves.
+//! A [`Policy`] consists of static forwards and an [`AutoPolicy`]: port ranges, excluded ports, and
+//! rules, of which the first match decides. A rule that asks for a process's name or command line
+//! waits for it, at most [`PROCESS_WAIT`] after the host learned of the port; after that, the rule
+//! counts as not matching. A port that no such rule can match never waits. If the name arrives
+//! later, the verdict changes and the forward moves.
 //!
-//! Where a port may be bound is decided by its [`PortBlock`]: guest ports, the distance to their
-//! host ports, and the address. `on_conflict = "next"` searches nowhere else.
+//! A [`PortBlock`] defines where a port may be bound: guest ports, their distance to the host
+//! ports, and the addresses. `on_conflict = "next"` searches nowhere else.
 //!
-//! Invariants: pure (no clock, no socket); blocks of a checked configuration collide neither
+//! Invariants: pure (no clock, no socket); the blocks of a checked configuration collide neither
 //! with each other nor with a static forward.
 
 use std::fmt;
@@ -29,17 +29,17 @@ mod rule;
 pub use binds::{Binds, MAX_BINDS};
 pub use rule::{MAX_PATTERN, Pattern, Rule, RuleAction};
 
-/// How long connections may go on when rum itself ends their forward, when nothing else is said.
+/// Default for how long connections may go on when rum itself ends their forward.
 pub const DRAIN: Duration = Duration::from_secs(10);
-/// How long a rule waits for the name of a process. The agent looks names up within
-/// milliseconds; one that is late or never comes must not keep a port closed for long.
+/// How long a rule waits for the name of a process. The agent looks names up within milliseconds; a
+/// late or missing name must not keep a port closed for long.
 pub const PROCESS_WAIT: Duration = Duration::from_millis(500);
 
 /// A TCP port inside the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GuestPort(pub u16);
 
-/// An address on the host.
+/// A TCP address on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostAddr(pub SocketAddr);
 
@@ -55,8 +55,7 @@ impl fmt::Display for HostAddr {
     }
 }
 
-/// Whether listening sockets on `a` and `b` would be in each other's way on the same port. `::`
-/// takes IPv4 as well.
+/// Whether listening sockets on `a` and `b` would conflict on the same port. `::` includes IPv4.
 pub fn overlap(a: IpAddr, b: IpAddr) -> bool {
     let covers = |all: IpAddr, one: IpAddr| {
         all.is_unspecified() && (all.is_ipv6() || all.is_ipv4() == one.is_ipv4())
@@ -64,7 +63,7 @@ pub fn overlap(a: IpAddr, b: IpAddr) -> bool {
     a == b || covers(a, b) || covers(b, a)
 }
 
-/// What to do when the host port that belongs to a guest port is taken.
+/// What to do when the host port for a guest port is in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnConflict {
     /// Wait until it is free.
@@ -75,7 +74,7 @@ pub enum OnConflict {
 }
 
 impl OnConflict {
-    /// The word for it in `rum.toml`.
+    /// The word in `rum.toml`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Wait => "wait",
@@ -84,41 +83,41 @@ impl OnConflict {
     }
 }
 
-/// A forward that is there whether or not anything listens.
+/// A forward that exists whether or not a program listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StaticForward {
     /// Where to listen on the host.
     pub host: HostAddr,
-    /// The address of `host`, and those beside it.
+    /// The address of `host`, and the additional ones.
     pub binds: Binds,
-    /// Where to go in the guest.
+    /// The destination in the guest.
     pub guest: Destination,
-    /// What the user calls it.
+    /// The user's name for it.
     pub label: Option<String>,
 }
 
-/// Which ports are forwarded when something listens on them.
+/// Which ports are forwarded when a program listens on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AutoPolicy {
     /// The ports.
     pub ranges: PortRanges,
-    /// Ports of the ranges that are left alone, whatever the rules say.
+    /// Ports of the ranges that are never forwarded, whatever the rules say.
     pub exclude: PortRanges,
-    /// What differs for some ports; the first that matches counts.
+    /// Exceptions for some ports; the first match counts.
     pub rules: Vec<Rule>,
-    /// The host addresses they are bound on.
+    /// The host addresses to bind.
     pub bind: Binds,
     /// What to do when a host port is taken.
     pub on_conflict: OnConflict,
-    /// How long connections may go on when their forward ends, or when their listener closes; zero cuts
-    /// them. `None`: as [`Policy::drain`] says, and after a close as long as their two ends want.
+    /// How long connections may go on when their forward ends or their listener closes; zero resets
+    /// them at once. `None`: [`Policy::drain`] when their forward ends, and no limit after a close.
     pub drain: Option<Duration>,
 }
 
-/// Guest ports with the same distance to their host ports, on the same host address.
+/// Guest ports with the same distance to their host ports, on the same host addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortBlock {
-    /// The number of the rule they are for, from 0; `None`: of none.
+    /// The index of their rule, from 0. `None`: no rule.
     pub rule: Option<usize>,
     /// The guest ports.
     pub guest: PortRanges,
@@ -134,7 +133,7 @@ impl PortBlock {
         self.guest.shifted(self.offset)
     }
 
-    /// Whether a forward of `guest` may be bound at `at`, be it instead of its own port.
+    /// Whether a forward of `guest` may be bound at `at`, its own port or a replacement.
     pub(crate) fn may_bind(&self, guest: Destination, at: HostAddr) -> bool {
         let number = i32::from(at.0.port()) - self.offset;
         self.guest.contains(guest.port)
@@ -143,16 +142,16 @@ impl PortBlock {
     }
 }
 
-/// The rule for a listener.
+/// The rule that applies to a listener.
 enum Match<'a> {
     Rule(usize, &'a Rule),
     NoRule,
-    /// That depends on the name of the process.
+    /// The answer depends on the name of the process.
     Unknown,
 }
 
 impl AutoPolicy {
-    /// Forwards `ranges` to the same ports of the loopback address.
+    /// Forwards `ranges` to the same ports of the loopback addresses.
     pub fn new(ranges: PortRanges) -> Self {
         Self {
             ranges,
@@ -164,8 +163,8 @@ impl AutoPolicy {
         }
     }
 
-    /// The ports that each forwarding rule can get, which are those that no rule before it is
-    /// sure to get, and at last the ports that are left.
+    /// The ports that each forwarding rule can match, which excludes those that an earlier rule
+    /// surely matches; last, the ports without a rule.
     pub fn port_blocks(&self) -> Vec<PortBlock> {
         let mut left = self.ranges.difference(&self.exclude);
         let mut all = Vec::with_capacity(self.rules.len() + 1);
@@ -195,8 +194,8 @@ impl AutoPolicy {
         all
     }
 
-    /// The first rule that matches. Without the name of the process, the rules that ask for one
-    /// are [`Match::Unknown`] if `waits`, and do not match otherwise.
+    /// The first matching rule. If the name of the process is missing, a rule that asks for one
+    /// yields [`Match::Unknown`] if `waits`, and does not match otherwise.
     fn rule(&self, listener: &Listener, waits: bool) -> Match<'_> {
         for (index, rule) in self.rules.iter().enumerate() {
             let elsewhere = |guest: &PortRanges| !guest.contains(listener.port);
@@ -214,8 +213,8 @@ impl AutoPolicy {
     }
 }
 
-/// The host ports that `want` may have instead of its own: those of its block, from the
-/// one after it on, round to the first.
+/// The host ports that `want` may have instead of its own: those of its block, from the next one
+/// on, then from the block's first.
 pub(crate) fn others(
     want: &Want,
     blocks: &[PortBlock],
@@ -223,7 +222,7 @@ pub(crate) fn others(
     let first = want.host.0.port();
     let offset = i32::from(first) - i32::from(want.guest.port);
     let same = |t: &&PortBlock| t.offset == offset && t.bind == want.binds;
-    // What lies beyond its own, it may not keep: see `may_bind`.
+    // A forward may not keep a port outside its block: see `may_bind`.
     let own = |t: &&PortBlock| t.guest.contains(want.guest.port);
     let blocks = blocks.iter().filter(same).filter(own);
     let host = blocks.fold(PortRanges::default(), |all, t| all.union(&t.host()));
@@ -239,17 +238,17 @@ pub(crate) fn others(
     after.chain(before)
 }
 
-/// What to forward, as the user configured it.
+/// The user's configuration of forwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Static forwards.
     pub statics: Vec<StaticForward>,
     /// Automatic forwards, if any.
     pub auto: Option<AutoPolicy>,
-    /// How long connections may go on when rum itself ends their forward; zero cuts them.
+    /// How long connections may go on when rum itself ends their forward; zero resets them at once.
     pub drain: Duration,
-    /// After how much silence a client is asked whether it is still there; `None`: as the system's
-    /// times say (`net.ipv4.tcp_keepalive_*`, tcp(7)).
+    /// How long a client may be idle before TCP keepalive probes start. `None`: the system's values
+    /// (`net.ipv4.tcp_keepalive_*`, tcp(7)).
     pub keepalive: Option<Duration>,
 }
 
@@ -265,21 +264,21 @@ impl Default for Policy {
     }
 }
 
-/// What names a forward for as long as it lives, or one of the addresses beside its own.
+/// Identifies a forward for its lifetime, or one of its additional addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
     /// A static forward, by its host address.
     Static(HostAddr),
     /// An automatic forward, by its guest port.
     Auto(GuestPort),
-    /// One more address of a static forward.
+    /// An additional address of a static forward.
     StaticBeside(HostAddr, IpAddr),
-    /// One more address of an automatic forward.
+    /// An additional address of an automatic forward.
     AutoBeside(GuestPort, IpAddr),
 }
 
 impl Key {
-    /// The forward.
+    /// The forward that this key belongs to.
     pub fn forward(self) -> Self {
         match self {
             Self::StaticBeside(host, _) => Self::Static(host),
@@ -288,7 +287,7 @@ impl Key {
         }
     }
 
-    /// One more address of the forward.
+    /// The key of the forward's additional address `ip`.
     pub fn beside(self, ip: IpAddr) -> Self {
         match self.forward() {
             Self::Auto(port) | Self::AutoBeside(port, _) => Self::AutoBeside(port, ip),
@@ -296,7 +295,7 @@ impl Key {
         }
     }
 
-    /// The address, if this names one beside a forward's own.
+    /// The address, if this is the key of an additional address.
     pub fn address(self) -> Option<IpAddr> {
         match self {
             Self::StaticBeside(_, ip) | Self::AutoBeside(_, ip) => Some(ip),
@@ -305,29 +304,29 @@ impl Key {
     }
 }
 
-/// A forward that should be.
+/// The target of a forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want {
-    /// Where it leads.
+    /// The destination in the guest.
     pub guest: Destination,
-    /// Where it should be bound.
+    /// The host address to bind.
     pub host: HostAddr,
-    /// The addresses of the forward.
+    /// All host addresses of the forward.
     pub binds: Binds,
-    /// Whether another port will do.
+    /// Whether another port may replace it.
     pub on_conflict: OnConflict,
 }
 
-/// What the policy says about a guest port that is listened on.
+/// The policy's decision about a guest port with a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Forward it.
     Forward(Want),
-    /// Leave it alone, as configured.
+    /// Do not forward it, as configured.
     Ignored {
         /// `excluded` or `rule`.
         code: ReasonCode,
-        /// By what, in words.
+        /// What ignores it, in words.
         message: String,
     },
     /// It is in none of the ranges.
@@ -337,16 +336,16 @@ pub enum Verdict {
         /// Why, in words.
         why: String,
     },
-    /// A rule needs the name of its process. A forward that is bound stays meanwhile.
+    /// A rule needs the name of the port's process. A bound forward stays until then.
     AwaitingProcess {
-        /// Then it is decided without.
+        /// When the decision is made without the name.
         until: Instant,
     },
 }
 
 impl Policy {
-    /// The smallest range that covers every configured guest port: what the agent is asked
-    /// for. `None` when nothing is configured.
+    /// The smallest range that covers every configured guest port, which the agent is asked to
+    /// watch. `None` if no port is configured.
     pub fn hull(&self) -> Option<PortRange> {
         let statics = self
             .statics
@@ -356,7 +355,7 @@ impl Policy {
         statics.chain(auto).reduce(PortRange::hull)
     }
 
-    /// Whether a static forward leads to `port` of the guest's own.
+    /// Whether a static forward leads to `port` of the guest itself.
     pub fn has_static(&self, port: u16) -> bool {
         let mut statics = self.statics.iter();
         statics.any(|forward| forward.guest.own_port() == Some(port))
@@ -368,7 +367,7 @@ impl Policy {
         auto.and_then(|auto| auto.drain).unwrap_or(self.drain)
     }
 
-    /// How long connections to `listener` may go on when that closes, if the user limits it.
+    /// How long connections to `listener` may go on after it closes, if the user sets a limit.
     pub fn drain_after_close(&self, listener: &Listener) -> Option<Duration> {
         let auto = self.auto.as_ref()?;
         let of_rule = match auto.rule(listener, false) {
@@ -378,7 +377,7 @@ impl Policy {
         of_rule.or(auto.drain)
     }
 
-    /// What to do about `listener`, of which the host first heard at `known_since`.
+    /// The decision about `listener`, which the host learned of at `known_since`.
     pub fn judge(&self, listener: &Listener, known_since: Instant, now: Instant) -> Verdict {
         let in_range = |auto: &&AutoPolicy| auto.ranges.contains(listener.port);
         let Some(auto) = self.auto.as_ref().filter(in_range) else {
@@ -407,7 +406,7 @@ impl Policy {
         if let Some(why) = &listener.unreachable {
             return Verdict::Unreachable { why: why.clone() };
         }
-        // A port that does not exist is in no range; a checked configuration has none.
+        // A port number out of range is not forwarded; a checked configuration has none.
         match u16::try_from(i32::from(listener.port) + offset) {
             Ok(port) if port != 0 => Verdict::Forward(Want {
                 guest: Destination::own(listener.port),
@@ -419,7 +418,8 @@ impl Policy {
         }
     }
 
-    /// What the user calls the forward `key`: an automatic one by the rule for its `listener`.
+    /// The user's name for the forward `key`. An automatic forward has that of its `listener`'s
+    /// rule.
     pub fn label(&self, key: Key, listener: Option<&Listener>) -> Option<&str> {
         match (key.forward(), &self.auto, listener) {
             (Key::Static(host), ..) => {

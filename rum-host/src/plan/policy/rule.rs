@@ -1,4 +1,4 @@
-//! Rules: which guest ports and processes, and what to do with them.
+//! Rules: which guest ports and processes they match, and what happens to those.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,23 +12,23 @@ use super::Binds;
 
 /// Longest list of ports that a message quotes, in characters.
 const MAX_QUOTED: usize = 60;
-/// Longest pattern, in characters: as long as what it is compared with may be.
+/// Longest pattern, in characters: as long as the text that it is compared with may be.
 pub const MAX_PATTERN: usize = MAX_COMMAND;
 
-/// A pattern of the names of processes or of command lines: `*` is any text, `?` any one character.
+/// A pattern for process names or command lines: `*` matches any text, `?` any one character.
 #[derive(Clone, PartialEq)]
 pub struct Pattern(WildMatch);
 
-/// Equality of patterns is equality of texts.
+/// Patterns with equal texts are equal.
 impl Eq for Pattern {}
 
 impl Pattern {
-    /// The pattern `text`, of which [`MAX_PATTERN`] characters count.
+    /// The pattern `text`, cut to [`MAX_PATTERN`] characters.
     pub fn new(text: &str) -> Self {
         Self(WildMatch::new(&clean(text, MAX_PATTERN)))
     }
 
-    /// Whether `name` is like it, from its first to its last character.
+    /// Whether the pattern matches the whole of `name`.
     pub fn matches(&self, name: &str) -> bool {
         self.0.matches(name)
     }
@@ -51,43 +51,44 @@ impl fmt::Display for Pattern {
 pub enum RuleAction {
     /// Forward it.
     Forward {
-        /// The host port of the rule's first guest port; the others follow. `None`: the guest's
-        /// own numbers.
+        /// The host port of the rule's first guest port; the others follow. `None`: the same
+        /// numbers as in the guest.
         host: Option<u16>,
-        /// The host addresses; `None`: those of the other ports.
+        /// The host addresses; `None`: those of the `AutoPolicy`.
         bind: Option<Binds>,
     },
-    /// Leave it alone.
+    /// Do not forward it.
     Ignore,
 }
 
-/// One `[[auto_ports.rule]]`: what it asks for, and what it does then.
+/// One `[[auto_ports.rule]]`: its conditions and its action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The guest ports it is for; `None`: all.
+    /// The guest ports that it matches; `None`: all.
     pub guest: Option<PortRanges>,
-    /// The processes it is for, by name; `None`: all.
+    /// The names of processes that it matches; `None`: all.
     pub process: Option<Pattern>,
-    /// The processes it is for, by command line; `None`: all.
+    /// The command lines that it matches; `None`: all.
     pub command: Option<Pattern>,
-    /// What it does.
+    /// What happens to a matching port.
     pub action: RuleAction,
-    /// What the user calls the ports.
+    /// The user's name for the ports.
     pub label: Option<String>,
-    /// How long connections may go on when their listener closes; `None`: as for the other ports.
+    /// How long connections may go on after their listener closes; `None`: that of the
+    /// `AutoPolicy`.
     pub drain: Option<Duration>,
 }
 
 impl Rule {
-    /// Whether it is for some processes only.
+    /// Whether the rule needs a process to decide.
     pub(super) fn asks_for_process(&self) -> bool {
         self.process.is_some() || self.command.is_some()
     }
 
-    /// Whether it is for `process`: by its short name, its executable's or its script's file name,
-    /// and by its command line.
+    /// Whether the rule matches `process`: its short name, its executable's or its script's file
+    /// name, and its command line.
     pub(super) fn is_for(&self, process: &Process) -> bool {
-        // What is not known is empty, and `*` would match that.
+        // An unknown file name is empty, and `*` would match it.
         let file_names = [&process.program, &process.script].into_iter();
         let file_names = file_names.filter(|name| !name.is_empty());
         let mut names = std::iter::once(&process.name).chain(file_names);
@@ -108,7 +109,7 @@ impl Rule {
     }
 }
 
-/// Its conditions, as they are written.
+/// The conditions, as in `rum.toml`.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let guest = self.guest.as_ref().map(|guest| {

@@ -44,8 +44,8 @@ fn policy(rules: Vec<Rule>) -> Policy {
     }
 }
 
-/// Where the port goes when its name is not waited for, or why it does not.
-fn told(policy: &Policy, port: u16, process: &str) -> String {
+/// The host address of the port after [`PROCESS_WAIT`], or why it has none.
+fn outcome(policy: &Policy, port: u16, process: &str) -> String {
     let now = Instant::now();
     match policy.judge(&listener(port, process), now, now + PROCESS_WAIT) {
         Verdict::Forward(want) => want.host.to_string(),
@@ -85,7 +85,7 @@ fn the_first_rule_that_matches_decides() {
             "excluded: excluded by `exclude = \"5432\"`",
         ),
     ] {
-        assert_eq!(told(&policy, port, process), says, "{port} {process}");
+        assert_eq!(outcome(&policy, port, process), says, "{port} {process}");
     }
     let label =
         |port, process| policy.label(Key::Auto(GuestPort(port)), Some(&listener(port, process)));
@@ -245,8 +245,8 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 }
 
 proptest! {
-    /// Whatever the rules and whatever the guest says: a port goes where a block of it is,
-    /// or nowhere; and what may be had instead is in one as well.
+    /// Whatever the rules and the guest: a port is bound in one of its blocks or nowhere, and each
+    /// replacement port is in a block as well.
     #[test]
     fn nothing_is_wanted_outside_the_blocks(
         rules in prop::collection::vec(any_rule(), 0..6),
