@@ -1,4 +1,4 @@
-//! Step 5 of the data flow: why a host address cannot be bound, in the words that every command uses.
+//! Step 5 of the data flow: why a host address cannot be bound. All commands use these words.
 
 use std::io;
 
@@ -8,38 +8,38 @@ use rustix::io::Errno;
 use crate::plan::HostAddr;
 use crate::reason::ReasonCode;
 
-/// With what somebody has a host port.
+/// What occupies a host port.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Hold {
-    /// A listening socket, or nobody knows.
+    /// A listening socket, or unknown.
     #[default]
     Listener,
-    /// A connection, such as an outgoing one to which the kernel gave that port.
+    /// A connection, such as an outgoing one for which the kernel chose that port.
     Connection,
-    /// A connection that has ended (TIME_WAIT, RFC 9293, 3.6): free after a minute.
+    /// A closed connection in TIME_WAIT (RFC 9293, 3.6), which ends after a minute.
     TimeWait,
 }
 
 /// Why a host address cannot be bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BindFailure {
-    /// Somebody else has it.
+    /// Another socket occupies it.
     Taken {
-        /// Who, where that is known.
+        /// The process that holds it, if known.
         holder: Option<Process>,
-        /// With what.
+        /// The kind of socket.
         by: Hold,
     },
     /// A port below `net.ipv4.ip_unprivileged_port_start` needs CAP_NET_BIND_SERVICE (ip(7)).
     Privileged,
-    /// This machine does not have the address, or not its family.
+    /// This machine does not have the address or its address family.
     NoAddress,
-    /// Anything else, in words: no descriptors are left, for instance.
+    /// Any other error, in words, for example that no descriptors are left.
     Other(String),
 }
 
 impl From<io::Error> for BindFailure {
-    /// Who has an address that is taken is another question, see [`super::holder`].
+    /// Leaves the holder of an occupied address open; see [`super::holder`].
     fn from(error: io::Error) -> Self {
         match Errno::from_io_error(&error) {
             Some(Errno::ADDRINUSE) => Self::Taken {
@@ -54,7 +54,7 @@ impl From<io::Error> for BindFailure {
 }
 
 impl BindFailure {
-    /// The word for it.
+    /// The reason code.
     pub fn code(&self) -> ReasonCode {
         match self {
             Self::Taken { .. } => ReasonCode::HostPortTaken,
@@ -76,7 +76,7 @@ impl BindFailure {
         }
     }
 
-    /// What to do about it. Whether it is tried again by itself is for the caller to say.
+    /// What the user can do about it. The caller adds whether rum tries again by itself.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Taken { .. } => Some("free it, or choose another host port"),
@@ -91,7 +91,7 @@ impl BindFailure {
         }
     }
 
-    /// Who has it, where that is the reason and known.
+    /// The process that holds the address, if that is the reason and known.
     pub fn holder(&self) -> Option<&Process> {
         match self {
             Self::Taken { holder, .. } => holder.as_ref(),
@@ -100,15 +100,18 @@ impl BindFailure {
     }
 }
 
-/// Who has `host`, in words.
+/// Describes what occupies `host`.
 fn taken(host: HostAddr, holder: Option<&Process>, by: Hold) -> String {
-    let who = |before: &str| {
+    let by_process = |before: &str| {
         let name = |p: &Process| format!("{before}{} (pid {})", p.name, p.pid);
         holder.map(name).unwrap_or_default()
     };
     match by {
-        Hold::Listener => format!("{host} is taken{}", who(" by ")),
-        Hold::Connection => format!("{host} is the local end of a connection{}", who(" of ")),
+        Hold::Listener => format!("{host} is taken{}", by_process(" by ")),
+        Hold::Connection => format!(
+            "{host} is the local end of a connection{}",
+            by_process(" of ")
+        ),
         Hold::TimeWait => {
             format!("{host} was the local end of a connection, which keeps it for up to a minute")
         }

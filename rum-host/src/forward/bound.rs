@@ -1,4 +1,4 @@
-//! Step 5 of the data flow: one host address that is bound.
+//! Step 5 of the data flow: a bound host address.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,12 +14,12 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::bind_failure::BindFailure;
 use crate::plan::HostAddr;
 
-/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
+/// Backlog of each listener; the kernel caps it at net.core.somaxconn.
 const BACKLOG: u32 = 1024;
 
-/// The shortest time that the kernel knows here.
+/// The smallest keepalive time that the kernel accepts.
 const SECOND: Duration = Duration::from_secs(1);
-/// Questions without an answer after which a client is gone.
+/// Number of unanswered keepalive probes after which a client counts as gone.
 const QUESTIONS: u32 = 3;
 
 /// A bound host address.
@@ -41,18 +41,18 @@ impl Bound {
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
         if one_of_many && at.0.is_ipv6() {
-            // `::` leaves IPv4 to `0.0.0.0` beside it.
+            // With IPV6_V6ONLY, `::` leaves IPv4 to `0.0.0.0` as an additional address.
             sockopt::set_ipv6_v6only(&socket, true).map_err(io::Error::from)?;
         }
-        // Connections that live on must not keep the port from being bound again.
+        // Connections that outlive their listener must not keep the port from being bound again.
         socket.set_reuseaddr(true)?;
         socket.bind(at.0)?;
         if keepalive.is_some() {
             keep_alive(&socket, keepalive)?;
         }
         let listener = Arc::new(socket.listen(BACKLOG)?);
-        // Whatever is accepted begins as a copy of it (sk_clone_lock, net/core/sock.c). From its
-        // first moment on whatever ends a connection resets its client, but a clean end of the relay.
+        // Accepted sockets inherit these options (sk_clone_lock, net/core/sock.c). So from the
+        // start, every close except a clean end of the relay resets the client.
         relay::prepare(&*listener);
         Ok(Self {
             at: HostAddr(listener.local_addr()?),
@@ -63,31 +63,31 @@ impl Bound {
         })
     }
 
-    /// Clients that are accepted from now on are asked as [`keep_alive`] says.
+    /// Sets the keepalive of clients that are accepted from now on; see [`keep_alive`].
     pub(super) fn keep_alive(&self, silence: Option<Duration>) -> io::Result<()> {
         keep_alive(&*self.listener, silence)
     }
 
-    /// Closing alone would wait for the task to be scheduled.
+    /// Ends LISTEN at once. Closing alone would wait until the task is scheduled.
     pub(super) fn shut(&self) {
         let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
     }
 
-    /// Whether a client is to be accepted.
+    /// Whether a client is ready to be accepted.
     pub(super) fn somebody_waits(&self) -> bool {
         let mut fds = [PollFd::new(&*self.listener, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
     }
 }
 
-/// Has the kernel ask after `silence` whether the peer is still there, and a third of it later again; one
-/// that answers none of [`QUESTIONS`] is gone. `None`: as the system's times say. What a listener
-/// has is passed on to all that it accepts.
+/// Sets TCP keepalive: the first probe after `silence`, the next ones after a third of it each, and
+/// the peer counts as gone after [`QUESTIONS`] unanswered probes. `None`: the system's values.
+/// Accepted sockets inherit the listener's setting.
 fn keep_alive(socket: impl AsFd, silence: Option<Duration>) -> io::Result<()> {
     let (silence, between, questions) = match silence {
         Some(silence) => (silence, (silence / QUESTIONS).max(SECOND), QUESTIONS),
         None => {
-            // A new socket has the system's (tcp(7)).
+            // A new socket has the system's values (tcp(7)).
             let new = TcpSocket::new_v4()?;
             (
                 sockopt::tcp_keepidle(&new)?,

@@ -18,10 +18,10 @@ use super::stats::{Counted, Stats};
 use crate::descriptors::Room;
 use crate::plan::Destination;
 
-/// A program that has not accepted a client by then is shown to let it wait.
+/// Time after which a client that the guest's program has not accepted is shown as waiting.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
 
-/// A client that was accepted.
+/// An accepted client.
 pub(super) struct Connection {
     pub(super) client: TcpStream,
     pub(super) room: Room,
@@ -32,7 +32,7 @@ pub(super) struct Connection {
     pub(super) cut: CancellationToken,
 }
 
-/// Counts a client from when it was accepted here until the guest's program has accepted it.
+/// Counts a client from its accept here until the guest's program accepts it.
 pub(super) struct Waiting {
     stats: Arc<Stats>,
     room: WaitingRoom,
@@ -79,7 +79,7 @@ impl Connection {
                     biased;
                     () = cut.cancelled() => None,
                     opened = dialer.open(guest, room, &stats) => Some(opened),
-                    // It was reset: nobody is left to be served.
+                    // The client was reset, so nobody is left to serve.
                     _ = client.ready(Interest::ERROR) => None,
                 }
             });

@@ -1,13 +1,13 @@
-//! Step 5 of the data flow: from a client that was accepted to a connection to the guest's program.
+//! Step 5 of the data flow: connects an accepted client to the guest's program.
 //!
-//! A client waits as the kernel would let it wait without rum: a listener whose accept queue is full
-//! answers late or, after some two minutes (`net.ipv4.tcp_syn_retries`, tcp(7)), never, and only the
-//! kernel decides that. What has a deadline of ours is an agent that is not there ([`LINK_DEADLINE`]).
-//! Nothing was sent to a program by a dial that got no answer, so it is simply made again.
+//! A client waits as it would without rum. A listener with a full accept queue answers late or,
+//! after some two minutes (`net.ipv4.tcp_syn_retries`, tcp(7)), never; only the kernel decides
+//! that. rum's own deadline is for a missing agent ([`LINK_DEADLINE`]). A dial without an answer
+//! has sent nothing to a program, so it is simply repeated.
 //!
-//! Invariant: one program that accepts nobody costs others nothing. What waits for it is counted
-//! ([`WaitingRoom`]); beyond its share it is no longer accepted, so that its clients wait in the
-//! kernel's queue, as they would without rum.
+//! Invariant: a program that accepts no connections costs other forwards nothing. Its waiting
+//! clients are counted ([`WaitingRoom`]). Beyond its share, rum accepts no more of them, so they
+//! wait in the kernel's queue, as they would without rum.
 
 use std::io;
 use std::sync::Arc;
@@ -30,26 +30,28 @@ use crate::plan::{Destination, GuestPort};
 use crate::stream::backoff::Backoff;
 use crate::stream::client::LinkState;
 
-/// Time for an agent that is away, or that takes no channel, to be back. A restart takes less.
+/// Time for an agent that is lost, or accepts no channel, to come back. A restart takes less.
 pub const LINK_DEADLINE: Duration = Duration::from_secs(10);
-/// Clients of one forward that wait for its program to accept them. More wait in the kernel's queue.
+/// Most clients of one forward that wait for its program to accept them. More wait in the kernel's
+/// queue.
 const MAX_WAITING: usize = 512;
-/// A forward with fewer clients than this that wait always accepts the next, whatever others do.
+/// A forward with fewer waiting clients than this always accepts the next, whatever the other
+/// forwards do.
 const FEW_WAITING: usize = 4;
 
 /// Why a client was reset before it reached a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The guest's kernel or agent said so.
+    /// The guest's kernel or agent refused it.
     Agent(DialStatus),
-    /// No agent for [`LINK_DEADLINE`].
+    /// No agent answered within [`LINK_DEADLINE`].
     NoAgent,
-    /// A channel that broke the rules, or an error of this machine.
+    /// The channel broke the protocol, or a local error occurred.
     Failed,
 }
 
 impl Refusal {
-    /// In words, about `guest`.
+    /// The reason in words, for a client of `guest`.
     pub fn words(self, guest: Destination) -> &'static str {
         let elsewhere = guest.ip.is_some();
         match self {
@@ -72,7 +74,7 @@ impl Refusal {
             }
             Self::Agent(DialStatus::Denied) => "the agent does not allow it",
             Self::NoAgent => "no agent answered",
-            // The first two are never the end of a dial.
+            // `open` never returns the first two.
             Self::Agent(DialStatus::Connected | DialStatus::Exhausted | DialStatus::Failed)
             | Self::Failed => "the connection could not be made",
         }
@@ -91,14 +93,14 @@ pub struct Dialer {
     pub(super) successions: watch::Receiver<u64>,
 }
 
-/// How one try failed.
+/// Why one attempt failed.
 enum Failed {
     Refused(Refusal),
-    /// No descriptors or memory here.
+    /// This machine has no descriptors or memory left.
     ExhaustedHere,
-    /// None at the agent.
+    /// The agent has none left.
     ExhaustedThere,
-    /// The agent went away before it answered.
+    /// The agent was lost before it answered.
     Lost,
 }
 
@@ -113,8 +115,8 @@ impl From<io::Error> for Failed {
 }
 
 impl Dialer {
-    /// Dials `endpoint` whenever `link` says that an agent is there.
-    /// What leads to an agent is reset when `successions` says that another one took its place.
+    /// Dials `endpoint` whenever `link` reports an agent. Channels to an agent are reset when
+    /// `successions` reports its successor.
     pub fn new(
         endpoint: Endpoint,
         link: watch::Receiver<LinkState>,
@@ -131,16 +133,16 @@ impl Dialer {
         }
     }
 
-    /// Keeps ready what makes a new connection faster. Never completes.
+    /// Keeps sockets or channels ready that speed up new connections. Never completes.
     pub async fn keep_ready(&self) {
         self.pool.keep(&self.endpoint, self.link.clone()).await;
     }
 
-    /// A connection to `guest`, in `room`. When somebody else is quicker to use that, this waits for
-    /// other room, as the client would have if it had not been accepted yet.
+    /// Connects to `guest` with the descriptors of `room`. If another thread takes them first, this
+    /// waits for others, as the client would if it had not been accepted yet.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The reason for the failure.
     pub(super) async fn open(
         &mut self,
         guest: Destination,
@@ -152,7 +154,7 @@ impl Dialer {
         }
         let mut pauses = Backoff::default();
         let mut unserved = None;
-        // The last moment at which the agent is known to have been there.
+        // The last time at which the agent is known to have been there.
         let mut there = clock::now();
         loop {
             let up = self.link.wait_for(|state| state.may_dial(clock::now()));
@@ -179,7 +181,7 @@ impl Dialer {
                     tokio::time::sleep(pauses.next_delay()).await;
                 }
                 Err(Failed::Lost) => {
-                    // A dial that fails at once met nobody.
+                    // A dial that fails at once has not reached an agent.
                     if clock::now() - start > ACCEPT_PAUSE {
                         there = clock::now();
                     }
@@ -190,15 +192,15 @@ impl Dialer {
         }
     }
 
-    /// A channel to `guest` for somebody who relays its frames himself.
+    /// Opens a channel to `guest` for a caller that relays its frames itself.
     ///
     /// # Errors
-    /// Why there is none; `None`: no agent answered.
+    /// The reason for the failure; `None`: no agent answered.
     pub async fn channel(&mut self, guest: Destination) -> Result<Stream, Option<DialStatus>> {
         let room = self.room().await;
         match self.open(guest, room, &Stats::default()).await {
             Ok(Connected::Framed(channel)) => Ok(channel),
-            // Only a guest on the same kernel has sockets to hand over, and such a one needs no frames.
+            // Only a guest on the same kernel hands sockets over, and such a guest needs no frames.
             Ok(Connected::Direct(_)) => Err(Some(DialStatus::Denied)),
             Err(Refusal::Agent(status)) => Err(Some(status)),
             Err(Refusal::NoAgent) => Err(None),
@@ -206,16 +208,15 @@ impl Dialer {
         }
     }
 
-    /// Completes when another agent has taken the place of the one that was dialled last.
+    /// Completes when a successor has replaced the agent that was dialled last.
     pub async fn succeeded(&mut self) {
         if self.successions.changed().await.is_err() {
-            // rum is stopping, and whoever waits will be dropped.
+            // rum is stopping, and the caller will be dropped.
             std::future::pending().await
         }
     }
 
-    /// A connection without the agent: over a socket that it has handed over. `None`: the agent
-    /// has to be asked.
+    /// Connects without the agent, over a socket that it handed over before. `None`: ask the agent.
     async fn direct(&self, guest: Destination) -> Option<Result<TcpStream, DialStatus>> {
         match self.pool.connect(GuestPort(guest.own_port()?))? {
             Dialled::Connected(tcp) => Some(Ok(tcp)),
@@ -229,7 +230,7 @@ impl Dialer {
         }
     }
 
-    /// One try. It has no deadline: it lasts as long as the agent is there.
+    /// Makes one attempt. It has no deadline: it lasts as long as the agent is there.
     async fn through_agent(&mut self, guest: Destination, room: Room) -> Result<Connected, Failed> {
         self.successions.mark_unchanged();
         let ready = self.pool.channel();
@@ -246,7 +247,7 @@ impl Dialer {
         }
     }
 
-    /// Room, once there is some.
+    /// Waits for free descriptors.
     async fn room(&self) -> Room {
         loop {
             if let Ok(room) = self.reserve.take() {
@@ -257,8 +258,8 @@ impl Dialer {
     }
 }
 
-/// Waits until the agent has gone away, and is back or stays away. An agent that is only let go of, since
-/// rum is stopping, still answers what it was asked.
+/// Waits until the agent is lost, and then until it is back or stays away. If the link only goes
+/// down because rum is stopping, the agent still answers its pending requests.
 async fn lost(link: &mut watch::Receiver<LinkState>) -> Failed {
     if link
         .wait_for(|state| *state == LinkState::Down)
@@ -281,7 +282,7 @@ async fn ask(
     guest: Destination,
     room: Room,
 ) -> io::Result<Result<Connected, DialStatus>> {
-    // One that was ready and fails without an answer was made by an agent that is gone.
+    // If a ready channel fails without an answer, the agent that it leads to is gone.
     if let Some(ready) = ready
         && let Ok(answer) = channel::open(ready, guest).await
     {
@@ -291,17 +292,18 @@ async fn ask(
     channel::dial(endpoint, guest).await
 }
 
-/// Counts the clients of all forwards that wait for a program to accept them. Clones share it.
+/// Counts the clients of all forwards that wait for a program to accept them. Clones share the
+/// count.
 #[derive(Debug, Clone)]
 pub(super) struct WaitingRoom {
     all: Arc<AtomicUsize>,
-    /// Most that wait together, but for the first few of each forward.
+    /// Most waiting clients in total, apart from the first few of each forward.
     most: usize,
 }
 
 impl Default for WaitingRoom {
-    /// Those that wait have at most three eighths of the descriptors: each has its client's socket and
-    /// two more.
+    /// Waiting clients take at most three eighths of the descriptors: each one has its client's
+    /// socket and two more.
     fn default() -> Self {
         Self {
             all: Arc::default(),
@@ -311,7 +313,7 @@ impl Default for WaitingRoom {
 }
 
 impl WaitingRoom {
-    /// Whether a forward with `own` clients that wait may accept one more.
+    /// Whether a forward with `own` waiting clients may accept one more.
     pub(super) fn has_room(&self, own: usize) -> bool {
         let share = MAX_WAITING.min(self.most / 4);
         own < FEW_WAITING || (own < share && self.all.load(Relaxed) < self.most)

@@ -1,4 +1,4 @@
-//! What the host's own kernel says: who holds a port, and which boot this is.
+//! Queries of the host's own kernel: which process holds a port, and which boot this is.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,30 +15,31 @@ use crate::forward::bind_failure::Hold;
 use crate::plan::HostAddr;
 use crate::plan::policy::overlap;
 
-/// How many descriptors of this machine are looked at for one name: a second's work, in a thread of its
-/// own. A machine with busy servers has more than the agent's bound allows for.
+/// Most descriptors of this machine that are examined in one search: about a second's work, on its
+/// own thread. A machine with busy servers has more than the agent's bound allows for.
 const MAX_DESCRIPTORS: usize = 500_000;
 
-/// Who has a host port.
+/// What occupies a host port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// The sockets in the way; none if they can't be seen, 0 for one that nobody has any more.
+    /// Inodes of the occupying sockets. Empty if they cannot be seen; 0 for a socket that no
+    /// process owns any more.
     sockets: Vec<u64>,
-    /// What they are.
+    /// The kind of socket.
     pub by: Hold,
-    /// The process that has one of them, where that can be seen.
+    /// The process that holds one of them, if it can be seen.
     pub holder: Option<Process>,
 }
 
-/// Who keeps `at` from being bound, where that can be seen.
+/// Finds what keeps `at` from being bound, if it can be seen.
 pub fn holder(at: HostAddr) -> (Option<Process>, Hold) {
     let found = holders(vec![((), at, None)]).pop();
     found.map_or_else(Default::default, |(.., taken)| (taken.holder, taken.by))
 }
 
-/// Who keeps each address from being bound: listeners on that port at the same or an unspecified
-/// address, else connections. What was known stays as it is while its sockets and its process do. Otherwise this
-/// reads /proc, once for all: call it off the hot path.
+/// Finds what keeps each address from being bound: listeners on that port at the same or an
+/// unspecified address, else connections. A known result is kept while its sockets and its process
+/// exist. Otherwise this reads /proc, once for all addresses: call it off the hot path.
 pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr, Taken)> {
     let listeners = SockDiag::open().and_then(|mut source| source.dump());
     let mut by_port: HashMap<u16, Vec<(IpAddr, u64)>> = HashMap::new();
@@ -54,7 +55,7 @@ pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr
         if !listeners.is_empty() {
             return (listeners, Hold::Listener);
         }
-        // Rarely asked for: a port that is taken without a listener.
+        // Rarely needed: a port is occupied without a listener.
         let all = connections.get_or_insert_with(Connection::all);
         let there = all.iter().filter(|c| c.local.port() == at.0.port());
         let there = there.filter(|c| overlap(c.local.ip(), at.0.ip()));
@@ -80,7 +81,7 @@ pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr
             known.sockets == sockets && known.holder.as_ref().is_none_or(&mut is_there)
         });
         let taken = known.unwrap_or_else(|| {
-            // 0 is what nobody has.
+            // Inode 0 has no owner.
             unknown.extend(sockets.iter().filter(|inode| **inode != 0));
             Taken {
                 sockets,
@@ -114,19 +115,19 @@ pub fn holders<K>(wanted: Vec<(K, HostAddr, Option<Taken>)>) -> Vec<(K, HostAddr
     found
 }
 
-/// A TCP socket that is not listening, of /proc/net/tcp{,6} (proc(5)).
+/// A TCP socket that is not listening, from /proc/net/tcp{,6} (proc(5)).
 struct Connection {
     local: SocketAddr,
-    /// 0 once no process has it.
+    /// 0 if no process owns it any more.
     inode: u64,
 }
 
 impl Connection {
-    /// Those of this network namespace.
+    /// All of this network namespace.
     fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for (table, family) in [("tcp", Family::V4), ("tcp6", Family::V6)] {
-            // Without IPv6 there is no such file.
+            // Without IPv6, this file does not exist.
             let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
             let text = text.unwrap_or_default();
             all.extend(text.lines().skip(1).filter_map(|l| Self::parse(l, family)));
@@ -147,7 +148,7 @@ impl Connection {
     }
 }
 
-/// The kernel's boot id: equal for an agent on the same kernel.
+/// The kernel's boot id, which an agent on the same kernel shares.
 pub fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned())
@@ -168,7 +169,7 @@ mod tests {
         let look = |known| holders(vec![((), at, known)]).pop().unwrap().2;
         let first = look(None);
         assert_eq!(me(&first), Some(std::process::id()));
-        // What is known stays as long as its socket and its process do.
+        // A known result stays while its socket and its process exist.
         let holder = Some(Process {
             pid: std::os::unix::process::parent_id(),
             name: "known".into(),
@@ -218,7 +219,7 @@ mod tests {
             (who.map(|who| who.pid), by),
             (Some(std::process::id()), Hold::Connection)
         );
-        // Who closes first waits.
+        // The side that closes first keeps TIME_WAIT.
         client.shutdown(std::net::Shutdown::Both).unwrap();
         drop((client, server));
         assert_eq!(holder(at), (None, Hold::TimeWait));

@@ -1,16 +1,18 @@
-//! Step 5 of the data flow: binds host addresses, accepts, opens a channel to the agent for each
-//! connection and hands both to the relay.
+//! Step 5 of the data flow: binds host addresses, accepts clients, opens a channel to the agent for
+//! each and passes both to the relay.
 //!
-//! A [`Forwarder`] leads to one [`Destination`]. It owns its listening sockets, and one task that owns the
-//! tasks of its connections: nothing is detached. [`Forwarder::close`] takes the sockets out of the
-//! LISTEN state before it returns, so that the next connect is refused and the next bind succeeds.
-//! Connections are their two ends' own: they go on for as long as those want, or as the caller lets
-//! them; a port that is bound again has them as before.
+//! A [`Forwarder`] leads to one [`Destination`]. It owns its listening sockets, and one task that
+//! owns the tasks of its connections: nothing is detached. [`Forwarder::close`] takes the sockets
+//! out of the LISTEN state before it returns, so the next connect is refused and the next bind
+//! succeeds. Connections outlive their listener, for as long as their two ends want or the caller
+//! allows; a port that is bound again still has its old ones.
 //!
-//! Invariants: the guest's program is dialled only because a client connected; a client whose
-//! connection cannot be made is reset, never closed as if all were well; running out of
-//! descriptors delays accepting and ends nothing: no client is accepted before there is room for
-//! what leads on from there, see [`Reserve`](crate::descriptors::Reserve).
+//! Invariants:
+//! - The guest's program is dialled only because a client connected.
+//! - A client whose connection cannot be made is reset, never closed cleanly.
+//! - A lack of descriptors delays accepting and ends nothing: no client is accepted before the
+//!   descriptors for its onward connection are reserved, see
+//!   [`Reserve`](crate::descriptors::Reserve).
 
 use std::future::{pending, poll_fn};
 use std::io;
@@ -43,22 +45,22 @@ pub mod holder;
 pub(crate) mod pool;
 mod stats;
 
-/// Pause after an accept or a dial that failed for want of descriptors or memory: long enough not
+/// Pause after an accept or a dial that failed for lack of descriptors or memory: long enough not
 /// to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What the task is to do.
+/// Instructions for the task.
 #[derive(Debug, Clone, Default)]
 struct Orders {
-    /// Where to accept.
+    /// The addresses to accept on.
     bound: Vec<Bound>,
-    /// When the connections are cut.
+    /// When to reset the connections.
     cut_at: Option<Instant>,
-    /// Nobody gives orders any more; these are the last.
+    /// The forwarder is gone; these are the last orders.
     last: bool,
 }
 
-/// A forward: bound, or with connections that live on, or both. Clones are the same one.
+/// A forward: bound, or with connections that outlive it, or both. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Forwarder {
     guest: Destination,
@@ -76,16 +78,17 @@ pub struct ForwardTask {
     orders: watch::Receiver<Orders>,
     cut: CancellationToken,
     stats: Arc<Stats>,
-    /// One client fewer waits to be accepted by the guest's program.
+    /// Notified when the guest's program has accepted one more client.
     served: Arc<Notify>,
-    /// The listener that is looked at first: none keeps the others from their turn.
+    /// Index of the listener that is polled first. It rotates, so that no listener starves the
+    /// others.
     first: usize,
-    /// It was said that clients wait in the kernel's queue.
+    /// Whether the log already reports that clients wait in the kernel's queue.
     said: bool,
 }
 
 impl Forwarder {
-    /// One that is bound nowhere yet. Cancelling `cut` resets all its connections.
+    /// A forwarder without an address. Cancelling `cut` resets all its connections.
     pub fn new(guest: Destination, dialer: &Dialer, cut: CancellationToken) -> Self {
         Self {
             guest,
@@ -96,8 +99,8 @@ impl Forwarder {
         }
     }
 
-    /// What is to run for as long as it is bound or has connections. When that has ended, it has to
-    /// be made anew for what is bound afterwards.
+    /// The task to run while the forward is bound or has connections. Once it has ended, a later
+    /// bind needs a new one.
     pub fn task(&self) -> ForwardTask {
         ForwardTask {
             guest: self.guest,
@@ -111,8 +114,9 @@ impl Forwarder {
         }
     }
 
-    /// Binds one more address and listens; whether it is `one_of_many`, so that `::` is IPv6 alone.
-    /// `keepalive` is as for [`Self::keep_alive`]. Returns the inode of the listening socket. Connections that live are no longer to be cut.
+    /// Binds one more address and listens. `one_of_many` restricts `::` to IPv6. `keepalive` is as
+    /// for [`Self::keep_alive`]. Returns the inode of the listening socket. Cancels a pending reset
+    /// of older connections.
     ///
     /// # Errors
     /// [`BindFailure`]. Must be called within a tokio runtime.
@@ -136,33 +140,33 @@ impl Forwarder {
         self.orders.borrow().bound.first().map(|bound| bound.at)
     }
 
-    /// All addresses that are bound.
+    /// All bound addresses.
     pub fn addresses(&self) -> Vec<HostAddr> {
         self.orders.borrow().bound.iter().map(|b| b.at).collect()
     }
 
-    /// The inodes of its listening sockets.
+    /// The inodes of the listening sockets.
     pub fn inodes(&self) -> Vec<u64> {
         self.orders.borrow().bound.iter().map(|b| b.inode).collect()
     }
 
-    /// Where it leads.
+    /// The destination in the guest.
     pub fn guest(&self) -> Destination {
         self.guest
     }
 
-    /// What it has done.
+    /// Its counters.
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
 
-    /// Resets its connections once cancelled.
+    /// Resets all connections when cancelled.
     pub fn cut(&self) -> &CancellationToken {
         &self.cut
     }
 
-    /// After how much silence clients that come from now on are asked whether they are still there;
-    /// `None`: as the system's times say.
+    /// Sets how long clients that connect from now on may be idle before keepalive probes start;
+    /// `None`: the system's value.
     pub fn keep_alive(&self, silence: Option<Duration>) {
         for bound in &self.orders.borrow().bound {
             if let Err(error) = bound.keep_alive(silence) {
@@ -171,8 +175,8 @@ impl Forwarder {
         }
     }
 
-    /// Stops accepting at `at`, at once; connections that wait to be accepted are reset by the kernel.
-    /// Returns the inode of what listened there.
+    /// Stops accepting at `at` at once; the kernel resets connections that wait to be accepted.
+    /// Returns the inode of the listening socket.
     pub fn unbind(&self, at: IpAddr) -> Option<u64> {
         let mut closed = None;
         self.orders.send_if_modified(|orders| {
@@ -185,8 +189,8 @@ impl Forwarder {
         Some(closed.inode)
     }
 
-    /// Stops accepting, as [`Self::unbind`] of all addresses. Connections may go on for `drain`; with
-    /// none, for as long as their two ends want.
+    /// Stops accepting at all addresses, as [`Self::unbind`] does. Connections may go on for
+    /// `drain`; with `None`, for as long as their two ends want.
     pub fn close(&self, drain: Option<Duration>) {
         let mut closed = Vec::new();
         self.orders.send_modify(|orders| {
@@ -196,29 +200,30 @@ impl Forwarder {
         closed.iter().for_each(Bound::shut);
     }
 
-    /// As [`Self::close`], for good. Without this call, dropping it cuts its connections.
+    /// Like [`Self::close`], but final. A forwarder that is dropped without this call resets its
+    /// connections.
     pub fn stop(self, drain: Duration) {
         self.close(Some(drain));
         self.orders.send_modify(|orders| orders.last = true);
     }
 }
 
-/// What the task goes on with.
+/// What the task handles next.
 enum Turn {
-    /// There are other orders.
+    /// There are new orders.
     Ordered,
-    /// Nobody gives orders any more.
+    /// The forwarder is gone.
     Alone,
     /// A connection has ended.
     Ended,
-    /// The time of the connections is over.
+    /// The connections' time has run out.
     Over,
     Accepted(io::Result<(TcpStream, Room)>),
 }
 
 impl ForwardTask {
-    /// Runs for as long as the forward is bound or has connections. Returns how many of those had to be
-    /// cut.
+    /// Runs while the forward is bound or has connections. Returns the number of connections that
+    /// had to be reset.
     pub async fn run(mut self) -> usize {
         let mut connections = JoinSet::new();
         let mut news = self.orders.clone();
@@ -253,7 +258,7 @@ impl ForwardTask {
                     self.failed(&error, &orders.bound);
                     tokio::select! {
                         Ok(()) = news.changed() => orders = news.borrow_and_update().clone(),
-                        // One that has ended leaves room.
+                        // An ended connection frees descriptors.
                         Some(_) = connections.join_next() => {}
                         () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                     }
@@ -263,7 +268,7 @@ impl ForwardTask {
         0
     }
 
-    /// The next client, once there is one and room for it. Cancel-safe.
+    /// The next client, once there is one and its descriptors are reserved. Cancel-safe.
     async fn accept(&mut self, bound: &[Bound]) -> io::Result<(TcpStream, Room)> {
         if bound.is_empty() {
             return pending().await;
@@ -293,7 +298,8 @@ impl ForwardTask {
                 let listener = &bound[self.first.wrapping_add(turn) % bound.len()].listener;
                 match listener.poll_accept(cx) {
                     Poll::Ready(Ok((client, _))) => return Poll::Ready(Ok((client, room))),
-                    // A connection that failed before it was accepted (accept(2)): not ours.
+                    // The connection failed before it was accepted (accept(2)); the listener is
+                    // fine.
                     Poll::Ready(Err(error)) if is_passing(&error) => {
                         tracing::debug!(guest = %self.guest, %error, "accept");
                         cx.waker().wake_by_ref();
@@ -302,19 +308,19 @@ impl ForwardTask {
                     Poll::Pending => {}
                 }
             }
-            // None is waiting any more.
+            // No client waits any more.
             self.stats.exhausted.store(false, Relaxed);
             Poll::Pending
         })
         .await
     }
 
-    /// Nobody can be accepted now.
+    /// Handles a failed accept.
     fn failed(&self, error: &io::Error, bound: &[Bound]) {
         if !is_exhaustion(error) || !bound.iter().any(Bound::somebody_waits) {
             return;
         }
-        // What is ready for clients to come must not keep this one out.
+        // Channels kept ready for later clients must not keep this one out.
         self.dialer.pool.clear();
         if !self.stats.exhausted.swap(true, Relaxed) {
             tracing::warn!(
@@ -339,7 +345,8 @@ impl ForwardTask {
     }
 }
 
-/// Whether accepting may go on at once: neither is there no room, nor was the listener shut down.
+/// Whether accepting may go on at once: the error is neither exhaustion nor a listener that was
+/// shut down.
 fn is_passing(error: &io::Error) -> bool {
     !is_exhaustion(error) && error.raw_os_error() != Some(Errno::INVAL.raw_os_error())
 }

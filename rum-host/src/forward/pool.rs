@@ -1,16 +1,20 @@
-//! Step 5 of the data flow, the fast way in: what can be made ready before a client comes.
+//! Step 5 of the data flow, the fast path: sockets and channels that are ready before a client
+//! comes.
 //!
-//! A socket belongs to the network namespace in which it was made, whoever holds it. So an
-//! agent that shares our kernel hands over TCP sockets that are not connected yet, and a new client
-//! costs one connect(2) here instead of a turn through the agent. To an agent in a VM a few channels
-//! are dialled ahead, which saves a new client that dial: what is left is the port on its way
-//! there and the answer on its way back.
+//! A socket belongs to the network namespace in which it was created, whichever process holds it.
+//! So an agent that shares our kernel hands over unconnected TCP sockets, and a new client costs
+//! one connect(2) here instead of a round trip through the agent. For an agent in a VM, a few
+//! channels are dialled ahead, so a new client only waits for its port to travel there and the
+//! answer to travel back.
 //!
-//! Invariants: it is a short cut and nothing else. A socket tries the guest's IPv4 loopback, where
-//! nearly everything can be reached; whenever it, or a channel, fails, the agent is
-//! asked as ever, and gives the reason. Fewer than [`LOW`] + [`rum_shared::bytes::handover::OFFER`] sockets
-//! and at most [`CHANNELS`] channels are held. Channels are dialled only while the agent may be
-//! ([`LinkState::may_dial`]), and those of a lost one are not used for the next.
+//! Invariants:
+//! - The pool is only a shortcut. Its sockets try the guest's IPv4 loopback, where nearly every
+//!   listener can be reached. If a socket or a channel fails, the agent is asked as usual, and
+//!   gives the reason.
+//! - It holds fewer than [`LOW`] + [`rum_shared::bytes::handover::OFFER`] sockets and at most
+//!   [`CHANNELS`] channels.
+//! - Channels are dialled only while the link allows it ([`LinkState::may_dial`]). Channels to a
+//!   lost agent are not used for its successor.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,31 +32,31 @@ use crate::clock;
 use crate::plan::GuestPort;
 use crate::stream::client::LinkState;
 
-/// Fewer than this many sockets left: time for more.
+/// Refill threshold, in sockets.
 const LOW: usize = handover::OFFER / 2;
-/// Channels that are kept: the clients that may come within the time of one dial, which takes a
-/// few milliseconds, without having to wait for theirs.
+/// Channels kept ready: enough for the clients that may come within the time of one dial, a few
+/// milliseconds.
 pub const CHANNELS: usize = 4;
 
-/// What is ready. Clones share it.
+/// The ready sockets and channels. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Pool(Arc<Inner>);
 
-/// What became of a [`Pool::connect`].
+/// Result of [`Pool::connect`].
 #[derive(Debug)]
 pub enum Dialled {
-    /// It is there.
+    /// The connection is established.
     Connected(TcpStream),
-    /// The listener has no room for it yet.
+    /// The listener's accept queue is full.
     Waiting(Waiting),
 }
 
-/// A connection that the kernel is still trying to make.
+/// A connection that the kernel is still trying to establish.
 #[derive(Debug)]
 pub struct Waiting(TcpStream);
 
 impl Waiting {
-    /// Waits for as long as the kernel does.
+    /// Waits as long as the kernel tries.
     ///
     /// # Errors
     /// As connect(2): ECONNREFUSED, ETIMEDOUT.
@@ -66,8 +70,8 @@ impl Waiting {
     }
 }
 
-/// Whether `tcp` did not meet itself, as can happen on a port without a listener (RFC 9293, 3.5,
-/// simultaneous open).
+/// Whether `tcp` is not connected to itself, as can happen on a port without a listener (RFC 9293,
+/// 3.5, simultaneous open).
 fn is_apart(tcp: &TcpStream) -> bool {
     matches!((tcp.local_addr(), tcp.peer_addr()), (Ok(local), Ok(peer)) if local != peer)
 }
@@ -75,7 +79,7 @@ fn is_apart(tcp: &TcpStream) -> bool {
 #[derive(Debug, Default)]
 struct Inner {
     state: Mutex<State>,
-    /// Something was taken.
+    /// Notified when a socket or a channel was taken.
     taken: Notify,
 }
 
@@ -86,8 +90,8 @@ struct State {
 }
 
 impl Pool {
-    /// A connection to `guest` on the guest's IPv4 loopback, if there is a socket. Over loopback it is
-    /// made at once, but for a listener whose accept queue is full.
+    /// Connects to `guest` on the guest's IPv4 loopback, if a socket is ready. Over loopback this
+    /// completes at once, unless the listener's accept queue is full.
     pub fn connect(&self, guest: GuestPort) -> Option<Dialled> {
         let socket = self.state().sockets.pop()?;
         self.0.taken.notify_one();
@@ -100,15 +104,15 @@ impl Pool {
         if tcp.peer_addr().is_ok() {
             return is_apart(&tcp).then_some(Dialled::Connected(tcp));
         }
-        // Refused, or waiting for room in the backlog.
+        // Refused, or waiting for room in the accept queue.
         match tcp.take_error() {
             Ok(None) => Some(Dialled::Waiting(Waiting(tcp))),
             _ => None,
         }
     }
 
-    /// A channel whose header has not been sent. The agent was there a moment ago; whether it
-    /// still is shows when it answers.
+    /// A channel whose header has not been sent. The agent was there a moment ago; its answer shows
+    /// whether it still is.
     pub fn channel(&self) -> Option<Stream> {
         let mut state = self.state();
         let channel = std::iter::from_fn(|| state.channels.pop()).find(is_quiet)?;
@@ -116,27 +120,27 @@ impl Pool {
         Some(channel)
     }
 
-    /// Drops what is ready, until it is filled again at the agent's next sign of life.
+    /// Drops everything. The pool is filled again at the agent's next sign of life.
     pub fn clear(&self) {
         *self.state() = State::default();
     }
 
-    /// Keeps it filled from `endpoint`, for ever. Cancel-safe.
+    /// Keeps the pool filled from `endpoint`, for ever. Cancel-safe.
     pub async fn keep(&self, endpoint: &Endpoint, mut link: watch::Receiver<LinkState>) {
         loop {
-            // The sender is gone: rum is stopping, and whoever owns this future will drop it.
+            // The sender is gone: rum is stopping, and the owner of this future will drop it.
             let Ok(_) = link.wait_for(|state| state.may_dial(clock::now())).await else {
                 return std::future::pending().await;
             };
             self.fill_until_lost(endpoint, &mut link).await;
-            // They lead to an agent that may be gone without a word.
+            // These channels lead to an agent that may be gone.
             self.state().channels.clear();
         }
     }
 
     async fn fill_until_lost(&self, endpoint: &Endpoint, link: &mut watch::Receiver<LinkState>) {
         loop {
-            // At each sign of life as well, when it is known that the agent may be dialled.
+            // Also runs at each sign of life, which shows that the agent may be dialled.
             link.mark_unchanged();
             self.state().channels.retain(is_quiet);
             if link.borrow().may_dial(clock::now())
@@ -157,7 +161,8 @@ impl Pool {
         if let Endpoint::Unix { .. } = endpoint {
             if self.state().sockets.len() < LOW {
                 let mut sockets = handover::request(endpoint).await?;
-                // Only this adds any, so all of them find room; `request` takes no more than an offer.
+                // Only this function adds sockets, and `request` returns at most one offer, so the
+                // bound holds.
                 self.state().sockets.append(&mut sockets);
             }
             return Ok(());
@@ -170,13 +175,13 @@ impl Pool {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing is done under the lock that could be left half done.
+        // No operation under the lock can be left half done.
         let state = self.0.state.lock();
         state.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether nothing was heard of a channel that is to be silent until its header: no end, no byte.
+/// Whether a channel without a header is still silent: no EOF and no byte arrived.
 fn is_quiet(channel: &Stream) -> bool {
     let mut fds = [PollFd::new(channel, PollFlags::IN | PollFlags::RDHUP)];
     matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
@@ -192,7 +197,7 @@ mod tests {
 
     use super::*;
 
-    /// A `CONNECT` device, whose every connection ends here.
+    /// A `CONNECT` device whose connections all end here.
     struct Device {
         _dir: tempfile::TempDir,
         listener: UnixListener,
@@ -249,7 +254,7 @@ mod tests {
             self.pool.state().channels.len()
         }
 
-        /// Fills the pool. The far ends of its channels.
+        /// Fills the pool. Returns the far ends of its channels.
         async fn filled(&self) -> Vec<UnixStream> {
             let mut ends = vec![];
             for _ in 0..CHANNELS {
@@ -267,7 +272,7 @@ mod tests {
         let mut ends = device.keeping(device.filled()).await;
         let mut channel = device.pool.channel().unwrap();
         channel.write_all(b"!").await.unwrap();
-        // The latest comes first.
+        // The newest channel is used first.
         assert_eq!(ends.pop().unwrap().read_u8().await.unwrap(), b'!');
         let more = async {
             ends.push(device.dialled().await);

@@ -1,4 +1,5 @@
-//! What a forward has done so far, for `rum ports`. Written by its connections, read at any time.
+//! Counters of a forward, for `rum ports`. Its connections write them; they can be read at any
+//! time.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,51 +11,52 @@ use super::dialer::Refusal;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Connections that live.
+    /// Open connections.
     pub active: AtomicU32,
-    /// Those of them that the guest's program has not accepted yet.
+    /// Open connections that the guest's program has not accepted yet.
     pub waiting: AtomicU32,
-    /// Those of them that have waited for a second and more.
+    /// Open connections that have waited for a second or more.
     pub slow: AtomicU32,
-    /// Those of them that the agent has no room for.
+    /// Open connections for which the agent has no descriptors or memory.
     pub unserved: AtomicU32,
     /// Connections accepted.
     pub accepted: AtomicU64,
-    /// Connections that could not be carried to the guest's program, and were reset.
+    /// Connections that were reset because the guest's program could not be reached.
     pub refused: AtomicU64,
-    /// Whether connections wait because there is no descriptor or memory to accept them with.
+    /// Whether connections wait because this machine lacks descriptors or memory to accept them.
     pub exhausted: AtomicBool,
     /// Bytes relayed.
     pub bytes: Counters,
-    /// What became of the last client.
+    /// Outcome of the last client.
     last: Mutex<Last>,
 }
 
-/// What became of the last client whose connection was asked for since the guest's port changed hands.
+/// Outcome of the last client whose connection was requested since the listener on the guest's port
+/// last changed.
 #[derive(Debug, Default)]
 struct Last {
     turn: Turn,
     outcome: Option<Result<(), Refusal>>,
 }
 
-/// How often the guest's port has changed hands.
+/// Number of times that the listener on the guest's port has changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Turn(u64);
 
 impl Stats {
-    /// Somebody else listens on the guest's port, or nobody: what was before says nothing about it.
+    /// The guest's port has another listener or none: earlier outcomes say nothing about it.
     pub fn changed_hands(&self) {
         let mut last = self.last();
         last.turn.0 += 1;
         last.outcome = None;
     }
 
-    /// For a connection that is asked for now.
+    /// The turn of a connection that is requested now.
     pub(crate) fn turn(&self) -> Turn {
         self.last().turn
     }
 
-    /// A client, whose connection was asked for in `turn`, has got it, or was reset.
+    /// Notes the outcome for a client whose connection was requested in `turn`: connected or reset.
     pub(crate) fn ended(&self, turn: Turn, outcome: Result<(), Refusal>) {
         if outcome.is_err() {
             self.refused.fetch_add(1, Relaxed);
@@ -81,7 +83,7 @@ impl Stats {
     }
 }
 
-/// Counts one for as long as it lives.
+/// Counts one for as long as it exists.
 pub(super) struct Counted<'a>(&'a AtomicU32);
 
 impl<'a> Counted<'a> {

@@ -1,4 +1,4 @@
-//! When a client is given up, and when it is cut.
+//! Tests of when a client is given up and when it is reset.
 
 #![allow(clippy::unwrap_used)]
 
@@ -63,7 +63,7 @@ impl Fixture {
         client
     }
 
-    /// A client whose channel is open, and its far end.
+    /// A connected client, and the far end of its channel.
     async fn connected(&self) -> (TcpStream, UnixStream) {
         let client = self.client().await;
         let (mut channel, _) = self.agent.accept().await.unwrap();
@@ -73,7 +73,7 @@ impl Fixture {
         (client, channel)
     }
 
-    /// The next channel, after whatever pause there is before it.
+    /// The next channel, however long the pause before it is.
     async fn dialled(&self) -> UnixStream {
         loop {
             tokio::select! {
@@ -89,7 +89,7 @@ impl Fixture {
     }
 }
 
-/// How `client` stands: `None` while it lives.
+/// How `client` ended: `None` while it is open.
 fn end(client: &TcpStream) -> Option<io::ErrorKind> {
     match client.try_read(&mut [0; 1]) {
         Ok(_) => Some(io::ErrorKind::UnexpectedEof),
@@ -189,7 +189,7 @@ async fn an_agent_that_is_away_is_waited_for_as_long() {
     fixture.clock.advance(LINK_DEADLINE / 2 + MOMENT).await;
     assert_eq!(end(&first), RESET);
     assert_eq!(end(&second), None);
-    // It is back, and was not dialled before.
+    // The agent is back; it was not dialled meanwhile.
     fixture.link.send_replace(LinkState::Polling);
     let (mut channel, _) = fixture.agent.accept().await.unwrap();
     assert_eq!(channel.read_u16().await.unwrap(), 5000);
@@ -222,7 +222,7 @@ async fn without_a_drain_time_connections_go_on_and_are_those_of_the_next() {
     fixture.forwarder.close(None);
     fixture.clock.advance(day).await;
     assert_eq!(end(&client), None);
-    // Bound again, the end that was set for them is void.
+    // Binding again cancels the pending reset.
     fixture.forwarder.close(Some(day));
     fixture.forwarder.bind(ANYWHERE, false, None).unwrap();
     let (other, _other) = fixture.connected().await;

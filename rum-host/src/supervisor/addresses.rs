@@ -1,10 +1,10 @@
-//! Host addresses that this machine loses and gets back while ports are bound there (step 5): of a VPN, a
-//! bridge, a cable.
+//! Host addresses that this machine loses and regains while ports are bound to them (step 5): those
+//! of a VPN, a bridge, a cable.
 //!
-//! The kernel leaves a listening socket alone when its address goes, and has it serve again when that is
-//! back. So nothing is bound anew; what is shown and said follows the address. Each second rum tries whether
-//! it can still be bound: that takes some microseconds for each address, not for each port, and needs
-//! to know nothing of interfaces and routes.
+//! The kernel keeps a listening socket when its address goes, and the socket serves again when the
+//! address is back. So nothing is bound again; only the rows and the messages follow the address.
+//! Each second rum tries to bind each address, which takes some microseconds for an address,
+//! however many ports it has, and needs no knowledge of interfaces and routes.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -16,38 +16,38 @@ use crate::clock;
 use crate::plan::{Binding, HostAddr};
 use crate::ui::notice::Notice;
 
-/// How long an address may be gone without anybody being told.
+/// Longest time that a missing address goes unnoticed.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
-    /// Those that are not there, and whether the user was told.
+    /// Missing addresses, and whether the user was told.
     gone: BTreeMap<IpAddr, bool>,
-    /// When to look next; None while there is nothing to look at.
+    /// When to check next; `None` while there is nothing to check.
     at: Option<Instant>,
 }
 
 impl Addresses {
-    /// Whether the machine had `ip` when somebody looked.
+    /// Whether the machine had `ip` at the last check.
     pub fn has(&self, ip: IpAddr) -> bool {
         !self.gone.contains_key(&ip)
     }
 
-    /// `at` could be bound: looks at once where its address was not there.
+    /// Notes that `at` was bound: if its address was missing, the next check is due at once.
     pub fn bound(&mut self, at: HostAddr) {
         if !self.has(at.0.ip()) {
             self.at = None;
         }
     }
 
-    /// When to look.
+    /// When to check.
     pub fn wake(&self) -> Option<Instant> {
         self.at
     }
 
-    /// `all` are the addresses that are bound or wanted. Those that have gone since the last look, and those
-    /// that are back, if the user was told that they were gone.
+    /// Checks `all`, the addresses that are bound or wanted. Returns those that have gone since the
+    /// last check, and those that are back after the user was told that they were gone.
     fn look(
         &mut self,
         all: impl Iterator<Item = IpAddr>,
@@ -62,28 +62,28 @@ impl Addresses {
         self.at = None;
         for ip in all.filter(|ip| can_go(*ip)) {
             self.at = Some(now + LOOK);
-            let told = known.get(&ip).copied();
-            let was_here = told.is_none();
+            let reported = known.get(&ip).copied();
+            let was_here = reported.is_none();
             let here = is_here(ip).unwrap_or(was_here);
-            match (told, here) {
+            match (reported, here) {
                 (None, false) => gone.push(ip),
                 (Some(true), true) => back.push(ip),
                 _ => {}
             }
             if !here {
-                self.gone.insert(ip, told == Some(true));
+                self.gone.insert(ip, reported == Some(true));
             }
         }
         [gone, back]
     }
 }
 
-/// Every machine has a loopback, and any address is one of its own.
+/// Every machine has its loopback addresses, and the unspecified address is always there.
 fn can_go(ip: IpAddr) -> bool {
     !ip.is_loopback() && !ip.is_unspecified()
 }
 
-/// Whether this machine has `ip`; None if that cannot be told, for want of a descriptor for one.
+/// Whether this machine has `ip`. `None` if that cannot be determined, for lack of a descriptor.
 fn is_here(ip: IpAddr) -> Option<bool> {
     match UdpSocket::bind((ip, 0)) {
         Ok(_) => Some(true),
@@ -93,12 +93,13 @@ fn is_here(ip: IpAddr) -> Option<bool> {
 }
 
 impl Supervisor {
-    /// Looks which host addresses are there, if it is time to.
+    /// Checks which host addresses exist, if a check is due.
     pub(super) fn look_at_addresses(&mut self, context: &mut Context<'_>) {
         let all = self.planner.addresses();
         let [gone, back] = self.addresses.look(all, is_here, clock::now());
         for ip in gone {
-            // What never was there is blocked, which is told for each.
+            // Forwards on an address that was never there are blocked, and each reports that
+            // itself.
             let forwards = self.note_bound_at(ip);
             if forwards > 0 {
                 self.addresses.gone.insert(ip, true);
@@ -111,7 +112,7 @@ impl Supervisor {
         }
     }
 
-    /// The rows of what is bound at `ip` differ. How many forwards that are.
+    /// Marks the rows of all forwards bound at `ip` as changed. Returns their number.
     fn note_bound_at(&mut self, ip: IpAddr) -> usize {
         let bound = self.planner.bindings().filter_map(|binding| match binding {
             Binding::Bound { want, at } if at.0.ip() == ip => Some(want.guest.port),
@@ -145,11 +146,11 @@ mod tests {
         assert_eq!((unknown, addresses.has(ip)), (nothing.clone(), false));
         let back = addresses.look(all(), |_| Some(true), at(3));
         assert_eq!((back, addresses.has(ip)), ([vec![], vec![ip]], true));
-        // Of one that nobody was told about nobody is told that it is back.
+        // The return of an address is reported only if its loss was.
         addresses.look(all(), |_| Some(false), at(4));
         assert_eq!(addresses.look(all(), |_| Some(true), at(5)), nothing);
         assert_eq!(addresses.wake(), Some(at(6)));
-        // Where nothing can go nobody looks.
+        // Without an address that can go, there is no check.
         addresses.look([loopback].into_iter(), |_| Some(false), at(6));
         assert_eq!(addresses.wake(), None);
     }

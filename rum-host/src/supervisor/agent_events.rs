@@ -1,5 +1,5 @@
-//! What the agent says becomes what the supervisor knows (step 3): the set of guest listeners, since
-//! when each is known, and how the agent stands.
+//! Applies the agent's events to the supervisor's state (step 3): the set of guest listeners, since
+//! when each is known, and the state of the link to the agent.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -18,12 +18,12 @@ use crate::stream::client::AgentEvent;
 use crate::ui::notice::Notice;
 
 impl Supervisor {
-    /// Takes over a complete set of guest listeners.
+    /// Adopts a complete set of guest listeners.
     fn learn(&mut self, set: ListenerSet, range: PortRange, at: Instant) {
         self.replace(set, at);
         self.covers = Some(range);
         if self.agent.told() {
-            // What came and went meanwhile is unknown.
+            // Listeners may have come and gone while the agent was lost.
             for active in self.forwarders.values() {
                 active.forwarder.stats().changed_hands();
             }
@@ -31,13 +31,13 @@ impl Supervisor {
         }
     }
 
-    /// `set` and nothing else listens from now on.
+    /// Replaces the set of guest listeners by `set`.
     pub(super) fn replace(&mut self, set: ListenerSet, at: Instant) {
         let change = self.guest.set().diff(&set);
         self.apply(&change, at);
     }
 
-    /// Takes over a difference.
+    /// Applies a difference to the set.
     fn apply(&mut self, change: &Change, at: Instant) {
         for port in change.ports() {
             self.notes.port(port);
@@ -57,7 +57,7 @@ impl Supervisor {
         self.guest.apply(change, at);
     }
 
-    /// What clients of `port` met says nothing about those to come.
+    /// The listener on `port` changes: outcomes of earlier clients say nothing about later ones.
     fn changes_hands(&self, port: GuestPort) {
         let statics = self.planner.policy().statics.iter();
         let statics = statics.filter(|s| s.guest.own_port() == Some(port.0));
@@ -69,14 +69,14 @@ impl Supervisor {
         }
     }
 
-    /// Takes note of what the connections to the agent report.
+    /// Handles an event of the connections to the agent.
     pub(super) fn agent_event(&mut self, event: AgentEvent, context: &mut Context<'_>) {
         let now = clock::now();
         match event {
             AgentEvent::Connected { info, streaming } => {
                 let same = holder::boot_id().is_some_and(|id| id == info.boot_id);
                 if std::mem::replace(&mut self.guest.same_kernel, same) != same {
-                    // Which listeners are rum's own is another question now.
+                    // The answer to which listeners are rum's own may differ now.
                     let ports = self.guest.set().iter().map(|l| GuestPort(l.port));
                     ports.for_each(|port| self.planner.touch(port));
                 }
@@ -166,7 +166,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes note of those of `ports`, which listen in the guest, that nobody asked to be forwarded.
+    /// Notes which of `ports`, the guest's listening ports, are not configured for forwarding.
     fn beside_the_range<'a>(
         &mut self,
         ports: impl Iterator<Item = &'a u16>,
@@ -176,7 +176,7 @@ impl Supervisor {
         let Some(auto) = &policy.auto else {
             return self.notes.journal.put_outside(Vec::new());
         };
-        // An agent in rum's own network namespace sees rum's own ports as well.
+        // An agent in rum's own network namespace also sees rum's own ports.
         let same_kernel = self.guest.same_kernel;
         let beside = |port: &u16| !auto.ranges.contains(*port) && !policy.has_static(*port);
         let mut ports: BTreeSet<u16> = ports.copied().filter(beside).collect();

@@ -1,4 +1,4 @@
-//! The executor: carries the plan out on the host, and has no choices of its own (steps 4 and 5).
+//! The executor (steps 4 and 5): carries the plan out on the host, without choices of its own.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use crate::forward::bind_failure::BindFailure;
 use crate::plan::{Action, Binding, Destination, GuestPort, HostAddr, Key, OnConflict, Want};
 use crate::ui::notice::Notice;
 
-/// How long one turn carries out what is planned, before agent, control socket and signals get
-/// theirs: short enough that nobody waits, long enough for some hundred ports.
+/// How long one turn executes the plan before agent, control socket and signals get theirs: short
+/// enough that nobody waits, long enough for some hundred ports.
 const TURN: Duration = Duration::from_millis(10);
-/// A loopback address that this machine does not have is looked for this often, for each port: IPv6
-/// is rarely switched on while rum runs.
+/// Pause before a port is tried again on a loopback address that this machine does not have: IPv6
+/// is rarely enabled while rum runs.
 const ABSENT_PAUSE: Duration = Duration::from_secs(30);
 
 impl Supervisor {
@@ -67,7 +67,7 @@ impl Supervisor {
         settled
     }
 
-    /// Carries `actions` out as far as the turn goes; whether that was all.
+    /// Executes `actions` until the turn is over. Returns whether all were executed.
     fn carry_out(
         &mut self,
         actions: Vec<Action>,
@@ -99,7 +99,7 @@ impl Supervisor {
         let keepalive = self.planner.policy().keepalive;
         match forwarder.bind(at, want.binds.beside().next().is_some(), keepalive) {
             Ok(inode) => {
-                // The task of one that was bound before runs, or is started again when it has ended.
+                // The task of an earlier binding still runs, or is restarted when it has ended.
                 if self.closed.remove(&(guest.port, serial)).is_none() {
                     context.tasks.spawn(forward(&forwarder, serial));
                 }
@@ -129,10 +129,10 @@ impl Supervisor {
         }
     }
 
-    /// Binds one more address of a forward that is bound.
+    /// Binds an additional address of a bound forward.
     fn bind_beside(&mut self, key: Key, want: Want, at: HostAddr, context: &mut Context<'_>) {
         let Some(active) = self.forwarders.get(&key.forward()) else {
-            // The plan names only those that are bound.
+            // The plan names only bound forwards.
             self.planner.ended(key);
             return;
         };
@@ -150,7 +150,7 @@ impl Supervisor {
         }
     }
 
-    /// The forwarder for `key`: that of before, if it has connections that live.
+    /// The forwarder for `key`: the previous one, if it still has connections.
     fn forwarder(
         &mut self,
         key: Key,
@@ -178,7 +178,7 @@ impl Supervisor {
         failure: BindFailure,
         context: &mut Context<'_>,
     ) {
-        // No more is asked for than what this machine has.
+        // `localhost` asks only for the loopback addresses that this machine has.
         let lacks = failure == BindFailure::NoAddress && want.binds.may_lack(at.0.ip());
         let pause = if lacks {
             ABSENT_PAUSE
@@ -191,7 +191,7 @@ impl Supervisor {
             return;
         }
         if taken && at == want.host && want.on_conflict == OnConflict::Next {
-            // Another port may do: nothing to tell yet.
+            // Another port may do, so there is nothing to report yet.
             self.untold.insert(key);
             return;
         }
@@ -202,16 +202,16 @@ impl Supervisor {
             self.taken(key, want, at);
             return;
         }
-        let same = |told: &BindFailure| *told == failure;
-        if let Some((told, _)) = self.blocks.again(key, at, same, clock::now()) {
-            self.told.insert(key, told);
+        let same = |reported: &BindFailure| *reported == failure;
+        if let Some((reported, _)) = self.blocks.again(key, at, same, clock::now()) {
+            self.told.insert(key, reported);
             self.notes.port(want.guest.port);
             return;
         }
         self.tell_blocked(key, at, want.guest, failure, context);
     }
 
-    /// Tells the user why `at` is not bound.
+    /// Reports to the user why `at` is not bound.
     pub(super) fn tell_blocked(
         &mut self,
         key: Key,
@@ -231,21 +231,22 @@ impl Supervisor {
         self.notes.port(guest.port);
     }
 
-    /// `at` is taken; by whom will be said.
+    /// Handles an occupied `at`. The user is told when the holder is known.
     fn taken(&mut self, key: Key, want: Want, at: HostAddr) {
         self.untold.remove(&key);
         self.notes.port(want.guest.port);
-        let same = |told: &BindFailure| matches!(told, BindFailure::Taken { .. });
-        if let Some((told, who)) = self.blocks.again(key, at, same, clock::now()) {
-            self.told.insert(key, told);
-            self.holders.know(key, at, who);
+        let same = |reported: &BindFailure| matches!(reported, BindFailure::Taken { .. });
+        if let Some((reported, holder)) = self.blocks.again(key, at, same, clock::now()) {
+            self.told.insert(key, reported);
+            self.holders.know(key, at, holder);
             return;
         }
         self.told.insert(key, ReportedBlock { at, reason: None });
         self.holders.ask(key, at);
     }
 
-    /// Those whose port is taken, and which found no other that they could try; whether that were all.
+    /// Handles forwards whose port is occupied and that found no other to try. Returns whether all
+    /// were handled.
     fn tell_of_taken(&mut self, turn: &Turn) -> bool {
         while let Some(key) = self.untold.pop_first() {
             if let Some(Binding::Blocked { want, .. }) = self.planner.binding(key)
@@ -261,14 +262,14 @@ impl Supervisor {
         self.untold.is_empty()
     }
 
-    /// Forgets a forward that never came to be bound.
+    /// Forgets a forward that was never bound.
     fn forget(&mut self, key: Key) {
         if let Some(Binding::Blocked { want, .. }) = self.planner.ended(key) {
             self.notes.port(want.guest.port);
         }
-        let who = self.holders.forget(key);
-        if let Some(told) = self.told.remove(&key) {
-            self.blocks.gone(key, told, who, clock::now());
+        let holder = self.holders.forget(key);
+        if let Some(reported) = self.told.remove(&key) {
+            self.blocks.gone(key, reported, holder, clock::now());
         }
     }
 
@@ -277,7 +278,7 @@ impl Supervisor {
             return;
         };
         if let Some(ip) = key.address() {
-            // Closed already where the forward was.
+            // If the forward itself was closed, this address is closed already.
             let active = self.forwarders.get(&key.forward());
             if let Some(inode) = active.and_then(|active| active.forwarder.unbind(ip)) {
                 self.guest.own.remove(&inode);
@@ -292,7 +293,7 @@ impl Supervisor {
             self.guest.own.remove(&inode);
         }
         let guest = forwarder.guest();
-        // A program that closes its listener says nothing of its connections.
+        // A program that closes its listener may still want its connections.
         let closed =
             matches!(key, Key::Auto(_)) && self.guest.heard(GuestPort(guest.port)).is_none();
         let drain = if closed {
@@ -323,11 +324,11 @@ impl Supervisor {
     }
 }
 
-/// What one call of [`Supervisor::settle`] may do, and has done.
+/// Budget and count of one call of [`Supervisor::settle`].
 struct Turn {
-    /// Then others get theirs.
+    /// When the turn ends.
     until: Instant,
-    /// Forwards for which their own port was tried.
+    /// Forwards whose own port was tried.
     tried: u32,
 }
 
@@ -337,8 +338,8 @@ impl Turn {
     }
 }
 
-/// What this thread has cost so far: unlike the time of day it knows nothing of others who kept the
-/// processor meanwhile.
+/// CPU time of this thread. Unlike wall-clock time, it excludes the time that other threads and
+/// processes had the processor.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()

@@ -1,13 +1,14 @@
-//! Pauses of a forward that are too short to be told. A dev server tries a port before it takes it: it
-//! listens, closes and listens again within milliseconds. Its user wants to read once that it is
-//! forwarded, above all where rum's lines stand among the program's own.
+//! Suppresses messages about pauses of a forward that are too short to report. A dev server tries a
+//! port before it takes it: it listens, closes and listens again within milliseconds. Its user
+//! wants to read once that the port is forwarded, above all where rum's lines stand among the
+//! program's own.
 //!
-//! That a port is forwarded is said at once: programs wait for it. That it no longer is waits for
-//! [`PAUSE`]: when the same address leads to the same guest port by then, neither is said. Likewise a
-//! block that was told is not told again ([`Blocks`]).
+//! That a port is forwarded is reported at once, as programs wait for it. That it stopped is held
+//! back for [`PAUSE`]: if the same address leads to the same guest port again by then, neither is
+//! reported. Likewise, a reported block is not reported again ([`Blocks`]).
 //!
-//! Invariants: pure; lines only, so nothing else knows of this; what is held is said before anything else
-//! about its port, when its time has come, and at the end.
+//! Invariants: pure; only messages are affected, never state; a message held back is sent before
+//! any other about its port, when its time has come, and at the end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,11 +19,11 @@ use crate::forward::holder::Taken;
 use crate::plan::{Destination, HostAddr, Key};
 use crate::ui::notice::Notice;
 
-/// A program that tries a port is back on it after a millisecond or a few, also on a busy machine. A
-/// line that comes this late is still at once for a human.
+/// A program that tries a port listens on it again after a few milliseconds, even on a busy
+/// machine. To a human, a line with this delay still comes at once.
 pub const PAUSE: Duration = Duration::from_millis(50);
 
-/// The forwards that have stopped just now, which nobody was told yet.
+/// Forwards that have just stopped, which was not reported yet.
 #[derive(Debug, Default)]
 pub(super) struct Pauses(BTreeMap<Key, Pause>);
 
@@ -35,7 +36,7 @@ struct Pause {
 }
 
 impl Pauses {
-    /// Says `notice`, unless it begins or ends a pause.
+    /// Reports `notice`, unless it begins or ends a pause.
     pub fn say(&mut self, notice: Notice, now: Instant, say: &mut (dyn FnMut(Notice) + Send)) {
         match &notice {
             Notice::Stopped {
@@ -48,7 +49,7 @@ impl Pauses {
                     guest: *guest,
                     stopped: notice,
                 };
-                // A forward stops once, but for one that was bound elsewhere meanwhile.
+                // A forward stops once, unless it was bound elsewhere meanwhile.
                 if let Some(before) = self.0.insert(key, pause) {
                     say(before.stopped);
                 }
@@ -74,52 +75,57 @@ impl Pauses {
         say(notice);
     }
 
-    /// When [`Self::over`] has something to say.
+    /// When [`Self::over`] has something to report.
     pub fn wake(&self) -> Option<Instant> {
         self.0.values().map(|pause| pause.until).min()
     }
 
-    /// Says what is no pause.
+    /// Reports the stops that turned out to be final.
     pub fn over(&mut self, now: Instant, say: &mut (dyn FnMut(Notice) + Send)) {
         if self.wake().is_some_and(|at| at <= now) {
             self.tell(|pause| pause.until <= now, say);
         }
     }
 
-    /// Says all that is held.
+    /// Reports everything held back.
     pub fn end(&mut self, say: &mut (dyn FnMut(Notice) + Send)) {
         self.tell(|_| true, say);
     }
 
     fn tell(&mut self, which: impl Fn(&Pause) -> bool, say: &mut (dyn FnMut(Notice) + Send)) {
         let all = std::mem::take(&mut self.0).into_iter();
-        let (told, held) = all.partition(|(_, pause)| which(pause));
+        let (reported, held) = all.partition(|(_, pause)| which(pause));
         self.0 = held;
-        let told: BTreeMap<Key, Pause> = told;
-        told.into_values().for_each(|pause| say(pause.stopped));
+        let reported: BTreeMap<Key, Pause> = reported;
+        reported.into_values().for_each(|pause| say(pause.stopped));
     }
 }
 
-/// What the user was told of forwards that were blocked and have gone just now.
+/// Reports about blocked forwards that have just gone.
 #[derive(Debug, Default)]
 pub(super) struct Blocks(BTreeMap<Key, Block>);
 
 #[derive(Debug)]
 struct Block {
     until: Instant,
-    told: ReportedBlock,
+    reported: ReportedBlock,
     taken: Option<Taken>,
 }
 
 impl Blocks {
-    /// `key` is gone, of which the user was `told`.
-    pub fn gone(&mut self, key: Key, told: ReportedBlock, taken: Option<Taken>, now: Instant) {
+    /// Notes that `key` is gone, after the user was told of its block.
+    pub fn gone(&mut self, key: Key, reported: ReportedBlock, taken: Option<Taken>, now: Instant) {
         let until = now + PAUSE;
-        let block = Block { until, told, taken };
+        let block = Block {
+            until,
+            reported,
+            taken,
+        };
         self.0.insert(key, block);
     }
 
-    /// What was told of `key`, if `at` is blocked again, for the same reason as far as `is_same` knows.
+    /// The earlier report about `key`, if `at` is blocked again, for the same reason according to
+    /// `is_same`.
     pub fn again(
         &mut self,
         key: Key,
@@ -128,11 +134,11 @@ impl Blocks {
         now: Instant,
     ) -> Option<(ReportedBlock, Option<Taken>)> {
         let block = self.0.remove(&key)?;
-        let same = block.told.at == at && block.told.reason.as_ref().is_some_and(is_same);
-        (same && now < block.until).then_some((block.told, block.taken))
+        let same = block.reported.at == at && block.reported.reason.as_ref().is_some_and(is_same);
+        (same && now < block.until).then_some((block.reported, block.taken))
     }
 
-    /// Forgets what is no pause any more.
+    /// Forgets the blocks whose pause is over.
     pub fn over(&mut self, now: Instant) {
         self.0.retain(|_, block| now < block.until);
     }
@@ -173,7 +179,7 @@ mod tests {
         Notice::Cut { guest, connections }
     }
 
-    /// What is said when these notices come, each so many milliseconds after the first.
+    /// The notices that are reported, given notices and their times in milliseconds.
     fn said(notices: &[(u64, Notice)]) -> Vec<Notice> {
         let start = Instant::now();
         let mut pauses = Pauses::default();
@@ -230,24 +236,24 @@ mod tests {
     #[test]
     fn a_block_that_is_there_again_at_once_is_no_news() {
         let (key, now) = (Key::Auto(GuestPort(5000)), Instant::now());
-        let told = || ReportedBlock {
+        let reported = || ReportedBlock {
             at: host(5000),
             reason: Some(BindFailure::Privileged),
         };
         let again = |at, is_same: bool, ms| {
             let mut blocks = Blocks::default();
-            blocks.gone(key, told(), None, now);
+            blocks.gone(key, reported(), None, now);
             let now = now + Duration::from_millis(ms);
-            let told = blocks.again(key, at, |_| is_same, now);
+            let reported = blocks.again(key, at, |_| is_same, now);
             assert!(blocks.again(key, at, |_| true, now).is_none(), "once");
-            told.is_some()
+            reported.is_some()
         };
         assert!(again(host(5000), true, 49));
         assert!(!again(host(5000), true, 50));
         assert!(!again(host(5000), false, 0));
         assert!(!again(host(5001), true, 0));
         let mut blocks = Blocks::default();
-        blocks.gone(key, told(), None, now);
+        blocks.gone(key, reported(), None, now);
         blocks.over(now + PAUSE);
         assert!(blocks.0.is_empty());
     }

@@ -1,9 +1,11 @@
-//! Who has the host ports that are taken (step 4): found out beside the loop, in one look for all.
+//! Finds the processes that hold occupied host ports (step 4): beside the loop, in one search for
+//! all.
 //!
-//! A look reads the descriptors of every process, which takes milliseconds and on a busy machine
-//! more. So there is one at a time, for whatever was asked meanwhile, and the pause after it is as
-//! long as [`SHARE`] of them. What is known is looked at again: a port can get another holder while
-//! it stays taken. That costs one dump of the listening sockets, unless something differs.
+//! A search reads the descriptors of every process, which takes milliseconds, and more on a busy
+//! machine. So one search runs at a time and covers all requests made meanwhile, and the pause
+//! after it is [`SHARE`] times its duration. Known holders are checked again, as a port can change
+//! hands while it stays occupied. That check costs one dump of the listening sockets, unless
+//! something differs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,47 +17,47 @@ use crate::forward::holder;
 use crate::forward::holder::Taken;
 use crate::plan::{AT_ONCE, Binding, HostAddr, Key};
 
-/// Looks take at most this part of a core.
+/// Searches take at most this fraction of a core (1/N).
 const SHARE: u32 = 20;
-/// What is known is looked at again this often, or less where that would be too much.
+/// Known holders are checked again after this time, or later where that would be too much work.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
-    /// The addresses that are taken, and by whom as far as that is known.
+    /// The occupied addresses, with their holders as far as known.
     taken: BTreeMap<Key, (HostAddr, Option<Taken>)>,
-    /// There is one that nobody has looked for.
+    /// Whether an address was added that no search has covered.
     asked: bool,
-    /// One looks at this moment, or what it has found is told.
+    /// Whether a search runs, or its results are not handled yet.
     looking: bool,
-    /// What has been found and is not told yet.
+    /// Results that are not reported yet.
     found: Vec<(Key, HostAddr, Taken)>,
-    /// When one may look next.
+    /// The earliest start of the next search.
     not_before: Option<Instant>,
-    /// When what is known is looked at again.
+    /// When to check known holders again.
     again: Option<Instant>,
 }
 
 impl Holders {
-    /// `at` is taken, which `key` should have.
+    /// Requests a search: `at`, which `key` wants, is occupied.
     pub fn ask(&mut self, key: Key, at: HostAddr) {
         self.taken.insert(key, (at, None));
         self.asked = true;
     }
 
-    /// `at` is taken, as before, when that was by `who`, if anybody had looked.
+    /// Notes that `at` is occupied again, by `who` if a search has found the holder before.
     pub fn know(&mut self, key: Key, at: HostAddr, who: Option<Taken>) {
         self.asked |= who.is_none();
         self.taken.insert(key, (at, who));
     }
 
-    /// Nobody wants to know any more. Who had it, as far as that is known.
+    /// Removes `key`. Returns the holder, if known.
     pub fn forget(&mut self, key: Key) -> Option<Taken> {
         self.taken.remove(&key)?.1
     }
 
-    /// When to look.
+    /// When to search, or to handle results.
     pub fn wake(&self) -> Option<Instant> {
         if !self.found.is_empty() {
             return Some(clock::now());
@@ -67,7 +69,7 @@ impl Holders {
         }
     }
 
-    /// What to look at, if it is time to.
+    /// The addresses to search for, if a search is due.
     fn due(&mut self, now: Instant) -> Option<Vec<(Key, HostAddr, Option<Taken>)>> {
         let wanted = !self.taken.is_empty() && !self.looking;
         let is_over = |at: Option<Instant>| at.is_none_or(|at| at <= now);
@@ -87,7 +89,7 @@ impl Holders {
         )
     }
 
-    /// Somebody looked, for so long, and has found that.
+    /// Notes the results of a search and its duration.
     pub fn looked(&mut self, found: Vec<(Key, HostAddr, Taken)>, took: Duration, now: Instant) {
         let pause = took * SHARE;
         self.looking = !found.is_empty();
@@ -98,7 +100,7 @@ impl Holders {
 }
 
 impl Supervisor {
-    /// Has somebody look for who has the taken ports, if it is time to.
+    /// Starts a search for the holders of occupied ports, if one is due.
     pub(super) fn look_for_holders(&mut self, context: &mut Context<'_>) {
         let Some(wanted) = self.holders.due(clock::now()) else {
             return;
@@ -112,11 +114,12 @@ impl Supervisor {
         });
     }
 
-    /// Takes over what a look has found, of at most [`AT_ONCE`] forwards in one go.
+    /// Handles the results of a search, of at most [`AT_ONCE`] forwards at a time.
     pub(super) fn tell_who_has_them(&mut self, context: &mut Context<'_>) {
         let left = self.holders.found.len().saturating_sub(AT_ONCE);
         for (key, at, taken) in self.holders.found.split_off(left) {
-            // Bound or given up meanwhile, or blocked elsewhere: no longer news.
+            // The forward was bound or given up meanwhile, or is blocked at another address: skip
+            // it.
             let Some(entry) = self.holders.taken.get_mut(&key).filter(|(a, _)| *a == at) else {
                 continue;
             };

@@ -1,9 +1,9 @@
-//! What the host knows of the guest: what listens there, and since when it knows of each port.
-//! From then on a rule waits for the name of the process (step 4).
+//! The host's knowledge of the guest: its listeners, and since when the host knows each port. A
+//! rule's wait for the name of the process starts then (step 4).
 //!
-//! Invariants: pure; another socket on a port, or one whose name is no longer known, as after
-//! the agent was restarted, counts as heard of anew; rum's own listeners, which an agent on this
-//! kernel may see, are never heard of.
+//! Invariants: pure; a port counts as newly known if its socket changes, or if the name of its
+//! process is lost, as after a restart of the agent; rum's own listeners, which an agent on this
+//! kernel may see, are never included.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
@@ -16,7 +16,7 @@ use crate::plan::GuestPort;
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     set: ListenerSet,
-    /// For each port of the set.
+    /// One entry for each port of the set.
     known_since: BTreeMap<u16, Instant>,
     /// Whether the agent runs on this kernel, so that inodes can be compared.
     pub(super) same_kernel: bool,
@@ -25,12 +25,12 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// What the agent says.
+    /// The set that the agent reported.
     pub(super) fn set(&self) -> &ListenerSet {
         &self.set
     }
 
-    /// What listens on `port`, and since when that is known.
+    /// The listener on `port`, and since when the host knows it.
     pub(super) fn heard(&self, port: GuestPort) -> Option<(&Listener, Instant)> {
         let listener = self.set.get(port.0)?;
         let own = self.same_kernel && self.own.contains(&listener.inode);
@@ -38,7 +38,7 @@ impl Listeners {
         (!own).then_some((listener, *since))
     }
 
-    /// Takes over a difference.
+    /// Applies a difference.
     pub(super) fn apply(&mut self, change: &Change, now: Instant) {
         for port in &change.closed {
             self.known_since.remove(port);

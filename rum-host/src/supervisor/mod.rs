@@ -1,13 +1,14 @@
-//! The one loop of the host (steps 3 to 5): folds what the agent says into the set of guest
-//! listeners, asks the plan what to do, does it, and tells the user.
+//! The host's one loop (steps 3 to 5): folds the agent's events into the set of guest listeners,
+//! asks the plan what to do, executes it, and reports to the user.
 //!
-//! Sources -> [`AgentEvent`](crate::stream::client::AgentEvent), finished tasks, the clock and [`Stop`] -> one handler each ->
-//! `settle`, which plans and executes until nothing is left to do, in turns that are bounded. All state
-//! lives here; every task it starts is in one `JoinSet` and ends with it.
+//! Sources ([`AgentEvent`](crate::stream::client::AgentEvent), finished tasks, the clock and
+//! [`Stop`]) -> one handler each -> `settle`, which plans and executes until nothing is left to do,
+//! in bounded turns. All state lives here; every task of the loop is in one `JoinSet` and ends with
+//! it.
 //!
-//! Invariants: a forward counts as bound only after its bind succeeded; losing the agent
-//! closes nothing before [`GRACE`] is over; rum's own listeners are never forwarded; when
-//! [`Supervisor::run`] returns, no task and no socket of it is left.
+//! Invariants: a forward counts as bound only after its bind succeeded; losing the agent closes
+//! nothing before [`GRACE`] is over; rum's own listeners are never forwarded; when
+//! [`Supervisor::run`] returns, none of its tasks and sockets is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -50,26 +51,26 @@ mod outside;
 mod publish;
 mod retry_pace;
 
-/// How long the forwards of a lost agent stay: long enough for an agent's restart or a short
+/// How long the forwards of a lost agent stay: long enough for a restart of the agent or a short
 /// stall, short enough that a dead guest does not look alive.
 pub const GRACE: Duration = Duration::from_secs(15);
-/// How long no agent is no reason to say so: a virtual machine boots in that time.
+/// How long an agent may be missing before the user is told: a virtual machine boots in that time.
 const MISSING_AFTER: Duration = Duration::from_secs(20);
 
-/// What to run on.
+/// Parameters of a supervisor.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where the agent is.
     pub endpoint: Endpoint,
-    /// What to forward.
+    /// The initial policy.
     pub policy: Policy,
-    /// What to forward from then on, whenever that changes.
+    /// Later policies.
     pub changes: Option<watch::Receiver<Policy>>,
     /// False: poll only, as with an agent that cannot stream.
     pub stream: bool,
-    /// Whether rum has put the agent into the guest, and it will come.
+    /// Whether rum itself starts the agent in the guest, so that it will come.
     pub puts_agent: bool,
-    /// Where to put what is the case.
+    /// Where the port status is published.
     pub journal: Arc<Journal>,
 }
 
@@ -87,23 +88,23 @@ impl Options {
     }
 }
 
-/// Whether to go on. Only ever raised.
+/// Whether to go on. The value only ever increases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stop {
     /// Go on.
     Run,
-    /// Stop accepting, give connections this long, then cut them.
+    /// Stop accepting, give connections this long, then reset them.
     Drain(Duration),
-    /// Cut everything at once.
+    /// Reset everything at once.
     Cut,
 }
 
-/// What a run came to.
+/// Result of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Ports that the poll had to repair; 0 in a healthy run.
     pub repaired: u64,
-    /// Connections that were cut when the deadline was over.
+    /// Connections that were reset at the deadline.
     pub cut: usize,
 }
 
@@ -131,63 +132,63 @@ pub struct Supervisor {
     planner: Planner,
     reconciler: Reconciler,
     outside: Outside,
-    /// Those that are bound.
+    /// Bound forwards.
     forwarders: BTreeMap<Key, Active>,
-    /// Number of the latest forwarder.
+    /// Serial number of the latest forwarder.
     serial: u64,
-    /// Those that were, until their last connection has ended, by guest port and number.
+    /// Closed forwards whose connections live on, by guest port and serial number.
     closed: BTreeMap<(u16, u64), Closed>,
-    /// Forwards whose block the user was told of.
+    /// Blocked forwards that were reported, or whose holder is being searched for.
     told: BTreeMap<Key, ReportedBlock>,
-    /// Those that have gone just now.
+    /// Reported blocks of forwards that have just gone.
     blocks: Blocks,
-    /// Forwards whose own port is taken, while others are tried.
+    /// Forwards whose own port is occupied, while other ports are tried.
     untold: BTreeSet<Key>,
-    /// Those that are bound, as far as this machine may lose them.
+    /// The addresses that this machine may lose.
     addresses: Addresses,
-    /// Who has what is taken.
+    /// The holders of occupied ports.
     holders: Holders,
-    /// How soon it is tried again.
+    /// The pace of retries.
     pace: RetryPace,
     agent: Agent,
-    /// What the set of guest listeners is about.
+    /// The range that the set of guest listeners covers.
     covers: Option<PortRange>,
     notes: Notes,
     /// When to poll again because of a suspect.
     confirm_at: Option<Instant>,
-    /// When to say that there may be no agent.
+    /// When to report that there may be no agent.
     missing_at: Option<Instant>,
     summary: Summary,
 }
 
-/// A forward that is bound.
+/// A bound forward.
 #[derive(Debug)]
 struct Active {
-    /// Its task's.
+    /// The serial number of its task.
     serial: u64,
     forwarder: Forwarder,
-    /// From when the host first heard of the port to the bound host port; of automatic ones.
+    /// Time from the host's first report of the port to the bind; automatic forwards only.
     took: Option<Duration>,
-    /// How long its connections may go on when its listener closes: decided when that happens.
+    /// How long connections may go on after the listener closes; set at the close.
     after_close: Option<Duration>,
 }
 
-/// A forward that is no longer bound. Its connections live on.
+/// A closed forward whose connections live on.
 #[derive(Debug)]
 struct Closed {
     key: Key,
-    /// Where it was bound.
+    /// The address at which it was bound.
     at: HostAddr,
     forwarder: Forwarder,
-    /// How long they may; `None`: as long as their two ends want.
+    /// How long the connections may go on; `None`: as long as their two ends want.
     drain: Option<Duration>,
 }
 
-/// A block that the user was told of.
+/// A block that was reported, or will be once its holder is known.
 #[derive(Debug)]
 struct ReportedBlock {
     at: HostAddr,
-    /// None while it is being found out who has the port.
+    /// `None` while the holder is being searched for.
     reason: Option<BindFailure>,
 }
 
@@ -201,7 +202,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Tells the user, but of a pause that is too short to be told.
+    /// Reports `notice` to the user, unless it concerns a pause too short to report.
     fn say(&mut self, notice: Notice) {
         self.pauses.say(notice, clock::now(), self.notify);
     }
@@ -238,15 +239,15 @@ impl Supervisor {
         }
     }
 
-    /// Serves `streams` as well.
+    /// Also serves `streams`.
     #[must_use]
     pub fn serving(mut self, streams: Option<Streams>) -> Self {
         self.streams = streams;
         self
     }
 
-    /// Runs until `stop` says otherwise and everything has ended. `notify` is called for
-    /// whatever the user should know; it must not block.
+    /// Runs until `stop` is raised and everything has ended. `notify` is called for everything that
+    /// the user should know; it must not block.
     pub async fn run(
         mut self,
         mut stop: watch::Receiver<Stop>,
@@ -300,7 +301,7 @@ impl Supervisor {
             ];
             let wake = wakes.into_iter().flatten().min();
             if wake.is_some_and(|at| at <= clock::now()) {
-                // There is more to do: not before all others had a turn.
+                // There is more to do, but the other tasks get their turn first.
                 tokio::task::yield_now().await;
             }
             tokio::select! {
@@ -329,7 +330,7 @@ impl Supervisor {
         }
     }
 
-    /// What to ask the agent for.
+    /// The range to ask the agent for.
     fn range(&self) -> PortRange {
         match self.notes.wanted().all {
             0 => self.planner.policy().hull().unwrap_or(PortRange::ALL),
@@ -337,7 +338,7 @@ impl Supervisor {
         }
     }
 
-    /// Another policy holds from now on; `settle` does what differs, and nothing else.
+    /// Applies another policy; `settle` then changes only what differs.
     fn policy_changed(&mut self, policy: Policy, context: &mut Context<'_>) {
         let guest = &self.guest;
         let listening = guest.set().iter().map(|l| GuestPort(l.port));
@@ -351,7 +352,7 @@ impl Supervisor {
                 active.forwarder.keep_alive(keepalive);
             }
         }
-        // A block that the user was told of may have another reason now.
+        // A reported block may have another reason now.
         self.notes.everything();
         context.say(Notice::Reloaded { forwards });
     }
@@ -375,12 +376,12 @@ impl Supervisor {
 
     fn task_done(&mut self, done: Done, context: &mut Context<'_>) {
         match done {
-            // Ends only with the loop.
+            // The agent's task ends only with the loop.
             Done::Agent => {}
             Done::Forward { serial, guest, cut } => {
                 self.closed.remove(&(guest.port, serial));
                 self.notes.port(guest.port);
-                // Bound again while its task was ending.
+                // The forward was bound again while its task was ending.
                 if let Some(active) = self.forwarders.values().find(|a| a.serial == serial) {
                     context.tasks.spawn(forward(&active.forwarder, serial));
                 }
@@ -434,7 +435,7 @@ impl Supervisor {
     }
 }
 
-/// Serves `streams`, if there are any. Never completes.
+/// Serves `streams`, if any. Never completes.
 async fn serve(streams: Option<Streams>, dialer: &Dialer) {
     match streams {
         Some(streams) => streams.serve(dialer).await,
@@ -442,7 +443,7 @@ async fn serve(streams: Option<Streams>, dialer: &Dialer) {
     }
 }
 
-/// Runs `forwarder`.
+/// Runs the task of `forwarder`.
 fn forward(forwarder: &Forwarder, serial: u64) -> impl Future<Output = Done> + use<> {
     let (guest, task) = (forwarder.guest(), forwarder.task());
     async move {
@@ -451,8 +452,7 @@ fn forward(forwarder: &Forwarder, serial: u64) -> impl Future<Output = Done> + u
     }
 }
 
-/// Waits until `stop` is raised to `level`. Whoever could raise it being gone counts as a cut:
-/// nobody wants the forwards any more.
+/// Waits until `stop` is raised to `level`. A dropped sender counts as [`Stop::Cut`].
 async fn at_least(stop: &mut watch::Receiver<Stop>, level: Stop) -> Stop {
     match stop.wait_for(|stop| *stop >= level).await {
         Ok(stop) => *stop,
@@ -467,6 +467,6 @@ async fn changed(changes: &mut Option<watch::Receiver<Policy>>) -> Policy {
     {
         return changes.borrow_and_update().clone();
     }
-    // Whoever could change it is gone.
+    // The sender is gone, so the policy never changes again.
     std::future::pending().await
 }

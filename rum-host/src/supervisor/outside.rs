@@ -1,28 +1,29 @@
-//! What listens in the guest beside the configured ranges, as the poll finds it: a JVM's JMX port for
-//! one, which is any free port. Nothing wakes for these ports, so they are known a second or two late.
+//! Listeners in the guest outside the configured ranges, as the poll finds them: for example a
+//! JVM's JMX port, which is any free port. No event wakes for these ports, so they become known a
+//! second or two late.
 //!
-//! Invariants: pure; a port is told once, and only after two polls in a row have shown it, so that
-//! what lives for a moment is no news; at most [`MAX_TOLD`] times something is told.
+//! Invariants: pure; a port is reported once, and only after two polls in a row have shown it, so
+//! that short-lived listeners are not reported; at most [`MAX_TOLD`] reports are made.
 
 use std::collections::BTreeSet;
 
-/// How often something is told in one run. Whoever wants to know more asks `rum ports --all`.
+/// Most reports in one run. `rum ports --all` shows the rest.
 pub(super) const MAX_TOLD: u32 = 5;
-/// Ports below are those of the system's services (RFC 6335, section 6), which a guest has anyway.
+/// Lower ports belong to system services (RFC 6335, section 6), which a guest has anyway.
 const FIRST_USER_PORT: u16 = 1024;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Outside {
     last: BTreeSet<u16>,
-    /// Those of the last poll that the one before has shown as well.
+    /// Ports that the last two polls have both shown.
     listening: BTreeSet<u16>,
     known: BTreeSet<u16>,
     told: u32,
 }
 
 impl Outside {
-    /// A poll has shown `ports`. Those that are to be told, if any.
+    /// Handles a poll that has shown `ports`. Returns the ports to report, if any.
     pub fn polled(&mut self, ports: &BTreeSet<u16>) -> Option<Vec<u16>> {
         self.listening = ports.intersection(&self.last).copied().collect();
         self.last.clone_from(ports);
@@ -38,7 +39,7 @@ impl Outside {
         Some(new)
     }
 
-    /// What listens there.
+    /// The ports outside the ranges on which a program listens.
     pub fn listening(&self) -> impl Iterator<Item = u16> + '_ {
         self.listening.iter().copied()
     }

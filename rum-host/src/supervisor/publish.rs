@@ -1,7 +1,7 @@
-//! From the loop's state to the journal: which guest ports differ, and their rows.
+//! Publishes the loop's state in the journal: which guest ports have changed, and their rows.
 //!
-//! Whatever touches a port notes it ([`Notes::port`]); after each turn of the loop the rows of the
-//! noted ports are made anew. So a change costs the same however many ports there are.
+//! Code that changes a port marks it ([`Notes::port`]); after each turn of the loop, the rows of
+//! the marked ports are made anew. So a change costs the same however many ports there are.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,29 +20,30 @@ use crate::status::model;
 use crate::status::rows;
 use crate::status::rows::{Draining, Facts, Forward, Standing};
 
-/// Counters are put in the journal this often while somebody reads.
+/// Counters are published this often while there are readers.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Rows that are put in the journal before agent, control socket and signals get their turn: some
-/// milliseconds of work, also where all of thousands of ports differ.
+/// Most rows that are published before agent, control socket and signals get their turn: some
+/// milliseconds of work, even if thousands of ports have changed.
 const AT_ONCE: usize = 256;
 
-/// What is to be put in the journal.
+/// What has to be published.
 #[derive(Debug)]
 pub(super) struct Notes {
     pub journal: Arc<Journal>,
     demand: watch::Receiver<Demand>,
     ports: BTreeSet<u16>,
     everything: bool,
-    /// What is being put there; `ports` come after it.
+    /// The batch that is being published; `ports` come after it.
     batch: Option<Batch>,
     next_tick: Option<Instant>,
-    /// The last [`Demand::fresh`] that was answered, and the last one that was taken on.
+    /// The last [`Demand::fresh`] that was answered.
     fresh: u64,
+    /// The last [`Demand::fresh`] whose counters are being published.
     asked: u64,
-    /// What has counters and is to be put there before that is answered.
+    /// Ports whose counters are to be published before `asked` is answered.
     counters: BTreeSet<u16>,
-    /// All ports of the guest are in the journal.
+    /// Whether the journal has all ports of the guest.
     covers_all: bool,
 }
 
@@ -63,17 +64,17 @@ impl Notes {
         }
     }
 
-    /// Something about `port` may differ.
+    /// Marks `port` as changed.
     pub fn port(&mut self, port: u16) {
         self.ports.insert(port);
     }
 
-    /// Anything may differ.
+    /// Marks everything as changed.
     pub fn everything(&mut self) {
         self.everything = true;
     }
 
-    /// When there is something to put in the journal: counters in a while, what is left at once.
+    /// When there is something to publish: counters at the next tick, marked ports at once.
     pub fn wake(&self) -> Option<Instant> {
         let noted = self.everything || !self.ports.is_empty();
         let more = noted || self.batch.is_some() || !self.counters.is_empty();
@@ -88,21 +89,21 @@ impl Notes {
         self.journal.refreshed(self.fresh, self.covers_all);
     }
 
-    /// Completes when the readers want something else.
+    /// Completes when the readers' demand changes.
     pub async fn demand(&mut self) {
         if self.demand.changed().await.is_err() {
-            // The journal, which has the sender, is ours too.
+            // The journal, which owns the sender, is ours too.
             std::future::pending::<()>().await;
         }
     }
 
-    /// What the readers want now.
+    /// The readers' current demand.
     pub fn wanted(&self) -> Demand {
         *self.demand.borrow()
     }
 }
 
-/// Ports whose rows differ, and what is true once they are in the journal.
+/// Changed ports, and what holds once their rows are published.
 #[derive(Debug)]
 struct Batch {
     ports: BTreeSet<u16>,
@@ -111,8 +112,8 @@ struct Batch {
 }
 
 impl Supervisor {
-    /// Puts in the journal what was noted, and counters where somebody waits for them; of very much a part
-    /// ([`Notes::wake`]).
+    /// Publishes the marked rows, and the counters that a reader waits for. Of many rows it
+    /// publishes a part, and [`Notes::wake`] asks for the rest.
     pub(super) fn publish(&mut self, now: Instant) {
         let mut left = AT_ONCE;
         self.publish_counters(&mut left, now);
@@ -125,14 +126,14 @@ impl Supervisor {
             self.notes.batch = Some(batch);
             return;
         }
-        // After the rows: whoever sees that the agent is connected sees also what it told.
+        // After the rows: a reader that sees the agent connected also sees what it reported.
         self.notes.journal.put_agent(batch.agent);
         self.notes.covers_all = batch.covers_all;
         self.notes.refreshed();
     }
 
-    /// The counters that a new reader waits for: before all else, so that it gets its answer however much
-    /// there is to be put in the journal.
+    /// Publishes the counters that a new reader waits for. They come first, so that the reader gets
+    /// its answer however much is left to publish.
     fn publish_counters(&mut self, left: &mut usize, now: Instant) {
         let mut ports = std::mem::take(&mut self.notes.counters);
         if ports.is_empty() {
@@ -151,7 +152,7 @@ impl Supervisor {
         }
     }
 
-    /// Puts the rows of at most `left` of `ports` in the journal.
+    /// Publishes the rows of at most `left` of `ports`.
     fn publish_rows(&self, ports: &mut BTreeSet<u16>, left: &mut usize, now: Instant) {
         while *left > 0
             && let Some(port) = ports.pop_first()
@@ -162,14 +163,14 @@ impl Supervisor {
         }
     }
 
-    /// The ports that have counters.
+    /// The ports with counters.
     fn counted(&self) -> BTreeSet<u16> {
         let bound = self.forwarders.values().map(|a| a.forwarder.guest().port);
         let closed = self.closed.keys().map(|(port, _)| *port);
         bound.chain(closed).collect()
     }
 
-    /// All that was noted.
+    /// Collects all that is marked.
     fn batch(&mut self, now: Instant) -> Batch {
         let readers = self.notes.wanted().readers;
         if self.notes.next_tick.is_some_and(|at| at <= now) {
@@ -244,7 +245,7 @@ impl Supervisor {
         });
         let closed = self.closed.range((port.0, 0)..=(port.0, u64::MAX));
         let closed = closed.map(|(_, closed)| closed);
-        // The last one may just have ended.
+        // The last connection may just have ended.
         let draining = closed.filter(|c| c.forwarder.stats().active.load(Relaxed) > 0);
         Facts {
             port,

@@ -1,23 +1,23 @@
-//! How soon a host port that is taken is tried again: soon, as long as that costs next to nothing.
+//! Decides when an occupied host port is tried again: soon, as long as that costs next to nothing.
 //!
-//! One attempt costs some microseconds, and a range that another program has makes thousands of
-//! them. So the time that attempts take is measured, and the pause after each is long enough that
-//! all of them together use at most a [`SHARE`]th of a core.
+//! One attempt costs some microseconds, but where another program occupies a whole range, there are
+//! thousands of them. So the cost of attempts is measured, and the pause after each is long enough
+//! that all attempts together use at most 1/[`SHARE`] of a core.
 //!
-//! Invariant: pure; whoever carries the attempts out measures them.
+//! Invariant: pure; the executor measures the attempts.
 
 use std::time::Duration;
 
 use crate::plan::CONFLICT_RETRY;
 
-/// All attempts together take at most this part of a core: nobody notices it, and 1,000 taken
-/// ports are still tried each [`CONFLICT_RETRY`].
+/// All attempts together take at most this fraction of a core (1/N), which goes unnoticed. 1,000
+/// occupied ports are still tried each [`CONFLICT_RETRY`].
 const SHARE: u32 = 20;
-/// After this many forwards were tried, what was measured before counts half: an average that
-/// follows within a few rounds, and does not jump with one of them.
+/// After this many tries, earlier measurements count half. The average follows a change within a
+/// few rounds, and does not jump with one of them.
 const MEMORY: u32 = 1024;
 
-/// What attempts have cost of late.
+/// Recent cost of attempts.
 #[derive(Debug, Default)]
 pub(super) struct RetryPace {
     spent: Duration,
@@ -25,7 +25,7 @@ pub(super) struct RetryPace {
 }
 
 impl RetryPace {
-    /// Trying `forwards` more forwards, or going on with some of before, took `spent`.
+    /// Notes that trying `forwards` more forwards, or continuing with earlier ones, took `spent`.
     pub fn measured(&mut self, spent: Duration, forwards: u32) {
         self.spent += spent;
         self.forwards = self.forwards.saturating_add(forwards);
@@ -35,7 +35,7 @@ impl RetryPace {
         }
     }
 
-    /// When to try a forward again, of `waiting` that wait.
+    /// The pause before the next try of a forward, while `waiting` forwards wait.
     pub fn pause(&self, waiting: usize) -> Duration {
         let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
         let round = (self.spent / self.forwards.max(1)).saturating_mul(waiting);
@@ -62,7 +62,7 @@ mod tests {
         let mut pace = RetryPace::default();
         let (cheap, dear) = (Duration::from_micros(10), Duration::from_millis(1));
         pace.measured(dear * MEMORY, MEMORY);
-        // A forward that looks for another port takes several turns.
+        // A forward that searches for another port takes several turns.
         pace.measured(dear * MEMORY, 0);
         assert_eq!(pace.pause(100), dear * 2 * 100 * SHARE);
         for _ in 0..20 {
