@@ -1,4 +1,4 @@
-//! The other end of the control socket: how `rum ports` and its kin talk to a `rum up`.
+//! The client end of the control socket: how `rum ports` and other commands talk to a `rum up`.
 
 use std::future::{Future as _, poll_fn};
 use std::task::Poll;
@@ -18,29 +18,29 @@ use crate::runtime_dir::RunningGuest;
 pub use crate::status::model::Since;
 use crate::status::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchRequest};
 
-/// Time for a call to be answered.
+/// Deadline for the answer to a call.
 const CALL_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Why there is no answer from a `rum up`.
+/// Why a `rum up` gives no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// It cannot be reached, or is gone.
+    /// It cannot be reached, or has ended.
     #[error("the `rum up` of guest `{name}` does not answer: {why}")]
     Gone {
         /// The guest.
         name: String,
-        /// What was seen.
+        /// The error.
         why: String,
     },
-    /// It has no place for one more that stays.
+    /// It has no place for another client that stays.
     #[error("the `rum up` of guest `{name}` takes no more watchers: {why}")]
     Full {
         /// The guest.
         name: String,
-        /// What it said.
+        /// Its answer.
         why: String,
     },
-    /// It is of another version that speaks another protocol.
+    /// Its version speaks another protocol.
     #[error("the `rum up` of guest `{name}` is rum {version}, this is rum {VERSION}")]
     Version {
         /// The guest.
@@ -127,12 +127,12 @@ impl Control {
         }
     }
 
-    /// Who answered.
+    /// Information about the `rum up` that answered.
     pub fn info(&self) -> &ControlInfo {
         &self.info
     }
 
-    /// Asks it to end, with `force` at once.
+    /// Asks the `rum up` to end, with `force` at once.
     ///
     /// # Errors
     /// It is gone.
@@ -142,7 +142,7 @@ impl Control {
         asked.map_err(|error| self.gone(&error))
     }
 
-    /// Asks it for a place to stay.
+    /// Asks for a place for a client that stays.
     async fn stay(&self, stay: Stay, reader: u64) -> Result<(), ControlError> {
         let client = self.session.client().clone();
         let deadline = places::WAIT + CALL_DEADLINE;
@@ -156,7 +156,7 @@ impl Control {
         })
     }
 
-    /// Asks it to try a lost agent at once.
+    /// Asks the `rum up` to try a lost agent at once.
     ///
     /// # Errors
     /// It is gone.
@@ -171,22 +171,22 @@ impl Control {
 pub struct Feed {
     guest: RunningGuest,
     all: bool,
-    /// Why it stays, and the number that it has for that.
+    /// Why this reader stays, and its number for that.
     stay: Option<(Stay, u64)>,
     control: Control,
     updates: Rx<Update>,
-    /// Dropping it ends the stream over there.
+    /// Dropping it ends the stream at the server.
     _stop: Tx<()>,
-    /// The call, which has to be polled for the stream to flow.
+    /// The call, which must be polled for the stream to flow.
     _call: AbortOnDropHandle<()>,
-    /// The latest event that was handed out.
+    /// The latest event that was returned.
     seq: u64,
 }
 
 impl Feed {
-    /// Starts to watch the `rum up` that holds `guest`; `all`: every port of the guest, not only
-    /// those in the range. One that is to last says why it does with `stay`. With `since` it goes on after that event if it still can; the first
-    /// update says which.
+    /// Starts to watch the `rum up` that holds `guest`. `all`: every port of the guest, not only
+    /// those in the range. `stay` is why a lasting watch stays connected. With `since`, the watch
+    /// resumes after that event if possible; the first update shows whether it did.
     ///
     /// # Errors
     /// It does not answer within some seconds, or speaks another protocol.
@@ -217,7 +217,7 @@ impl Feed {
         let request = WatchRequest { all, since };
         let mut call = Box::pin(
             async move {
-                // How it ends is seen by the receiver.
+                // The receiver sees how the call ends.
                 let _ = client.watch(request, tx, stop_rx).await;
             }
             .fuse(),
@@ -236,7 +236,7 @@ impl Feed {
         })
     }
 
-    /// Who answered.
+    /// Information about the `rum up` that answered.
     pub fn info(&self) -> &ControlInfo {
         self.control.info()
     }
@@ -246,7 +246,7 @@ impl Feed {
         &self.control
     }
 
-    /// The next update; while nothing happens this waits. Cancel-safe.
+    /// The next update; waits while nothing happens. Cancel-safe.
     ///
     /// # Errors
     /// The `rum up` is gone, or was silent for [`HEARTBEAT_DEADLINE`].
@@ -278,7 +278,7 @@ impl Feed {
         }
     }
 
-    /// A session may receive a bounded amount: goes on in a new one where the old one was.
+    /// A session may receive only a bounded amount. Resumes in a new session.
     async fn renew(&mut self) -> Result<(), ControlError> {
         let since = Since {
             boot: self.info().boot.clone(),

@@ -1,8 +1,9 @@
-//! The control socket: what `rum up` tells other `rum` processes of this user, and what they may
-//! ask of it.
+//! The control socket: what `rum up` reports to other `rum` processes of this user, and what they
+//! may ask it to do.
 //!
-//! The supervisor writes in the [`crate::status::journal`]; the [`server`] lets any number of readers follow it,
-//! each at its own pace; the [`client`] is the reader's end. Beside it [`streams`] has connections into the guest.
+//! The supervisor publishes in the [`crate::status::journal`]. The [`server`] lets any number of
+//! readers follow it, each at its own pace; the [`client`] is the reader's end. [`streams`] has a
+//! second socket, for connections into the guest.
 
 pub mod client;
 pub mod offline;
@@ -16,10 +17,10 @@ pub mod streams;
 use crate::guest::GuestError;
 use crate::runtime_dir::{self, RunningGuest, check_name};
 
-/// The running guest `name`, or the only one there is.
+/// The running guest `name`, or the only running one.
 ///
 /// # Errors
-/// There is none, or more than one and no name.
+/// No guest is running, or several are and `name` is missing.
 pub fn find(name: Option<&str>) -> Result<RunningGuest, GuestError> {
     if let Some(name) = name {
         check_name(name)?;
@@ -32,7 +33,7 @@ pub fn find(name: Option<&str>) -> Result<RunningGuest, GuestError> {
     })
 }
 
-/// The guest that is meant.
+/// Picks the guest that the caller means.
 fn pick(name: Option<&str>, mut running: Vec<RunningGuest>) -> Result<RunningGuest, GuestError> {
     let names = |running: &[RunningGuest]| running.iter().map(|guest| guest.name.clone()).collect();
     match name {

@@ -1,7 +1,6 @@
-//! Without a `rum up`: what the agent of a running VM says itself.
+//! The ports of a running VM without a `rum up`: asks the VM's agent directly.
 //!
-//! Nothing is forwarded then, so every port is `pending` (or hidden) with the reason
-//! `not-running`.
+//! Nothing is forwarded then, so every port is `pending` (or hidden) with the reason `not-running`.
 
 use std::time::{Duration, Instant};
 
@@ -23,12 +22,12 @@ use crate::status::model::{
 use crate::status::rows::{Facts, not_running, rows};
 use crate::stream::client::{AgentClient, AgentEvent, LinkState};
 
-/// Time for the agent to tell what listens. On a transport where the agent has to knock first
-/// that takes up to a second.
+/// Deadline for the agent's report. On a transport where the agent must knock first, that takes up
+/// to a second.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Asks the agent of the guest that `settings` name; `None` for a kind of guest that lives only as
-/// long as its `rum up`.
+/// Asks the agent of the guest in `settings`. `None` for a kind of guest that lives only as long as
+/// its `rum up`.
 ///
 /// # Errors
 /// The agent does not answer within some seconds.
@@ -131,10 +130,10 @@ fn describe(
     (info, update)
 }
 
-/// The rows of a listener: hidden as they would be, or not forwarded because nothing is.
+/// The rows of a listener: hidden if the policy hides it, otherwise not forwarded.
 fn port(settings: &Settings, listener: &Listener) -> Vec<PortStatus> {
     let policy = &settings.policy;
-    // The names of processes are looked up already: nothing is waited for.
+    // The agent has already looked up the names of processes, so nothing waits for them.
     let since = Instant::now();
     let facts = Facts {
         port: GuestPort(listener.port),

@@ -1,19 +1,20 @@
 //! Whether a client of the control socket is inside a guest.
 //!
-//! A guest does not see the runtime directories that its `rum up` knows of ([`crate::guest::process`]). One whose
-//! caller has another `$RUM_RUNTIME_DIR` may see those of other guests, so its programs may look on
-//! here, but stop nothing.
+//! A guest does not see the runtime directories that its `rum up` knows
+//! ([`crate::guest::process`]). But if its caller uses another `$RUM_RUNTIME_DIR`, it may see those
+//! of other guests. So programs in a guest may read from this socket, but not stop anything.
 
 use std::fs;
 
 use rum_shared::transport::Stream;
 
-/// Whether the process that connected is in a PID namespace below ours, or has ended already.
+/// Whether the client process is in a PID namespace below ours, or has already ended.
 pub fn is_inside(stream: &Stream) -> bool {
     let Stream::Unix(stream) = stream else {
         return false;
     };
-    // 0, or nobody: in a namespace that is not below ours (unix(7), SO_PEERCRED).
+    // The pid is 0 if the client is in a PID namespace that is not below ours (unix(7),
+    // SO_PEERCRED).
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let Some(pid) = pid.filter(|pid| *pid != 0) else {
         return false;
@@ -24,7 +25,7 @@ pub fn is_inside(stream: &Stream) -> bool {
     }
 }
 
-/// In how many PID namespaces a process is, from that of /proc on.
+/// Number of nested PID namespaces that a process is in, counted from that of /proc.
 fn depth(process: &str) -> Option<usize> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let ids = status

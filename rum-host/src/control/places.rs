@@ -1,8 +1,9 @@
-//! Places for the clients of a control socket that stay: those who follow the ports, and those who wait for
-//! one. Others, commands, are done in an instant and need none, so nobody who stays is in their way.
+//! Places for control clients that stay connected: those that follow the ports, and those that wait
+//! for one. Commands finish in an instant and need no place, so clients that stay cannot block
+//! them.
 //!
-//! A place belongs to a reader and not to a session: a reader that goes on in another session, because the
-//! old one is worn, has it in both meanwhile.
+//! A place belongs to a reader, not to a session. A reader that resumes in a new session, because
+//! the old one needs renewal, keeps its place across both.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -12,14 +13,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::status::model::Stay;
 
-/// Readers that follow the ports: each has two descriptors, some buffers, and gets all events.
+/// Most readers that follow the ports. Each has two descriptors and some buffers, and gets all
+/// events.
 pub const MAX_FOLLOWING: usize = 64;
-/// Readers that wait for a port.
+/// Most readers that wait for a port.
 pub const MAX_WAITING: usize = 64;
-/// How long a reader waits for a place: somebody who does not read loses his within this time.
+/// How long a reader waits for a place. A client that does not read loses its own within this time.
 pub const WAIT: Duration = Duration::from_secs(3);
 
-/// One place. It is free when all who have it are gone.
+/// One place. It becomes free when all its owners are gone.
 pub type Place = Arc<OwnedSemaphorePermit>;
 
 /// See the module.
@@ -49,10 +51,10 @@ impl Default for Places {
 }
 
 impl Places {
-    /// The place of `reader`, or a free one as soon as there is one.
+    /// The place of `reader`, or else the next free one.
     ///
     /// # Errors
-    /// There is none, in words.
+    /// No place becomes free within [`WAIT`]; the error says so in words.
     pub async fn take(&self, stay: Stay, reader: u64) -> Result<Place, String> {
         let (kind, most, what) = match stay {
             Stay::Follow => (&self.following, MAX_FOLLOWING, "follow its ports"),
@@ -78,7 +80,7 @@ impl Kind {
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Weak<OwnedSemaphorePermit>>> {
-        // Nothing that can panic is done between two writes under the lock.
+        // Nothing between two writes under the lock can panic.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -100,7 +102,7 @@ mod tests {
             refused,
             "64 others follow its ports, and more have no place"
         );
-        // Another session of one that has a place, which outlives the first.
+        // Another session of a reader with a place, which outlives its first session.
         let renewed = places.take(Stay::Follow, 3).await.unwrap();
         drop(taken.remove(3));
         places.take(Stay::Follow, 64).await.unwrap_err();

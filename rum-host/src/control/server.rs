@@ -1,12 +1,13 @@
-//! The control socket of `rum up`.
+//! The server of `rum up`'s control socket.
 //!
-//! The socket is in the runtime directory (0700) and has mode 0600: who can connect is the same
-//! user or root. Still a client is bounded: in number, and in what it may send. One is accepted
-//! even at the limit of descriptors, so that it can be seen what is the matter. Those who stay have places of
-//! their own ([`super::places`]), so that commands always find one. Where all are
-//! in use, a client that does not read what it was sent gives its own up for the next one.
+//! The socket is in the runtime directory (0700) and has mode 0600, so only the same user and root
+//! can connect. Clients are still bounded, in number and in what they may send. A client is
+//! accepted even at the limit of descriptors, so that the user can see what is wrong. Clients that
+//! stay have their own places ([`super::places`]), so commands always find one. When all
+//! connections are in use, a client that does not read its data is closed in favour of the next
+//! one.
 //!
-//! The socket is looked after: when somebody removes it, or the directory, both are made anew.
+//! The server recreates the socket or its directory if either is removed.
 
 use std::error::Error as _;
 use std::io;
@@ -31,23 +32,26 @@ use crate::runtime_dir::{Mended, RuntimeDir};
 use crate::status::journal::Journal;
 use crate::status::model::{ControlInfo, Stay, Update, WatchRequest};
 
-/// With so many clients it is looked who does not read, so that his place is soon that of the next.
+/// From this many clients on, the server looks for clients that do not read, so that a place is
+/// soon free.
 const MANY: usize = 64;
-/// Clients beside those that stay: a command, such as `rum down`, is done in an instant.
+/// Most clients beside those that stay: a command, such as `rum down`, finishes in an instant.
 const KEPT: usize = 16;
-/// Clients at a time: each has two descriptors and some buffers.
+/// Most clients at a time. Each has two descriptors and some buffers.
 const MAX_CLIENTS: usize = MAX_FOLLOWING + MAX_WAITING + KEPT;
-/// One that stays without a place for it may lose its connection, where all are in use.
+/// When all connections are in use, a client without a place may lose its connection after this
+/// time.
 const BRIEF: Duration = Duration::from_secs(5);
-/// A client that has not read all for this long may lose its place.
+/// A client that has unread data for this long may lose its connection.
 const BEHIND: Duration = Duration::from_secs(1);
-/// The socket's place is looked at this often: `rum` finds nobody while it is gone.
+/// Interval of checks that the socket still exists: while it is missing, `rum` commands find no
+/// `rum up`.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
-/// Pause after an accept that failed, or before the spare descriptor is asked for again (EMFILE and its
-/// kin pass).
+/// Pause after a failed accept, and before the next attempt to reserve the spare descriptor (EMFILE
+/// and similar errors pass).
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// What a client asked `rum up` to do. Only ever raised.
+/// What clients have asked `rum up` to do. The value only ever increases.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ask {
     /// Nothing yet.
@@ -59,7 +63,7 @@ pub enum Ask {
     Force,
 }
 
-/// The control socket, bound.
+/// The bound control socket.
 #[derive(Debug)]
 pub struct Server {
     socket: Socket,
@@ -76,15 +80,16 @@ struct Service {
     journal: Arc<Journal>,
     ask: watch::Sender<Ask>,
     places: Places,
-    /// That of this client, if it stays and is there.
+    /// The place of this client, if it stays and is still connected.
     seat: Weak<OnceLock<Seat>>,
 }
 
 impl Server {
-    /// Binds the socket of `dir`, which it looks after. Call it inside a tokio runtime.
+    /// Binds the socket of `dir`, which the server then looks after. Call it inside a tokio
+    /// runtime.
     ///
     /// # Errors
-    /// As bind(2); AddrInUse when a live one is there.
+    /// As bind(2); AddrInUse if another live socket is there.
     pub fn bind(
         dir: &Arc<RuntimeDir>,
         info: ControlInfo,
@@ -108,7 +113,7 @@ impl Server {
         })
     }
 
-    /// What clients asked for.
+    /// The clients' requests to end.
     pub fn asked(&self) -> watch::Receiver<Ask> {
         self.asked.clone()
     }
@@ -118,18 +123,18 @@ impl Server {
         let mut clients = Clients::default();
         let mut look = tokio::time::interval(LOOK);
         let mut spare = None;
-        let (mut told, mut told_gone) = (false, false);
+        let (mut warned, mut warned_gone) = (false, false);
         loop {
             spare = spare.or_else(|| stand_in().ok());
             clients.make_room(clock::now());
             tokio::select! {
                 accepted = self.accept(&mut spare), if clients.tasks.len() < MAX_CLIENTS => match accepted {
                     Ok(stream) => {
-                        told = false;
+                        warned = false;
                         clients.serve(stream, self.service.clone());
                     }
                     Err(error) => {
-                        if !std::mem::replace(&mut told, true) {
+                        if !std::mem::replace(&mut warned, true) {
                             tracing::warn!(%error, "cannot accept on the control socket");
                         }
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -137,8 +142,8 @@ impl Server {
                 },
                 Some(_) = clients.tasks.join_next() => {}
                 _ = look.tick() => match self.look_after() {
-                    Ok(()) => told_gone = false,
-                    Err(error) if !std::mem::replace(&mut told_gone, true) => {
+                    Ok(()) => warned_gone = false,
+                    Err(error) if !std::mem::replace(&mut warned_gone, true) => {
                         let why = error.source().map_or(String::new(), |why| format!(": {why}"));
                         tracing::warn!(
                             "the runtime directory was removed, `rum ports` and `rum down` no longer find \
@@ -152,10 +157,10 @@ impl Server {
         }
     }
 
-    /// Makes anew what somebody removed: the directory, what is in it, and the socket.
+    /// Recreates what was removed: the directory, its contents, and the socket.
     fn look_after(&mut self) -> Result<(), RumError> {
         let Some(dir) = self.dir.upgrade() else {
-            // rum ends.
+            // rum is ending.
             return Ok(());
         };
         let mended = dir.mend()?;
@@ -175,7 +180,7 @@ impl Server {
         Ok(())
     }
 
-    /// The next client, in the place of `spare` where there is no other. Cancel-safe.
+    /// The next client, accepted with the descriptor of `spare` if no other is free. Cancel-safe.
     async fn accept(&mut self, spare: &mut Option<OwnedFd>) -> io::Result<Stream> {
         let accepted = self.socket.accept().await;
         if matches!(&accepted, Err(error) if is_exhaustion(error)) && spare.take().is_some() {
@@ -185,11 +190,12 @@ impl Server {
     }
 }
 
-/// Those who are served.
+/// The connected clients.
 #[derive(Debug, Default)]
 struct Clients {
     tasks: JoinSet<()>,
-    /// Those that can be ended: for one more descriptor each, where there was one.
+    /// Clients that can be closed. This costs one more descriptor each; a client without one is
+    /// missing here.
     served: Vec<Served>,
 }
 
@@ -197,9 +203,9 @@ struct Clients {
 struct Served {
     task: AbortHandle,
     socket: OwnedFd,
-    /// Since when it is there.
+    /// When it connected.
     since: Instant,
-    /// Since when it is seen not to have read all that it was sent.
+    /// Since when it is known to have unread data.
     behind: Option<Instant>,
     seat: Weak<OnceLock<Seat>>,
 }
@@ -224,9 +230,9 @@ impl Clients {
         self.tasks.len() >= MANY
     }
 
-    /// Where more than [`MANY`] are there, ends the one that has not read what it was sent for
-    /// the longest time, from [`BEHIND`] on. A reader that is alive has read all, but for moments. Where no
-    /// more can come, ends the one that is there for the longest time without a place.
+    /// With more than [`MANY`] clients, closes the one that has had unread data for longest, if for
+    /// at least [`BEHIND`]. A live reader has unread data only for moments. When all connections
+    /// are in use, closes the client that has been connected for longest without a place.
     fn make_room(&mut self, now: Instant) {
         self.served.retain(|client| !client.task.is_finished());
         if !self.is_full() {
@@ -253,23 +259,24 @@ impl Clients {
         };
         if let Some((_, at)) = behind.or_else(brief) {
             let client = self.served.swap_remove(at);
-            // Its session sees the end of the stream.
+            // The client's session sees EOF.
             let _ = rustix::net::shutdown(&client.socket, rustix::net::Shutdown::Both);
         }
     }
 }
 
-/// How many bytes the other end has not read (SIOCOUTQ, which unix(7) has as well).
+/// Number of bytes that the peer has not read (SIOCOUTQ, which Unix sockets support too, see
+/// unix(7)).
 fn unread(socket: &OwnedFd) -> libc::c_int {
     let mut bytes = 0;
-    // SAFETY: TIOCOUTQ, which is the number of SIOCOUTQ, writes an int.
+    // SAFETY: TIOCOUTQ, which has the same number as SIOCOUTQ, writes an int.
     match unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) } {
         0 => bytes,
         _ => 0,
     }
 }
 
-/// Serves one client, whose `seat` is free again when it is gone.
+/// Serves one client. Its `seat` becomes free when the client is gone.
 async fn client(stream: Stream, mut service: Service, seat: Arc<OnceLock<Seat>>) {
     service.inside = peer::is_inside(&stream);
     if let Err(error) = serve(stream, Limits::AGENT, RumControlDispatcher::new(service)).await {
@@ -285,7 +292,7 @@ impl RumControl for Service {
 
     async fn stay(&self, stay: Stay, reader: u64) -> Result<(), String> {
         let seat = self.places.take(stay, reader).await?;
-        // A client that asks twice has its first one.
+        // A client that asks twice keeps its first place.
         if let Some(own) = self.seat.upgrade() {
             let _ = own.set(seat);
         }
@@ -309,7 +316,7 @@ impl RumControl for Service {
             }
         };
         tokio::select! {
-            // Whatever comes, an item or the end: the reader wants no more.
+            // An item or EOF: either way, the reader wants no more.
             _ = stop.recv() => Ok(()),
             result = send => result,
         }

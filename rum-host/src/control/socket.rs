@@ -1,4 +1,4 @@
-//! A socket of `rum up` in its runtime directory, which is made anew where somebody removed it.
+//! A Unix socket of `rum up` in its runtime directory, which can be recreated if it is removed.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +10,7 @@ use rum_shared::transport::{Acceptor, ListenAddr, Stream};
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
-    /// What was made at the path.
+    /// The file that was created at the path.
     place: Option<Place>,
     acceptor: Acceptor,
 }
@@ -27,10 +27,10 @@ impl Place {
 }
 
 impl Socket {
-    /// Binds it at `path`. Call it inside a tokio runtime.
+    /// Binds the socket at `path`. Call it inside a tokio runtime.
     ///
     /// # Errors
-    /// As bind(2); AddrInUse when a live one is there.
+    /// As bind(2); AddrInUse if another live socket is there.
     pub fn bind(path: PathBuf) -> io::Result<Self> {
         let acceptor = ListenAddr::Unix(path.clone()).bind()?;
         Ok(Self {
@@ -48,13 +48,13 @@ impl Socket {
         self.acceptor.accept().await.map(|(stream, _)| stream)
     }
 
-    /// Whether it can be found.
+    /// Whether the path still leads to this socket.
     pub fn is_there(&self) -> bool {
         self.place.is_some() && Place::of(&self.path) == self.place
     }
 
-    /// Makes it anew, in the place of whatever is there: a dead one's, or no socket. Who has the directory's
-    /// lock may remove it.
+    /// Recreates the socket, and removes whatever is at its path: the socket of a dead process, or
+    /// another file. The owner of the directory's lock may do so.
     ///
     /// # Errors
     /// As bind(2).

@@ -1,12 +1,13 @@
-//! The stream socket of `rum up`: connections into a VM for other `rum` processes of this user, such as
-//! `rum ssh`.
+//! The stream socket of `rum up`: connections into a VM for other `rum` processes of this user,
+//! such as `rum ssh`.
 //!
-//! It speaks as an agent does on its channel ([`rum_shared::bytes::channel`]): a port comes, a status byte goes, and
-//! frames follow, which are passed on unread. So the `rum` at the other end needs neither a forward nor a port
-//! in the range; and a `CONNECT` device, which must be left alone while its guest is away, is dialled by one
-//! process only.
+//! It speaks an agent's channel protocol ([`rum_shared::bytes::channel`]): it reads a port, writes
+//! a status byte, and then passes frames on without parsing them. So the other `rum` needs neither
+//! a forward nor a port in the range. And only one process dials a `CONNECT` device, which must not
+//! be dialled while its guest is away.
 //!
-//! Who can open the socket is the same user or root (0600 in 0700). When somebody removes it, it is made anew.
+//! Only the same user and root can open the socket (0600 in 0700). If it is removed, it is
+//! recreated.
 
 use std::io;
 use std::time::Duration;
@@ -24,12 +25,12 @@ use crate::forward::Dialer;
 use crate::plan::Destination;
 use crate::runtime_dir::RuntimeDir;
 
-/// Streams at a time: people with shells and their tools. More wait in the kernel's queue.
+/// Most streams at a time: people with shells and their tools. More wait in the kernel's queue.
 const MAX_STREAMS: usize = 64;
-/// Time for a client to name its port.
+/// Deadline for a client to send its port.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The stream socket, bound.
+/// The bound stream socket.
 #[derive(Debug)]
 pub struct Streams(Socket);
 
@@ -37,12 +38,12 @@ impl Streams {
     /// Binds the socket of `dir`. Call it inside a tokio runtime.
     ///
     /// # Errors
-    /// As bind(2); AddrInUse when a live one is there.
+    /// As bind(2); AddrInUse if another live socket is there.
     pub fn bind(dir: &RuntimeDir) -> io::Result<Self> {
         Socket::bind(dir.streams_socket()).map(Self)
     }
 
-    /// Serves until dropped, which cuts what is served.
+    /// Serves until dropped, which closes all streams.
     pub async fn serve(mut self, dialer: &Dialer) {
         let mut clients = JoinSet::new();
         let mut look = tokio::time::interval(LOOK);
@@ -63,8 +64,8 @@ impl Streams {
         }
     }
 
-    /// Makes the socket anew where it was removed. That of the directory is the control socket's server's
-    /// work: until then this fails, and is tried again.
+    /// Recreates the socket if it was removed. The control server recreates the directory; until
+    /// then this fails, and is tried again.
     fn look_after(&mut self) {
         if self.0.is_there() {
             return;
@@ -88,30 +89,30 @@ async fn serve(stream: &mut Stream, mut dialer: Dialer) -> io::Result<()> {
     }
     let header = tokio::time::timeout(HEADER_DEADLINE, channel::read_header(stream));
     let header = header.await.map_err(|_| io::ErrorKind::TimedOut)??;
-    // Whoever may use it may not reach the guest's networks by it.
+    // Clients of this socket must not reach the guest's networks through it.
     let Some(Header::Destination(guest @ Destination { ip: None, .. })) = header else {
         return channel::write_status(stream, DialStatus::Denied).await;
     };
     let opened = tokio::select! {
         opened = dialer.channel(guest) => opened,
-        // It waits for its answer: whatever comes is its end, or against the rules.
+        // The client waits for its answer, so a byte violates the protocol, and EOF ends it.
         _ = stream.read_u8() => return Ok(()),
     };
     let guest = match opened {
         Ok(guest) => guest,
-        // To be without an agent has no status of its own: the end of the stream says it, as everywhere.
+        // "No agent" has no status of its own: EOF means it, as on every channel.
         Err(None) => return Ok(()),
         Err(Some(status)) => return channel::write_status(stream, status).await,
     };
     channel::write_status(stream, DialStatus::Connected).await?;
     tokio::select! {
         passed = pass(stream, guest) => passed,
-        // The frames of one agent are nothing to the next.
+        // A successor of the agent cannot continue this channel's frames.
         () = dialer.succeeded() => Ok(()),
     }
 }
 
-/// Passes bytes on until one of the two ends: the frames say which direction has.
+/// Relays bytes until either side ends; the frames tell the peers which direction has ended.
 async fn pass(client: &mut Stream, guest: Stream) -> io::Result<()> {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_guest, mut to_guest) = tokio::io::split(guest);

@@ -1,4 +1,4 @@
-//! When a watch over the control socket says that it lives, and when it counts as dead.
+//! Tests of the heartbeats of a watch on the control socket, and of its deadline.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,7 +21,7 @@ use crate::status::model::{CONTROL_PROTOCOL, ControlInfo, Stay, Update, WatchReq
 
 /// Timers are rounded up to milliseconds.
 const MOMENT: Duration = Duration::from_millis(2);
-/// Shorter than a watch may be silent.
+/// Shorter than the heartbeat deadline.
 const PAUSE: Duration = Duration::from_millis(3500);
 
 fn info() -> ControlInfo {
@@ -36,7 +36,7 @@ fn info() -> ControlInfo {
     }
 }
 
-/// A `rum up` that says twice that it lives, and then nothing.
+/// A `rum up` that sends two heartbeats and then nothing.
 #[derive(Clone)]
 struct Dying;
 
@@ -105,7 +105,7 @@ async fn a_watch_that_falls_silent_is_dead() {
 }
 
 #[tokio::test]
-async fn a_quiet_watch_has_a_heart() {
+async fn an_idle_watch_sends_heartbeats() {
     let dir = tempfile::tempdir().unwrap();
     let dir = Arc::new(RuntimeDir::create_in(&dir.path().join("run"), "quiet").unwrap());
     let socket = dir.control_socket();
@@ -128,7 +128,7 @@ async fn a_quiet_watch_has_a_heart() {
     };
     tokio::spawn(async move { client.watch(request, tx, stop).await });
     clock.settle().await;
-    // Nobody puts anything on its journal.
+    // The journal stays empty.
     for _ in 0..3 {
         let next = tokio::spawn(async move {
             let update = updates.recv().await;

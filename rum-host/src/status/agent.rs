@@ -1,12 +1,12 @@
-//! How the agent stands: the one state of it on the host, of which rows, `rum ports` and the supervisor take
-//! what they need.
+//! State of the link to the agent: the host's only copy, which rows, `rum ports` and the supervisor
+//! read.
 //!
 //! ```text
 //! Awaited ──► Current ◄──► Stale ──► Forgotten ──► Current
 //! ```
 //!
-//! Pure: the supervisor says what happened, and when. An agent is there once it has *told* what listens; to
-//! be connected is not enough.
+//! Pure: the supervisor reports what happened, and when. The link is `Current` only once the agent
+//! has *reported* its listeners; a connection is not enough.
 
 use std::time::{Duration, Instant};
 
@@ -14,33 +14,33 @@ use rum_shared::stream::rpc::AgentInfo;
 
 use super::model::{AgentState, AgentStatus};
 
-/// How current what rum knows of the guest's listeners is.
+/// How current rum's knowledge of the guest's listeners is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Knowledge {
-    /// The agent has told nothing yet, for this reason if one is known.
+    /// The agent has reported nothing yet, for this reason if known.
     Awaited(Option<String>),
-    /// The agent tells.
+    /// The agent reports its listeners.
     Current,
-    /// The agent was lost; what it told last is kept for a while.
+    /// The agent was lost. Its last report is kept for a while.
     Stale {
         /// Since when.
         since: Instant,
         /// Why.
         reason: String,
     },
-    /// It did not come back: nothing is kept.
+    /// The agent did not come back. Its report is discarded.
     Forgotten {
         /// Why it was lost.
         reason: String,
     },
 }
 
-/// What the user is to be told of an attempt that failed; of the others nothing.
+/// A failed attempt that the user is told about. Other failures are not reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The first one, before any agent was there.
+    /// The first failure, before any agent was there.
     Awaited,
-    /// The one that ended what was current.
+    /// The failure that ended [`Knowledge::Current`].
     Lost,
 }
 
@@ -48,11 +48,11 @@ pub enum Failure {
 #[derive(Debug)]
 pub struct Agent {
     knowledge: Knowledge,
-    /// Who it is, or was.
+    /// The agent, or the last one.
     info: Option<AgentInfo>,
-    /// Attempts that failed since it was there.
+    /// Failed attempts since the agent was there.
     attempts: u32,
-    /// When the next one is made, from the failure of the last.
+    /// When the next attempt is made, counted from the last failure.
     retry: Option<Duration>,
 }
 
@@ -68,17 +68,18 @@ impl Default for Agent {
 }
 
 impl Agent {
-    /// What is known of the guest's listeners.
+    /// How current the knowledge of the guest's listeners is.
     pub fn knowledge(&self) -> &Knowledge {
         &self.knowledge
     }
 
-    /// Whether none was there yet.
+    /// Whether no agent has reported yet.
     pub fn is_awaited(&self) -> bool {
         matches!(self.knowledge, Knowledge::Awaited(_))
     }
 
-    /// One answers, who says that it is `info`. Whether the guest has been booted since the one before.
+    /// Notes that an agent answers as `info`. Returns whether the guest has rebooted since the
+    /// previous one.
     pub fn introduced(&mut self, info: AgentInfo) -> bool {
         let before = self.info.replace(info);
         let boots = before.iter().chain(&self.info).map(|info| &info.boot_id);
@@ -86,13 +87,15 @@ impl Agent {
         matches!(boots[..], [before, now] if before != now)
     }
 
-    /// It has told what listens. Whether that was not current before.
+    /// Notes that the agent has reported its listeners. Returns whether the knowledge was not
+    /// current before.
     pub fn told(&mut self) -> bool {
         (self.attempts, self.retry) = (0, None);
         std::mem::replace(&mut self.knowledge, Knowledge::Current) != Knowledge::Current
     }
 
-    /// A connection to it failed or ended at `now`; the next attempt is made after `retry`.
+    /// Notes that a connection to the agent failed or ended at `now`; the next attempt is made
+    /// after `retry`.
     pub fn failed(
         &mut self,
         reason: String,
@@ -112,7 +115,7 @@ impl Agent {
         failure
     }
 
-    /// When what it told is to be forgotten, `grace` after it was lost.
+    /// When to discard the agent's report: `grace` after the loss.
     pub fn forget_at(&self, grace: Duration) -> Option<Instant> {
         match self.knowledge {
             Knowledge::Stale { since, .. } => Some(since + grace),
@@ -120,7 +123,7 @@ impl Agent {
         }
     }
 
-    /// Forgets what it told, if it is time to; whether it was.
+    /// Discards the agent's report if that is due. Returns whether it was.
     pub fn forget(&mut self, grace: Duration, now: Instant) -> bool {
         if self.forget_at(grace).is_none_or(|at| at > now) {
             return false;
@@ -130,7 +133,7 @@ impl Agent {
         true
     }
 
-    /// Why it is not there.
+    /// Why the agent is not there.
     fn reason(&self) -> Option<String> {
         match &self.knowledge {
             Knowledge::Awaited(reason) => reason.clone(),
@@ -141,8 +144,8 @@ impl Agent {
         }
     }
 
-    /// What `rum ports` shows of it, but for the time since when. Forwards of a lost one stay for `grace`; the
-    /// poll has `repaired` so many ports.
+    /// The status for `rum ports`, without `since`. Forwards of a lost agent stay for `grace`; the
+    /// poll has repaired `repaired` ports.
     pub fn status(&self, grace: Duration, repaired: u64) -> AgentStatus {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let word = |word: fn(&AgentInfo) -> &String| self.info.as_ref().map(word).cloned();
@@ -185,7 +188,7 @@ mod tests {
         }
     }
 
-    /// State, reason, when it is tried again and how often it was.
+    /// State, reason, time of the next attempt and number of attempts.
     fn shown(agent: &Agent) -> (AgentState, Option<String>, Option<u64>, u32) {
         let status = agent.status(GRACE, 0);
         (

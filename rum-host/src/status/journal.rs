@@ -1,15 +1,15 @@
-//! The journal: the supervisor writes what is the case, any number of readers follow it.
+//! The journal: the supervisor publishes its state here, and any number of readers follow it.
 //!
-//! Readers pull. The journal keeps the rows as they are and the latest events in a ring; a reader
-//! remembers the number of the last event it has, and gets what came since. One that was too slow,
-//! or comes back after too long, gets a snapshot marked as a gap. So no reader holds up the
+//! Readers pull. The journal keeps the current rows and, in a ring, the latest events. A reader
+//! remembers the number of the last event it has, and gets the events after it. A reader that is
+//! too slow, or comes back too late, gets a snapshot marked as a gap. So no reader delays the
 //! supervisor or another reader, and none makes the journal grow.
 //!
-//! Counters of connections move all the time. They are put in the journal only while somebody
-//! reads ([`Demand::readers`]), and once before each first snapshot ([`Demand::fresh`]).
+//! Counters of connections change all the time. They are published only while there are readers
+//! ([`Demand::readers`]), and once before each first snapshot ([`Demand::fresh`]).
 //!
-//! Invariants: each event has the next number; a snapshot equals the fold of all events up to
-//! its number; a row's `since` is when its state last changed.
+//! Invariants: event numbers are consecutive; a snapshot equals the fold of all events up to its
+//! number; a row's `since` is the time when its state last changed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,21 +21,21 @@ use super::model::{
     AgentState, AgentStatus, ConfigStatus, Event, Op, PortStatus, Since, Update, What,
 };
 
-/// Events that are kept for slow or returning readers: several bursts of 500 ports.
+/// Events kept for slow or returning readers: several bursts of 500 ports.
 pub const HISTORY: usize = 4096;
-/// Events in one update; more follow in the next.
+/// Most events in one update; the next update has the rest.
 pub(crate) const BATCH: usize = 512;
 
-/// What readers want of the supervisor.
+/// What the readers ask of the supervisor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Demand {
-    /// How many there are: counters are put in the journal each second while it is not 0.
+    /// Number of readers. While it is not 0, counters are published each second.
     pub readers: usize,
-    /// How many of them want to see every port of the guest.
+    /// Number of readers that want every port of the guest.
     pub all: usize,
-    /// Rises when somebody wants counters at once; answer with [`Journal::refreshed`].
+    /// Rises when a reader wants counters at once; answer with [`Journal::refreshed`].
     pub fresh: u64,
-    /// Rises when a lost agent should be tried at once.
+    /// Rises when a lost agent should be tried again at once.
     pub retry: u64,
 }
 
@@ -44,7 +44,7 @@ pub struct Demand {
 pub struct Journal {
     boot: String,
     state: Mutex<State>,
-    /// The number of the latest event, and of the latest refresh.
+    /// The number of the latest event, and that of the latest refresh.
     news: watch::Sender<(u64, u64)>,
     demand: watch::Sender<Demand>,
 }
@@ -58,19 +58,19 @@ struct State {
     ring: VecDeque<Event>,
     /// The last refresh that was answered.
     fresh: u64,
-    /// Every port of the guest is in the journal.
+    /// Whether the journal has every port of the guest.
     covers_all: bool,
-    /// What listens beside the ranges.
+    /// Listening ports outside the ranges.
     outside: Vec<u16>,
 }
 
-/// Now, as the model writes it.
+/// The current time in the model's format.
 pub fn timestamp() -> String {
     format!("{:.3}", Timestamp::now())
 }
 
 impl Default for Journal {
-    /// A journal that nobody reads.
+    /// A journal without readers.
     fn default() -> Self {
         let config = ConfigStatus {
             file: None,
@@ -83,7 +83,7 @@ impl Default for Journal {
 }
 
 impl Journal {
-    /// An empty journal for the boot named `boot`.
+    /// An empty journal for the run of `rum up` that `boot` identifies.
     pub fn new(boot: String, config: ConfigStatus) -> Self {
         let agent = AgentStatus {
             state: AgentState::Awaited,
@@ -115,22 +115,22 @@ impl Journal {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic is done between two writes under the lock.
+        // Nothing between two writes under the lock can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the readers want.
+    /// The readers' demand.
     pub fn demand(&self) -> watch::Receiver<Demand> {
         self.demand.subscribe()
     }
 
-    /// Asks for a lost agent to be tried at once.
+    /// Asks the supervisor to try a lost agent at once.
     pub fn retry(&self) {
         self.demand.send_modify(|demand| demand.retry += 1);
     }
 
-    /// `rows` are all there are of the guest port `port`. Their `since` and `previous_state`
-    /// are filled in here.
+    /// Replaces all rows of the guest port `port` by `rows`. Fills in their `since` and
+    /// `previous_state`.
     pub fn put_port(&self, port: u16, rows: Vec<PortStatus>) {
         let mut state = self.state();
         let mut before = state.ports.remove(&port).unwrap_or_default();
@@ -170,12 +170,12 @@ impl Journal {
         }
     }
 
-    /// The guest ports that have rows.
+    /// The guest ports with rows.
     pub fn ports(&self) -> Vec<u16> {
         self.state().ports.keys().copied().collect()
     }
 
-    /// `agent` is how the agent stands; its `since` is filled in here.
+    /// Publishes the state of the agent. Fills in its `since`.
     pub fn put_agent(&self, mut agent: AgentStatus) {
         let mut state = self.state();
         let same = state.agent.state == agent.state;
@@ -191,12 +191,12 @@ impl Journal {
         }
     }
 
-    /// The agent as it is in the journal.
+    /// The published state of the agent.
     pub fn agent(&self) -> AgentStatus {
         self.state().agent.clone()
     }
 
-    /// `config` is in force.
+    /// Publishes `config`, which is now in force.
     pub fn put_config(&self, config: ConfigStatus) {
         let mut state = self.state();
         if state.config != config {
@@ -206,21 +206,21 @@ impl Journal {
         }
     }
 
-    /// `ports` listen in the guest, beside what is to be forwarded. No event tells of them: the next
-    /// snapshot has them.
+    /// Sets the guest's listening ports outside the ranges. This makes no event: the next snapshot
+    /// has them.
     pub fn put_outside(&self, ports: Vec<u16>) {
         self.state().outside = ports;
     }
 
-    /// rum ends.
+    /// Publishes that rum ends.
     pub fn put_bye(&self, reason: String) {
         let mut state = self.state();
         state.push(&timestamp(), What::Bye(reason));
         self.tell(&state);
     }
 
-    /// The counters in the journal are those of after [`Demand::fresh`] became `fresh`; whether
-    /// every port of the guest is on it.
+    /// Call after publishing: the counters answer request `fresh`, and `covers_all` says whether
+    /// the journal has every port of the guest.
     pub fn refreshed(&self, fresh: u64, covers_all: bool) {
         let mut state = self.state();
         if (state.fresh, state.covers_all) != (fresh, covers_all) {
@@ -234,7 +234,7 @@ impl Journal {
         self.news.send_replace((state.seq, state.fresh * 2 + pages));
     }
 
-    /// A new reader; `all`: it wants every port of the guest, not only those in the range.
+    /// A new reader. `all`: it wants every port of the guest, not only those in the range.
     pub fn reader(self: &Arc<Self>, all: bool, since: Option<Since>) -> Reader {
         let mut ticket = 0;
         self.demand.send_modify(|demand| {
@@ -278,7 +278,7 @@ impl State {
         }
     }
 
-    /// What came after event `seq`, at most [`BATCH`]; None if some of that is no longer known.
+    /// The events after `seq`, at most [`BATCH`]; `None` if the ring no longer has some of them.
     fn since(&self, seq: u64) -> Option<Vec<Event>> {
         let new = usize::try_from(self.seq.checked_sub(seq)?).ok()?;
         let skip = self.ring.len().checked_sub(new)?;
@@ -286,7 +286,7 @@ impl State {
     }
 }
 
-/// One that follows a journal.
+/// A reader of a journal.
 #[derive(Debug)]
 pub struct Reader {
     journal: Arc<Journal>,
@@ -294,19 +294,19 @@ pub struct Reader {
     all: bool,
     ticket: u64,
     since: Option<Since>,
-    /// The latest event it has; None before its first update.
+    /// The latest event that the reader has; `None` before its first update.
     seq: Option<u64>,
 }
 
 impl Reader {
-    /// The next update: first a snapshot, or what came since; then events. Cancel-safe.
+    /// The next update: first a snapshot or the events since `since`, then events. Cancel-safe.
     pub async fn next(&mut self) -> Update {
         loop {
             self.news.mark_unchanged();
             if let Some(update) = self.ready() {
                 return update;
             }
-            // The journal, which has the sender, is ours too.
+            // The journal, which owns the sender, is ours too.
             let _ = self.news.changed().await;
         }
     }
@@ -314,7 +314,7 @@ impl Reader {
     fn ready(&mut self) -> Option<Update> {
         let state = self.journal.state();
         let Some(seq) = self.seq else {
-            // An agent that is not there cannot tell of more ports.
+            // A missing agent cannot report more ports.
             let away = state.agent.state != AgentState::Connected;
             if state.fresh < self.ticket || (self.all && !state.covers_all && !away) {
                 return None;

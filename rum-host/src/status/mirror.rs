@@ -1,10 +1,10 @@
-//! The reader's copy of the state of a `rum up`, folded from its updates.
+//! A reader's copy of the state of a `rum up`, folded from its updates.
 
 use std::collections::BTreeMap;
 
 use crate::status::model::{AgentStatus, ConfigStatus, Event, Op, PortStatus, Update, What};
 
-/// What a reader knows. Empty until the first snapshot.
+/// The copy. Empty until the first snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mirror {
     /// Number of the latest event.
@@ -15,19 +15,19 @@ pub struct Mirror {
     pub agent: Option<AgentStatus>,
     /// The configuration in force.
     pub config: Option<ConfigStatus>,
-    /// Ports on which something listens beside those that are to be forwarded, as of the snapshot.
+    /// Ports outside the ranges on which a program listens, as of the snapshot.
     pub outside: Vec<u16>,
     /// Why rum ended, once it has.
     pub bye: Option<String>,
 }
 
-/// What names a port, in the order in which ports are shown.
+/// The key of a port, in display order.
 fn sort_key(port: &PortStatus) -> (u16, String) {
     (port.port, port.id.clone())
 }
 
 impl Mirror {
-    /// Takes note of `update`. What it tells of events can be shown before or after this.
+    /// Applies `update`. Its events can be shown before or after this call.
     pub fn apply(&mut self, update: &Update) {
         match update {
             Update::Snapshot {
@@ -73,12 +73,12 @@ impl Mirror {
         }
     }
 
-    /// What is known of the port that `port` is a status of.
+    /// The status in this copy of the port that `port` describes.
     pub fn port(&self, port: &PortStatus) -> Option<&PortStatus> {
         self.ports.get(&sort_key(port))
     }
 
-    /// All ports, by port and id.
+    /// All ports, by port number and id.
     pub fn ports(&self) -> impl ExactSizeIterator<Item = &PortStatus> {
         self.ports.values()
     }

@@ -1,5 +1,5 @@
-//! What rum knows of each port, as data: the rows that are shown, the journal that readers follow, and the copy
-//! that a reader keeps.
+//! The status of each port as data: the displayed rows, the journal that readers follow, and a
+//! reader's copy.
 
 pub mod agent;
 pub mod journal;

@@ -1,52 +1,51 @@
-//! What `rum up` tells about itself: the types that cross the control socket, and that
-//! `rum ports --json` prints.
+//! The types that `rum up` sends over the control socket, and that `rum ports --json` prints.
 //!
-//! A [`PortStatus`] is the whole truth about one forward, or about one guest port that has none.
-//! A watcher gets a [`Update::Snapshot`], then [`Update::Events`]; each [`Event`] has the next
-//! sequence number of the *boot*, one run of `rum up`. So a reader that knows boot and sequence
-//! number resumes where it was, or learns that it missed something (`gap`).
+//! A [`PortStatus`] describes one forward completely, or one guest port without a forward. A
+//! watcher gets a [`Update::Snapshot`], then [`Update::Events`]. Each [`Event`] has the next
+//! sequence number of its *boot*, which is one run of `rum up`. So a reader with a boot and a
+//! sequence number resumes where it was, or learns that it missed something (`gap`).
 //!
 //! Invariants: every string is cleaned of control characters before it gets in here; names and
-//! words are those of the JSON, which `docs/scripts.md` documents and which is versioned by
-//! [`SCHEMA_VERSION`].
+//! words are those of the JSON, which `docs/scripts.md` documents and [`SCHEMA_VERSION`] versions.
 
 use std::fmt;
 
 use facet::Facet;
 use rum_shared::text::clean;
 
-/// Version of the JSON. It rises only when something is removed or renamed.
+/// Version of the JSON. It rises only when a field is removed or renamed.
 pub const SCHEMA_VERSION: u32 = 1;
-/// Longest [`PortStatus::destination`] that is shown: an IPv6 address in brackets and a port have 53.
+/// Longest [`PortStatus::destination`] that is shown. An IPv6 address in brackets with a port has
+/// up to 53 characters.
 const MAX_DESTINATION: usize = 64;
-/// Version of the RPC on the control socket. Another one is refused with a hint.
+/// Version of the RPC on the control socket. A different version is refused with a hint.
 pub const CONTROL_PROTOCOL: u32 = 4;
 
-/// What is the matter with a port.
+/// State of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Facet)]
 #[repr(u8)]
 #[facet(rename_all = "kebab-case")]
 pub enum State {
-    /// Bound on the host, and listened on in the guest according to the latest dump.
+    /// Bound on the host, and open in the guest according to the latest dump.
     Forwarded,
-    /// No longer listened on; connections of before live on for a while.
+    /// Closed in the guest; older connections live on for a while.
     Draining,
-    /// The host address is taken by somebody else.
+    /// Another program has the host address.
     Conflict,
     /// Not in the configured range.
     OutOfRange,
     /// Excluded by the configuration.
     Ignored,
-    /// The host port may not be bound without privilege.
+    /// The host port needs a privilege to be bound.
     RefusedPrivileged,
-    /// Not forwarded yet, for a reason that may pass by itself.
+    /// Not forwarded yet, for a reason that may pass.
     Pending,
-    /// The agent is lost; nobody knows whether it is still listened on.
+    /// The agent is lost, so it is unknown whether the port is still open.
     Lost,
 }
 
 impl State {
-    /// All of them, problems first: the order of the table.
+    /// All states, problems first: the order of the table.
     pub const ALL: [Self; 8] = [
         Self::Lost,
         Self::Conflict,
@@ -58,7 +57,7 @@ impl State {
         Self::OutOfRange,
     ];
 
-    /// Its word, in the table and in the JSON.
+    /// The word in the table and in the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Forwarded => "forwarded",
@@ -72,12 +71,12 @@ impl State {
         }
     }
 
-    /// Whether the user should do something about it.
+    /// Whether the user should act.
     pub fn is_problem(self) -> bool {
         matches!(self, Self::Lost | Self::Conflict | Self::RefusedPrivileged)
     }
 
-    /// Whether it is shown only when asked for (`--all`).
+    /// Whether it is shown only on request (`--all`).
     pub fn is_hidden(self) -> bool {
         matches!(self, Self::OutOfRange | Self::Ignored)
     }
@@ -92,19 +91,18 @@ impl fmt::Display for State {
 /// A process, in the guest or on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct ProcessName {
-    /// Its id, in the PID namespace of whoever told.
+    /// Its id, in the PID namespace of the process that reported it.
     pub pid: u32,
     /// Its short name.
     pub name: String,
 }
 
-/// A process in the guest that listens on a port at another address than the one that connections
-/// reach.
+/// A guest process that listens on a port at another address than the one that clients reach.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct OtherHolder {
-    /// Where it listens, as in [`PortStatus::guest_addresses`].
+    /// Its address, as in [`PortStatus::guest_addresses`].
     pub address: String,
-    /// Who it is.
+    /// The process.
     pub process: ProcessName,
 }
 
@@ -113,22 +111,22 @@ pub struct OtherHolder {
 pub struct Reason {
     /// A word for programs: one of [`ReasonCode`](crate::reason::ReasonCode), or of a later rum's.
     pub code: String,
-    /// What is the case, in words: `127.0.0.1:5432 is taken by postgres (pid 4121)`.
+    /// The reason in words: `127.0.0.1:5432 is taken by postgres (pid 4121)`.
     pub message: String,
-    /// What to do about it, in words: `free it, or set on_conflict = "next"`.
+    /// What to do, in words: `free it, or set on_conflict = "next"`.
     pub hint: Option<String>,
-    /// Who has the host port, if that is the reason and can be seen.
+    /// The process with the host port, if that is the reason and known.
     pub holder: Option<ProcessName>,
 }
 
 /// Connections through a forward.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Facet)]
 pub struct Connections {
-    /// Those that live.
+    /// Open connections.
     pub now: u32,
-    /// All that were accepted since it was bound.
+    /// All connections that were accepted since the port was bound.
     pub total: u64,
-    /// Those that could not be carried to the guest's program and were reset.
+    /// Connections that were reset because the guest's program could not be reached.
     pub refused: u64,
 }
 
@@ -141,52 +139,52 @@ pub struct Bytes {
     pub to_host: u64,
 }
 
-/// One forward, or one guest port that has none.
+/// One forward, or one guest port without a forward.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct PortStatus {
-    /// Names it as long as it lives: `guest:5000` (automatic), `static:127.0.0.1:8080`, with
-    /// `#2` and so on behind it while connections of a predecessor drain.
+    /// Identifies the row for its lifetime: `guest:5000` (automatic), `static:127.0.0.1:8080`, with
+    /// a suffix such as `#2` while connections of a predecessor drain.
     pub id: String,
     /// `tcp`.
     pub proto: String,
-    /// The guest's port.
+    /// The guest port.
     pub port: u16,
-    /// Where the guest's program listens: `127.0.0.1`, `0.0.0.0`, `::1`, `::` (`*` when that
-    /// takes IPv4 too), `fe80::7%eth0` if it is bound to an interface. Empty while unknown.
+    /// Where the guest's program listens: `127.0.0.1`, `0.0.0.0`, `::1`, `::` (`*` if it includes
+    /// IPv4), `fe80::7%eth0` if bound to an interface. Empty while unknown.
     pub guest_addresses: Vec<String>,
-    /// Where it leads, `172.17.0.2:80`, if that is not a port of the guest's own but an address in its
-    /// networks. What listens there is not known.
+    /// The destination, such as `172.17.0.2:80`, if it is an address in the guest's networks and
+    /// not one of the guest's own ports. rum does not know its listeners.
     pub destination: Option<String>,
-    /// The host address that is bound, such as `127.0.0.1:5000`.
+    /// The bound host address, such as `127.0.0.1:5000`.
     pub host: Option<String>,
-    /// All host addresses that are bound: that one, then those beside it, such as `[::1]:5000`.
+    /// All bound host addresses: `host`, then the additional ones, such as `[::1]:5000`.
     pub host_addresses: Vec<String>,
-    /// What is the matter.
+    /// The state.
     pub state: State,
-    /// What was the matter before.
+    /// The state before this one.
     pub previous_state: Option<State>,
-    /// Why. With `forwarded`: what some of its clients meet.
+    /// Why it is in this state. With `forwarded`: a problem that some of its clients have.
     pub reason: Option<Reason>,
-    /// Who listens in the guest, where that can be seen; of several the one that is reached.
+    /// The process that listens in the guest, if visible; of several, the one that clients reach.
     pub process: Option<ProcessName>,
     /// Its command line.
     pub command: Option<String>,
-    /// Who else listens on the port, at other addresses.
+    /// Other processes that listen on the port, at other addresses.
     pub other_holders: Vec<OtherHolder>,
-    /// The user who listens in the guest.
+    /// The owner of the guest's listening socket.
     pub uid: Option<u32>,
-    /// From the configuration.
+    /// The label from the configuration.
     pub label: Option<String>,
-    /// Where to point a browser, while it is bound.
+    /// A URL for a browser, while the port is bound.
     pub url: Option<String>,
     /// Connections through it.
     pub connections: Connections,
     /// Bytes through it.
     pub bytes: Bytes,
-    /// When it came into this state: RFC 3339, UTC, milliseconds.
+    /// When it entered this state: RFC 3339, UTC, milliseconds.
     pub since: String,
-    /// The agent's part of the latency, on its own clock: from the kernel's event to the dump
-    /// that showed the port, in microseconds. None where no event told (poll).
+    /// The agent's part of the latency, on its own clock: from the kernel's event to the dump that
+    /// showed the port, in microseconds. `None` if no event reported it (poll).
     pub detected_us: Option<u64>,
     /// The host's part, on its own clock: from the agent's message to the bound host port, in
     /// microseconds.
@@ -194,7 +192,7 @@ pub struct PortStatus {
 }
 
 impl PortStatus {
-    /// What people call it: the number of the guest's port, or the address that it leads to.
+    /// What people call it: the guest's port number, or the destination's address.
     pub fn called(&self) -> String {
         match &self.destination {
             Some(destination) => clean(destination, MAX_DESTINATION),
@@ -203,41 +201,42 @@ impl PortStatus {
     }
 }
 
-/// How the agent stands.
+/// State of the link to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Facet)]
 #[repr(u8)]
 #[facet(rename_all = "kebab-case")]
 pub enum AgentState {
-    /// It has not answered yet.
+    /// No agent has answered yet.
     Awaited,
-    /// It answers.
+    /// The agent answers.
     Connected,
-    /// It did answer, and does not now.
+    /// The agent answered before, but no longer.
     Lost,
 }
 
 /// The agent in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct AgentStatus {
-    /// How it stands.
+    /// The state.
     pub state: AgentState,
     /// Since when: RFC 3339, UTC, milliseconds.
     pub since: String,
     /// Why it is not connected, in words.
     pub reason: Option<String>,
-    /// When it is tried again, in milliseconds from this message.
+    /// When the next attempt is made, in milliseconds from this message.
     pub retry_ms: Option<u64>,
-    /// For how long the automatic forwards stay once it is lost, in milliseconds.
+    /// How long the automatic forwards stay after the agent is lost, in milliseconds.
     pub grace_ms: u64,
-    /// Attempts since it was lost.
+    /// Failed attempts since the agent was there.
     pub attempts: u32,
     /// Its version, once known.
     pub version: Option<String>,
     /// The guest's host name, once known.
     pub hostname: Option<String>,
-    /// What wakes it: `tracepoint`, `seccomp`, `poll`, or `none` without events (the 1 s poll only).
+    /// What wakes the agent: `tracepoint`, `seccomp`, `poll`, or `none` without events (the 1 s
+    /// poll only).
     pub source: Option<String>,
-    /// Ports that the poll had to repair, 0 in a healthy run.
+    /// Ports that the poll had to repair; 0 in a healthy run.
     pub repaired: u64,
 }
 
@@ -246,18 +245,18 @@ pub struct AgentStatus {
 pub struct ConfigStatus {
     /// The file it was read from.
     pub file: Option<String>,
-    /// When: RFC 3339, UTC, milliseconds.
+    /// When it was loaded: RFC 3339, UTC, milliseconds.
     pub loaded: String,
-    /// What is forwarded automatically: `5000-6000,8080`; None without automatic forwards.
+    /// The ranges of automatic forwards: `5000-6000,8080`; `None` without automatic forwards.
     pub range: Option<String>,
     /// Why a newer version of the file is not in force.
     pub error: Option<String>,
 }
 
-/// Who is at the other end of a control socket.
+/// The `rum up` at the other end of a control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct ControlInfo {
-    /// What it speaks: [`CONTROL_PROTOCOL`].
+    /// Its protocol: [`CONTROL_PROTOCOL`].
     pub protocol: u32,
     /// Its version.
     pub version: String,
@@ -267,7 +266,7 @@ pub struct ControlInfo {
     pub kind: String,
     /// The process id of `rum up`.
     pub pid: u32,
-    /// Names this run of `rum up`: 16 hexadecimal digits.
+    /// Identifies this run of `rum up`: 16 hexadecimal digits.
     pub boot: String,
     /// When it started: RFC 3339, UTC, milliseconds.
     pub started: String,
@@ -278,41 +277,41 @@ pub struct ControlInfo {
 #[repr(u8)]
 #[facet(rename_all = "kebab-case")]
 pub enum Op {
-    /// It is new.
+    /// The port is new.
     Added,
-    /// It differs.
+    /// The port changed.
     Changed,
-    /// It is gone; the status is its last.
+    /// The port is gone; the status is its last.
     Removed,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct Event {
     /// Rises by one with each event of a boot.
     pub seq: u64,
     /// When: RFC 3339, UTC, milliseconds.
     pub at: String,
-    /// What.
+    /// What happened.
     pub what: What,
 }
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 #[repr(u8)]
-// Nearly all are ports: boxing them would make each event two allocations.
+// Nearly all events are about ports: boxing them would make each event two allocations.
 #[allow(clippy::large_enum_variant)]
 pub enum What {
-    /// To a port.
+    /// A port changed.
     Port {
-        /// What to it.
+        /// How it changed.
         op: Op,
-        /// The whole of it.
+        /// Its whole status.
         port: PortStatus,
     },
-    /// To the agent.
+    /// The agent changed.
     Agent(AgentStatus),
-    /// To the configuration.
+    /// The configuration changed.
     Config(ConfigStatus),
     /// rum ends, for this reason; nothing follows.
     Bye(String),
@@ -321,53 +320,53 @@ pub enum What {
 /// One item of a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 #[repr(u8)]
-// Made one at a time, and not kept.
+// Updates are made one at a time and not kept.
 #[allow(clippy::large_enum_variant)]
 pub enum Update {
-    /// Everything as it is; what was known before is void.
+    /// The complete state; it replaces everything before.
     Snapshot {
-        /// Number of the latest event that is in it.
+        /// Number of the latest event that it includes.
         seq: u64,
-        /// Something between this and what the reader had is lost.
+        /// Whether events between the reader's last update and this one are lost.
         gap: bool,
-        /// All ports, by port and id.
+        /// All ports, by port number and id.
         ports: Vec<PortStatus>,
         /// The agent.
         agent: AgentStatus,
         /// The configuration.
         config: ConfigStatus,
-        /// Ports on which something listens beside those that are to be forwarded, ascending, as
-        /// the last polls have shown it.
+        /// Ports outside the ranges on which a program listens, in ascending order, as the last
+        /// polls have shown them.
         outside: Vec<u16>,
     },
-    /// What happened since the item before, in order; none: rum is alive.
+    /// The events since the previous update, in order. An empty list is a heartbeat.
     Events(Vec<Event>),
 }
 
-/// Where a reader was.
+/// A reader's position.
 #[derive(Debug, Clone, PartialEq, Eq, Facet)]
 pub struct Since {
     /// The boot.
     pub boot: String,
-    /// The latest event it has.
+    /// The latest event that the reader has.
     pub seq: u64,
 }
 
-/// Why a reader stays.
+/// Why a reader stays connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Facet)]
 #[repr(u8)]
 pub enum Stay {
     /// To follow the ports.
     Follow,
-    /// To wait for one.
+    /// To wait for one of them.
     Wait,
 }
 
-/// What a reader wants to follow.
+/// A reader's request.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Facet)]
 pub struct WatchRequest {
     /// Every port of the guest, not only those in the range.
     pub all: bool,
-    /// Go on after this event, if that can still be done.
+    /// Resume after this event, if possible.
     pub since: Option<Since>,
 }

@@ -41,7 +41,7 @@ fn row(id: &str, port: u16, state: Port, total: u64) -> PortStatus {
     }
 }
 
-/// What `reader` gets without waiting.
+/// The update that `reader` gets without waiting.
 fn now(reader: &mut Reader) -> Option<Update> {
     reader.ready()
 }
@@ -82,7 +82,7 @@ fn a_snapshot_waits_for_fresh_counters_and_for_the_range() {
     assert!(now(&mut all).is_none());
     journal.refreshed(2, true);
     assert!(matches!(now(&mut all), Some(Update::Snapshot { .. })));
-    // An agent that is away cannot tell of more.
+    // A missing agent cannot report more.
     journal.refreshed(3, false);
     let mut third = journal.reader(true, None);
     journal.put_agent(AgentStatus {

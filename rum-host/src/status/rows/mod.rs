@@ -1,11 +1,12 @@
-//! What is the matter with a guest port, in words: the rows of `rum ports`.
+//! The rows of `rum ports`: the state of a guest port, in words.
 //!
-//! Pure: the supervisor gives everything it knows of one guest port, and gets its rows, one for
-//! each forward and one if it has none. Only `since` and `previous_state` are left open, which the
-//! journal fills in.
+//! Pure: the supervisor passes everything it knows of one guest port, and gets its rows: one for
+//! each forward, or one if there is none. The journal fills in `since` and `previous_state`.
 //!
-//! Invariant: `forwarded` only what is bound on the host, and in the guest was in the latest dump or served
-//! the last client, or leads to an address, which nobody watches, that reset no client; every other state has a reason, which says what to do where there is something to do.
+//! Invariants: a port is `forwarded` only if it is bound on the host and one of these holds: the
+//! latest dump shows it in the guest; the last client was served; or it leads to an address, which
+//! rum does not watch, and its last client was not reset. Every other state has a reason, with a
+//! hint if the user can do something.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -27,91 +28,91 @@ pub use self::reasons::not_bound;
 mod publisher;
 mod reasons;
 
-/// How a wanted forward stands.
+/// The state of a wanted forward.
 #[derive(Debug)]
 pub enum Standing<'a> {
-    /// Bound there.
+    /// It is bound.
     Bound {
-        /// The address it got.
+        /// The bound address.
         at: HostAddr,
-        /// What went through it.
+        /// Its counters.
         stats: &'a Stats,
-        /// From the agent's word to the bound port.
+        /// Time from the agent's report to the bind.
         took: Option<Duration>,
-        /// Its other addresses that are bound.
+        /// Its additional addresses that are bound.
         beside: Vec<HostAddr>,
-        /// One of its addresses that does not serve, and why. Where that is the one that decides, the
-        /// port is not forwarded.
+        /// One of its addresses that does not serve, and why. If it is the first address, the port
+        /// is not forwarded.
         lacks: Option<(HostAddr, &'a BindFailure)>,
     },
-    /// It could not be bound there, for this reason.
+    /// Binding it failed.
     Blocked {
-        /// The address it should have.
+        /// The wanted address.
         at: HostAddr,
-        /// Why not; None while it is being found out.
+        /// Why; `None` while the holder is being searched for.
         reason: Option<&'a BindFailure>,
     },
 }
 
-/// A forward that is wanted.
+/// A wanted forward.
 #[derive(Debug)]
 pub struct Forward<'a> {
-    /// What names it.
+    /// Its key.
     pub key: Key,
-    /// Where it leads.
+    /// Its destination.
     pub guest: Destination,
-    /// How it stands.
+    /// Its state.
     pub standing: Standing<'a>,
-    /// From the configuration.
+    /// The label from the configuration.
     pub label: Option<&'a str>,
 }
 
-/// A forward that is no longer wanted, with connections that live on.
+/// A closed forward whose connections live on.
 #[derive(Debug)]
 pub struct Draining<'a> {
-    /// What named it.
+    /// Its key.
     pub key: Key,
-    /// Where it leads.
+    /// Its destination.
     pub guest: Destination,
-    /// Where it was bound.
+    /// The address at which it was bound.
     pub at: HostAddr,
-    /// What went through it.
+    /// Its counters.
     pub stats: &'a Stats,
-    /// Whether they are cut after a while.
+    /// Whether the connections are reset after the drain time.
     pub limited: bool,
-    /// From the configuration.
+    /// The label from the configuration.
     pub label: Option<&'a str>,
 }
 
-/// All that is known of one guest port.
+/// Everything that rum knows of one guest port.
 #[derive(Debug)]
 pub struct Facts<'a> {
     /// The port.
     pub port: GuestPort,
-    /// Who listens there.
+    /// The listener, if any.
     pub listener: Option<&'a Listener>,
-    /// What the policy says about automatic forwarding of it, if somebody listens.
+    /// The policy's decision about automatic forwarding, if a program listens.
     pub verdict: Option<Verdict>,
-    /// What the rule for the listener calls it.
+    /// The label of the listener's rule.
     pub label: Option<&'a str>,
-    /// The ranges of automatic forwards, as configured.
+    /// The configured ranges of automatic forwards.
     pub ranges: Option<String>,
-    /// Its forwards.
+    /// The port's forwards.
     pub forwards: Vec<Forward<'a>>,
-    /// Its former forwards.
+    /// Its closed forwards.
     pub draining: Vec<Draining<'a>>,
-    /// How current that is.
+    /// How current the facts about the listener are.
     pub knowledge: &'a Knowledge,
 }
 
-/// The rows of one guest port, by id.
+/// The rows of one guest port, sorted by id.
 pub fn rows(facts: &Facts<'_>) -> Vec<PortStatus> {
     let mut rows: Vec<PortStatus> = facts.forwards.iter().map(|f| facts.forward(f)).collect();
     let is_auto = |f: &Forward<'_>| matches!(f.key, Key::Auto(_));
     if let (Some(_), Some(verdict)) = (facts.listener, &facts.verdict)
         && !facts.forwards.iter().any(is_auto)
     {
-        // A static forward leads there: that it is not forwarded a second time is no news.
+        // A static forward already leads there, so a missing automatic one needs no row.
         let leads_there = |f: &Forward<'_>| f.guest.own_port().is_some();
         let unforwarded = !facts.forwards.iter().any(leads_there);
         rows.extend(unforwarded.then(|| facts.without(verdict)).flatten());
@@ -145,8 +146,8 @@ fn id(key: Key) -> String {
     }
 }
 
-/// How a bound forward stands that leads to an address in the guest's networks. Nobody watches what listens
-/// there: what became of its last client is all that is known.
+/// State of a bound forward that leads to an address in the guest's networks. rum does not watch
+/// its listeners: the outcome of the last client is all that is known.
 fn elsewhere(
     guest: Destination,
     stats: &Stats,
@@ -171,7 +172,7 @@ fn elsewhere(
 }
 
 impl Facts<'_> {
-    /// The row of the port itself.
+    /// The row of the guest's own port.
     fn own_row(&self, id: String, state: State, reason: Option<Reason>) -> PortStatus {
         self.row(id, Destination::own(self.port.0), state, reason)
     }
@@ -183,7 +184,7 @@ impl Facts<'_> {
         state: State,
         reason: Option<Reason>,
     ) -> PortStatus {
-        // Who listens at another address of this port is not known.
+        // The listener at another address of this port is unknown.
         let listener = self.listener.filter(|_| guest.ip.is_none());
         let addresses = match (guest.ip, listener) {
             (Some(ip), _) => vec![ip.to_string()],
@@ -359,7 +360,7 @@ impl Facts<'_> {
         }
     }
 
-    /// The row of a port that is not forwarded automatically; None if it is about to be.
+    /// The row of a port without an automatic forward; `None` if it is about to get one.
     fn without(&self, verdict: &Verdict) -> Option<PortStatus> {
         let id = id(Key::Auto(self.port));
         let (state, reason) = match verdict {
@@ -422,8 +423,8 @@ impl Facts<'_> {
     }
 }
 
-/// From the kernel's event to the dump that showed the port, both on the agent's clock. The agent
-/// may be lying, but not with a number that means nothing.
+/// Time from the kernel's event to the dump that showed the port, both on the agent's clock. A
+/// lying agent can make it wrong, but not negative.
 fn detected_us(listener: &Listener) -> Option<u64> {
     let took = listener.seen_ns.checked_sub(listener.hinted_ns?)?;
     Some(took / 1000)

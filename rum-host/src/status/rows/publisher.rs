@@ -1,17 +1,16 @@
-//! Programs in the guest that hold ports for containers: what they are called, and which of them belong
-//! together.
+//! Guest programs that hold ports for containers: their names, and which of them belong together.
 //!
-//! Pure. What these programs say about themselves is the guest's word, used for names and hints only.
+//! Pure. The guest controls what these programs report, so it is used for names and hints only.
 
 use std::net::IpAddr;
 
 use rum_shared::listener::{MONITOR, Process};
 
-/// Docker starts one for each address that a port is published at: mostly two, for IPv4 and IPv6.
+/// Docker starts one of these for each address of a published port: mostly two, for IPv4 and IPv6.
 const DOCKER: &str = "docker-proxy";
 
-/// What `process` is called: its short name, and with it the container's where it is a container's
-/// monitor, since those are all called alike.
+/// The displayed name of `process`: its short name, followed by the container's name for a
+/// container's monitor, as all monitors have the same short name.
 pub fn name(process: &Process) -> String {
     match &*process.program {
         MONITOR if !process.script.is_empty() => format!("{}:{}", process.name, process.script),
@@ -19,8 +18,8 @@ pub fn name(process: &Process) -> String {
     }
 }
 
-/// Whether both lead to the same port of the same container: then who reaches the one misses nothing of the
-/// other.
+/// Whether both lead to the same port of the same container, so that clients of either reach the
+/// same program.
 pub fn same_container(one: &Process, other: &Process) -> bool {
     let (Some((ip, port)), Some((other_ip, other_port))) = (leads_to(one), leads_to(other)) else {
         return false;
@@ -29,7 +28,7 @@ pub fn same_container(one: &Process, other: &Process) -> bool {
     port == other_port && (ip == other_ip || ip.is_ipv4() != other_ip.is_ipv4())
 }
 
-/// The container's address and port in the command line of a [`DOCKER`] proxy.
+/// The container's address and port, from the command line of a [`DOCKER`] proxy.
 fn leads_to(process: &Process) -> Option<(IpAddr, u16)> {
     let option = |name: &str| {
         let mut words = process.command.split(' ');

@@ -1,4 +1,4 @@
-//! Why a port is in its state, in words.
+//! The reasons for a port's state, in words.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -33,7 +33,7 @@ pub(super) fn reason(code: ReasonCode, message: impl Into<String>, hint: Option<
     }
 }
 
-/// Where `listener` is bound, as `ss` writes it.
+/// The address of `listener`, as `ss` prints it.
 pub(super) fn address(listener: &Listener, addr: &BoundAddr) -> String {
     let ip = match addr.ip {
         IpAddr::V6(ip) if ip.is_unspecified() && addr.dual_stack => "*".to_owned(),
@@ -47,7 +47,7 @@ pub(super) fn address(listener: &Listener, addr: &BoundAddr) -> String {
     }
 }
 
-/// What clients of a port that `listens` meet that they should not, the worst first.
+/// The worst problem that clients of the port have. `listens`: whether a program listens on it.
 pub(super) fn trouble(
     guest: Destination,
     stats: &Stats,
@@ -106,7 +106,7 @@ pub(super) fn named(process: &Process) -> ProcessName {
     }
 }
 
-/// Who else listens on the port of `listener`.
+/// The other processes that listen on the port of `listener`.
 pub(super) fn other_holders(listener: &Listener) -> Vec<OtherHolder> {
     let others = listener.others.iter();
     let others = others.map(|other| OtherHolder {
@@ -116,7 +116,7 @@ pub(super) fn other_holders(listener: &Listener) -> Vec<OtherHolder> {
     others.collect()
 }
 
-/// That several programs listen on the port of `listener`, and which of them is reached.
+/// Reports that several programs listen on the port of `listener`, and which one clients reach.
 pub(super) fn several_programs(listener: &Listener) -> Option<Reason> {
     let reached = listener.process.as_ref();
     let is_another = |other: &&Holder| {

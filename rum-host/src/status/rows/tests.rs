@@ -82,7 +82,7 @@ fn bound(key: Key, stats: &Stats) -> Forward<'_> {
     }
 }
 
-/// State, code, message and hint of the only row.
+/// State, and code, message and hint of the only row.
 fn told(facts: &Facts<'_>) -> (State, String) {
     let [row] = &rows(facts)[..] else {
         panic!("{:?}", rows(facts));
@@ -126,7 +126,7 @@ fn several_programs_on_one_port_are_named_and_the_one_that_is_reached() {
     assert_eq!((&*other.address, other.process.pid), ("127.0.0.1%eth0", 15));
 }
 
-/// Docker has a process for each address that it publishes a port at.
+/// Docker starts a process for each address of a published port.
 #[test]
 fn another_proxy_of_the_same_container_is_no_other_program() {
     let proxy = |pid: u32, container: &str| Process {
@@ -240,7 +240,7 @@ fn what_the_last_client_met_is_told_until_another_meets_something_else() {
     assert_eq!(told(Some(&listener)), (State::Forwarded, "refused".into()));
     stats.ended(stats.turn(), Ok(()));
     assert_eq!(told(Some(&listener)), (State::Forwarded, String::new()));
-    // Its program ends: that it served says nothing about those to come, nor does a late answer.
+    // The program ends: its success says nothing about the next one, nor does a late answer.
     let before = stats.turn();
     stats.changed_hands();
     assert_eq!(told(None), (State::Pending, "not-listening".into()));
@@ -261,7 +261,7 @@ fn of_an_address_only_the_last_client_tells() {
             guest,
             ..bound(key, &stats)
         });
-        // What listens on that port of the guest's own is another matter.
+        // The listener on that port of the guest itself has its own row.
         let [own, forward] = <[PortStatus; 2]>::try_from(rows(&facts)).unwrap();
         assert_eq!((own.state, own.destination), (State::OutOfRange, None));
         forward
