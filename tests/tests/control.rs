@@ -63,7 +63,7 @@ fn down_gives_connections_time_and_with_force_none() {
         rum.stderr.wait("Auto-forwarding 127.0.0.1:5000");
         let lives = connect(5000);
         let patient = setup.start(["down"]);
-        rum.stderr.wait("again to force");
+        rum.stderr.wait("to stop now");
         assert_eq!(rum.child.try_wait().expect("a child"), None);
         let output = down(&setup, &["--force"]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output));

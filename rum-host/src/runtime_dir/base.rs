@@ -1,5 +1,4 @@
-//! Where the directories of this user's guests are, by the rule of the module above, and which of them a guest
-//! must not see.
+//! The base directory of this user's guests, and the directories that a guest must not see.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{FILES, check_name, open_private};
 
-/// The directory below which this user's guests are.
+/// The base directory of this user's guests; see the parent module for the rule.
 pub fn base() -> PathBuf {
     let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
     let uid = rustix::process::geteuid().as_raw();
@@ -19,19 +18,19 @@ pub fn base() -> PathBuf {
     )
 }
 
-/// A file that lies in what a guest sees in the place of a directory for guests; it has the guest's
-/// name. Its own name is none that a guest can have.
+/// A file in the place of a base directory, as seen from inside a guest. It contains the guest's
+/// name. Its own name is not valid for a guest.
 pub(crate) const INSIDE: &str = ".inside";
 
-/// The guest of rum in which this process is, if it would look for guests there.
+/// The rum guest that this process runs in, if the guest hides this base directory.
 pub(crate) fn inside() -> Option<String> {
     let name = fs::read_to_string(base().join(INSIDE)).ok()?;
     check_name(&name).is_ok().then_some(name)
 }
 
-/// The directories that the guest with the runtime directory `path` must not see: all for guests that this
-/// environment of the user `uid` can mean, that are there. One that is for other things, too, stays; then it
-/// is only the guests in it.
+/// The directories that the guest with the runtime directory `path` must not see: every existing
+/// base directory that this environment of the user `uid` can name. In a base directory with other
+/// contents, only the guests' directories are hidden.
 pub(crate) fn to_hide(path: &Path, uid: u32) -> Vec<PathBuf> {
     let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
     let rum = |dir: PathBuf| dir.join("rum");
@@ -60,7 +59,7 @@ pub(crate) fn to_hide(path: &Path, uid: u32) -> Vec<PathBuf> {
     hidden
 }
 
-/// The directories of guests in `base`, and whether there is anything else.
+/// The guests' directories in `base`, and whether it has other contents.
 fn entries(base: &Path) -> (Vec<PathBuf>, bool) {
     let names = |dir: &Path| {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -76,7 +75,7 @@ fn entries(base: &Path) -> (Vec<PathBuf>, bool) {
     (guests, !others.is_empty())
 }
 
-/// Why `XDG_RUNTIME_DIR` is not where this user's guests are, though it is set.
+/// Why `XDG_RUNTIME_DIR` is set but not used as this user's base directory.
 pub fn passed_over() -> Option<String> {
     let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
     let xdg = PathBuf::from(set("XDG_RUNTIME_DIR")?);
@@ -97,7 +96,8 @@ pub fn passed_over() -> Option<String> {
     ))
 }
 
-/// The rule of the documentation of the module above; `ours` says whether a directory exists and is ours.
+/// The rule of the parent module's documentation. `ours` tests whether a directory exists and
+/// belongs to this user.
 pub(super) fn choose_base(
     given: Option<PathBuf>,
     xdg: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! What can be wrong with a runtime directory, and what to do about it.
+//! Errors of a runtime directory, and their hints.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use crate::limits;
 /// Why there is no runtime directory.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeDirError {
-    /// The name cannot be that of a directory of ours.
+    /// The name is not valid for a guest.
     #[error("{name:?} cannot be the name of a guest")]
     Name {
-        /// What was asked for.
+        /// The name.
         name: String,
     },
     /// Another `rum up` holds the name.
@@ -23,15 +23,15 @@ pub enum RuntimeDirError {
         /// The process that holds it, where it is known.
         pid: Option<u32>,
     },
-    /// There is something at that path that is not safe to use.
+    /// The path exists and is not safe to use.
     #[error("{} {problem}", path.display())]
     Unsafe {
         /// The directory.
         path: PathBuf,
-        /// What is wrong with it, as the end of a sentence.
+        /// The problem, as the end of a sentence.
         problem: String,
     },
-    /// A socket in the directory could not be bound.
+    /// A socket's path in the directory would be too long to bind.
     #[error("the path {} is too long for a socket ({} bytes, at most {MAX_SOCKET_PATH})", path.display(), path.as_os_str().len())]
     TooLong {
         /// The longest of the guest's sockets.
@@ -40,11 +40,11 @@ pub enum RuntimeDirError {
     /// A system call failed.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }

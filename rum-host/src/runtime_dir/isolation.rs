@@ -1,28 +1,29 @@
-//! What of a namespace guest a user can choose, and how the helpers tell each other.
+//! User-configurable isolation of a namespace guest, and its encoding for the helpers' command
+//! lines.
 
-/// How far a guest is kept apart from its caller.
+/// How far a guest is isolated from its caller.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Isolation {
-    /// It has an empty /tmp and /var/tmp of its own.
+    /// The guest has its own empty /tmp and /var/tmp.
     pub private_tmp: bool,
-    /// It has terminals of its own: a /dev/pts that begins empty.
+    /// The guest has its own terminals: a /dev/pts that starts empty.
     pub private_pts: bool,
-    /// An ordinary user is root in it.
+    /// An ordinary user is root in the guest.
     pub root: bool,
-    /// Programs of root have all of root's capabilities, not only those of a container's root.
+    /// Root's programs have all of root's capabilities, not only those of a container's root.
     pub privileged: bool,
 }
 
-/// Their words on the hidden command lines.
+/// The words on the hidden command lines.
 const PRIVATE_TMP: &str = "private-tmp";
 const PRIVATE_PTS: &str = "private-pts";
 const ROOT: &str = "root";
 const PRIVILEGED: &str = "privileged";
-/// The word for none of them.
+/// The word for no option.
 const PLAIN: &str = "plain";
 
 impl Isolation {
-    /// As one word of a hidden command line, which [`Isolation::parse`] reads.
+    /// Encodes the options as one word of a hidden command line; [`Isolation::parse`] decodes it.
     pub fn word(self) -> String {
         let words = [
             (self.private_tmp, PRIVATE_TMP),
@@ -40,7 +41,7 @@ impl Isolation {
         }
     }
 
-    /// None: it is no such word.
+    /// Decodes [`Isolation::word`]. `None`: not a valid word.
     pub fn parse(word: &str) -> Option<Self> {
         let mut this = Self::default();
         for word in word.split(',') {

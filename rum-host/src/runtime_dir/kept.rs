@@ -1,30 +1,30 @@
-//! A runtime directory that somebody else removes while it is in use: logind at the end of the last
-//! session, a cleaner of /tmp, a hand.
+//! Recovery of a runtime directory that is removed while in use: by logind at the end of the last
+//! session, by a cleaner of /tmp, or by hand.
 //!
-//! What others need to find a guest is made anew: directory, lock, state; the control socket's own
-//! server makes that one. The guest's keeper still holds the lock that was removed, so a successor
-//! no longer waits for it: it takes over what it finds, as ever.
+//! [`RuntimeDir::mend`] recreates what others need to find the guest: directory, lock and state.
+//! The control server recreates its own socket. The guest's keeper still holds the removed lock, so
+//! a successor no longer waits for the keeper; it takes over what it finds, as always.
 //!
-//! Invariant: nothing is taken from another `rum up`: where that has the lock, nothing is touched.
+//! Invariant: nothing is taken from another `rum up`: if that has the lock, nothing is touched.
 
 use std::os::unix::net::UnixStream;
 
 use super::*;
 
-/// What became of a directory.
+/// Result of [`RuntimeDir::mend`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Mended {
     /// Nothing was missing.
     Whole,
-    /// It was, and is there again.
+    /// Something was missing, and was recreated.
     Anew,
 }
 
 impl RuntimeDir {
-    /// Makes anew what is missing of the directory.
+    /// Recreates the missing parts of the directory.
     ///
     /// # Errors
-    /// Another `rum up` has the name by now, or the system's.
+    /// Another `rum up` has taken the name, or a system call failed.
     pub fn mend(&self) -> Result<Mended, RuntimeDirError> {
         let mut held = self.held();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,8 +69,8 @@ fn is_dir_at(dir: &OwnedFd, path: &Path) -> bool {
     matches!((ours, there), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
 }
 
-/// Whether a `rum up` answers in the directory `path`, whose lock nobody holds: somebody has removed
-/// the lock that it had.
+/// Whether a `rum up` answers in the directory `path` although its lock is free: its lock file was
+/// removed.
 pub(super) fn is_live(path: &Path) -> bool {
     UnixStream::connect(path.join(CONTROL)).is_ok()
 }

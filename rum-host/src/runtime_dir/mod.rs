@@ -1,20 +1,21 @@
-//! The runtime directory of a guest: where its sockets are and how two `rum` find each other.
+//! The runtime directory of a guest: it has the guest's sockets, and other `rum` processes find the
+//! guest by it.
 //!
-//! One directory a guest, `BASE/NAME`, mode 0700 and ours; BASE is
+//! Each guest has one directory, `BASE/NAME`, with mode 0700 and owned by this user. BASE is
 //!
 //! 1. `$RUM_RUNTIME_DIR`, if set;
 //! 2. `/run/rum` for root;
-//! 3. `$XDG_RUNTIME_DIR/rum`, if that is set and ours;
-//! 4. `/run/user/UID/rum`, if `/run/user/UID` exists and is ours;
+//! 3. `$XDG_RUNTIME_DIR/rum`, if that is set and owned by this user;
+//! 4. `/run/user/UID/rum`, if `/run/user/UID` exists and is owned by this user;
 //! 5. `/tmp/rum-UID`.
 //!
-//! A directory counts only while its `lock` file is held with flock(2). `rum up` takes the lock
-//! and hands the open file down to the guest's keeper, so that it is held until both are gone:
-//! whoever gets it may take over whatever a dead predecessor left.
+//! A directory is in use only while its `lock` file is locked with flock(2). `rum up` takes the
+//! lock and passes the open file to the guest's keeper, so the lock is held until both are gone.
+//! The next owner of the lock may take over whatever a dead predecessor left.
 //!
-//! Invariants: nothing of a directory is used that is a symlink, belongs to another user or that
-//! others may enter. Only a holder of the lock removes files, and only through the directory it
-//! opened, so that it cannot hit those of a successor.
+//! Invariants: rum uses nothing in a directory that is a symlink, belongs to another user or is
+//! accessible to others. Only a holder of the lock removes files, and only through the directory
+//! that it opened, so it cannot remove those of a successor.
 
 use std::fs;
 use std::io::{self, Write};
@@ -49,12 +50,12 @@ use crate::runtime_dir::isolation::Isolation;
 pub const MAX_NAME: usize = 64;
 /// Longest path that fits into `sockaddr_un.sun_path` with its final NUL (unix(7)).
 pub const MAX_SOCKET_PATH: usize = 107;
-/// How long a new `rum up` waits for the keeper of a dead predecessor to let go of the lock. It
-/// takes milliseconds; a loaded machine gets more.
+/// How long a new `rum up` waits until the keeper of a dead predecessor releases the lock. That
+/// takes milliseconds, and longer on a loaded machine.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
-/// Pause between two looks at a lock that is about to become free.
+/// Pause between two attempts at a lock that is about to be released.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
-/// No file of ours is longer: what is read from them is cut here.
+/// Longest content that is read from a file; none of rum's files is longer.
 const MAX_FILE: usize = 4096;
 
 const LOCK: &str = "lock";
@@ -65,15 +66,15 @@ const CHANNEL: &str = "agent-channel.sock";
 const CONTROL: &str = "control.sock";
 const STREAMS: &str = "streams.sock";
 const QMP: &str = "qmp.sock";
-/// The pipe of which a namespace guest's init has the writing end, for as long as it lives.
+/// A pipe whose writing end a namespace guest's init holds for as long as it lives.
 const ALIVE: &str = "alive";
 const CONSOLE: &str = "console.sock";
 const CONSOLE_LOCK: &str = "console.lock";
 const VHOST: &str = "vhost.sock";
 const VSOCK: &str = "vm.vsock";
-/// Where the agent of a VM knocks (see `rum_shared::transport`).
+/// The socket on which the agent of a VM knocks (see `rum_shared::transport`).
 const KNOCK: &str = "vm.vsock_2224";
-/// Everything rum ever creates in the directory; `lock` is last, since it guards the others.
+/// All files that rum creates in the directory. `lock` is last, since it guards the others.
 const FILES: [&str; 14] = [
     ALIVE,
     RPC,
@@ -91,7 +92,8 @@ const FILES: [&str; 14] = [
     LOCK,
 ];
 
-/// Whether `name` may name a guest: 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`, not a dot first.
+/// Checks that `name` is valid for a guest: 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`, not starting
+/// with a dot.
 pub fn check_name(name: &str) -> Result<(), RuntimeDirError> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let fits = (1..=MAX_NAME).contains(&name.len());
@@ -103,17 +105,17 @@ pub fn check_name(name: &str) -> Result<(), RuntimeDirError> {
     })
 }
 
-/// The runtime directory of a guest of ours, held until this is dropped, which removes it.
+/// The runtime directory of a guest, locked by this process. Dropping it removes the directory.
 #[derive(Debug)]
 pub struct RuntimeDir {
     name: String,
     path: PathBuf,
     held: Mutex<Held>,
-    /// What was published last.
+    /// The state that was published last.
     state: Mutex<Option<String>>,
 }
 
-/// What makes it ours.
+/// The open directory and its lock.
 #[derive(Debug)]
 struct Held {
     dir: OwnedFd,
@@ -121,8 +123,8 @@ struct Held {
 }
 
 impl RuntimeDir {
-    /// Makes the directory of the guest `name`, or takes over that of a dead one. May sleep for
-    /// [`LOCK_WAIT`] while the helpers of a `rum` that has just died go away.
+    /// Creates the directory of the guest `name`, or takes over that of a dead one. May sleep for
+    /// [`LOCK_WAIT`] while the helpers of a `rum` that has just died exit.
     pub fn create(name: &str) -> Result<Self, RuntimeDirError> {
         Self::create_in(&base(), name)
     }
@@ -147,7 +149,7 @@ impl RuntimeDir {
             return Err(RuntimeDirError::Running { name, pid });
         }
         for file in FILES.iter().filter(|file| **file != LOCK) {
-            // What is missing needs no removing; what cannot be removed fails at its bind.
+            // A missing file needs no removal; a file that cannot be removed fails at its bind.
             let _ = rustix::fs::unlinkat(&dir, *file, AtFlags::empty());
         }
         let this = Self {
@@ -161,11 +163,11 @@ impl RuntimeDir {
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        // Nothing that can panic is done between two writes under the lock.
+        // Nothing between two writes under the lock can panic.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes into the lock who holds it.
+    /// Writes this process's id into the lock file.
     fn sign(&self, held: &Held) -> Result<(), RuntimeDirError> {
         let me = ProcessId::current().map_err(self.io("write", LOCK))?;
         rustix::fs::ftruncate(&held.lock, 0)
@@ -197,55 +199,55 @@ impl RuntimeDir {
         &self.path
     }
 
-    /// Where the agent of a namespace guest takes RPC connections.
+    /// The socket on which the agent of a namespace guest accepts RPC connections.
     pub fn rpc_socket(&self) -> PathBuf {
         self.path.join(RPC)
     }
 
-    /// Where the agent of a namespace guest takes forward channels.
+    /// The socket on which the agent of a namespace guest accepts forward channels.
     pub fn channel_socket(&self) -> PathBuf {
         self.path.join(CHANNEL)
     }
 
-    /// Where `rum up` answers other `rum` processes.
+    /// The socket on which `rum up` answers other `rum` processes.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join(CONTROL)
     }
 
-    /// Where `rum up` gives them connections into a VM.
+    /// The socket on which `rum up` gives other `rum` processes connections into a VM.
     pub fn streams_socket(&self) -> PathBuf {
         self.path.join(STREAMS)
     }
 
-    /// Where the QEMU of a VM takes commands.
+    /// The socket on which a VM's QEMU accepts commands.
     pub fn qmp_socket(&self) -> PathBuf {
         self.path.join(QMP)
     }
 
-    /// Where a VM's serial console is.
+    /// The socket of a VM's serial console.
     pub fn console_socket(&self) -> PathBuf {
         self.path.join(CONSOLE)
     }
 
-    /// Between QEMU and the VM's vsock device, where that is a process of its own.
+    /// The socket between QEMU and the VM's vsock device, if that is a separate process.
     pub fn vhost_socket(&self) -> PathBuf {
         self.path.join(VHOST)
     }
 
-    /// Where that device takes connections to the VM.
+    /// The socket on which that device accepts connections to the VM.
     pub fn vsock_socket(&self) -> PathBuf {
         self.path.join(VSOCK)
     }
 
-    /// The lock, to be inherited by the helper that must outlive us.
+    /// A duplicate of the lock, for the helper that must outlive this process.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// No descriptor is left.
     pub(crate) fn lock(&self) -> io::Result<OwnedFd> {
         self.held().lock.try_clone()
     }
 
-    /// Publishes what others need to enter the guest, at once or not at all.
+    /// Publishes atomically what other processes need to enter the guest.
     pub fn publish(
         &self,
         kind: &str,
@@ -264,7 +266,7 @@ impl RuntimeDir {
         let new = self.path.join(STATE_NEW);
         fs::File::create(&new)
             .and_then(|mut file| {
-                // Whatever the umask says: others of this user read it.
+                // Whatever the umask: other processes of this user read it.
                 file.set_permissions(fs::Permissions::from_mode(0o600))?;
                 file.write_all(text.as_bytes())
             })
@@ -279,17 +281,19 @@ impl Drop for RuntimeDir {
     }
 }
 
-/// Removes everything of ours from `dir`, and the directory itself if it is `path`, which starts at
-/// `base`. Errors are of no use here: the next owner of the name takes over what is left.
+/// Removes all of rum's files from `dir`, and the directory itself at `path` relative to `base`.
+/// Errors are ignored: the next owner of the name takes over what is left.
 pub(crate) fn clean(dir: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &Path) {
     for file in FILES {
         let _ = rustix::fs::unlinkat(dir, file, AtFlags::empty());
     }
-    // A successor's directory has its lock in it, or it makes a new one: rmdir hurts neither.
+    // A successor's directory has its lock in it, or the successor recreates it: rmdir harms
+    // neither.
     let _ = rustix::fs::unlinkat(base, path, AtFlags::REMOVEDIR);
 }
 
-/// The directory in which the guest's directory `path` is, and the guest's name in it.
+/// Opens the directory that contains the guest's directory `path`. Also returns the guest's name in
+/// it.
 pub(crate) fn open_base(path: &Path) -> Result<(OwnedFd, &Path), RuntimeDirError> {
     let (Some(base), Some(name)) = (path.parent(), path.file_name()) else {
         let name = path.display().to_string();
@@ -300,18 +304,18 @@ pub(crate) fn open_base(path: &Path) -> Result<(OwnedFd, &Path), RuntimeDirError
     Ok((base, Path::new(name)))
 }
 
-/// Makes the pipe that says whether the guest lives, and opens it for writing. That is for reading as
-/// well, or it would have to wait for a reader (fifo(7)).
+/// Creates the pipe that shows whether the guest lives, and opens it. It is opened for reading too,
+/// as opening it only for writing would wait for a reader (fifo(7)).
 pub(crate) fn make_alive(dir: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     let mode = Mode::RUSR | Mode::WUSR;
     rustix::fs::mkfifoat(dir, ALIVE, mode)?;
-    // Whatever the umask says.
+    // Whatever the umask.
     rustix::fs::chmodat(dir, ALIVE, mode, AtFlags::empty())?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, ALIVE, flags, Mode::empty())
 }
 
-/// Opens the pipe of the guest with the directory `path` for reading, anew for each reader.
+/// Opens the pipe of the guest with the directory `path` for reading, once for each reader.
 ///
 /// # Errors
 /// As open(2); the guest has no such pipe.
@@ -349,7 +353,7 @@ pub(crate) fn open_private(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     Ok(dir)
 }
 
-/// Makes `path`, or opens it if it is there and safe to use.
+/// Creates `path`, or opens it if it exists and is safe to use.
 pub(crate) fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(RuntimeDirError::Io {
@@ -364,12 +368,12 @@ pub(crate) fn private_dir(path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     }
 }
 
-/// Gives the owner of the directory `path`, who is this user, the rights that a umask such as 0777
-/// took away as it was made. Nobody else has any there.
+/// Gives the owner of the directory `path`, which is this user, the rights that a umask such as
+/// 0777 removed at its creation. No other user has any rights there.
 fn allow_owner(path: &Path) -> rustix::io::Result<()> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC;
     let Ok(dir) = rustix::fs::open(path, flags, Mode::empty()) else {
-        // What is wrong with it is said when it is opened.
+        // Opening it reports what is wrong.
         return Ok(());
     };
     let stat = rustix::fs::fstat(&dir)?;
@@ -382,27 +386,27 @@ fn allow_owner(path: &Path) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Makes or opens the file of the lock in `dir`, which is at `path`.
+/// Creates or opens the lock file in `dir`, which is at `path`.
 fn open_lock(dir: &OwnedFd, path: &Path) -> Result<OwnedFd, RuntimeDirError> {
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     rustix::fs::openat(dir, LOCK, flags, mode)
         .and_then(|lock| {
-            // Whatever the umask says: others of this user read it.
+            // Whatever the umask: other processes of this user read it.
             rustix::fs::fchmod(&lock, mode)?;
             Ok(lock)
         })
         .map_err(io_error("open", &path.join(LOCK)))
 }
 
-/// Makes or opens the directory and takes its lock.
+/// Creates or opens the directory and takes its lock.
 fn take(name: &str, path: &Path) -> Result<(OwnedFd, OwnedFd), RuntimeDirError> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
         let attempt = private_dir(path).and_then(|dir| match open_lock(&dir, path) {
             Ok(lock) => Ok((dir, lock)),
             Err(error) => {
-                // Of no use to anybody. One that has something in it stays.
+                // Without a lock the directory is useless. rmdir keeps it if it has contents.
                 let _ = rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR);
                 Err(error)
             }
@@ -411,7 +415,7 @@ fn take(name: &str, path: &Path) -> Result<(OwnedFd, OwnedFd), RuntimeDirError> 
         match attempt {
             Ok((dir, lock)) => {
                 match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                    // The lock of a directory that was removed under our feet locks nothing.
+                    // The lock of a directory that was removed meanwhile is worthless.
                     Ok(()) if is_at(&lock, &dir) => return Ok((dir, lock)),
                     Ok(()) => {}
                     Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -426,7 +430,7 @@ fn take(name: &str, path: &Path) -> Result<(OwnedFd, OwnedFd), RuntimeDirError> 
                     Err(error) => return Err(io_error("lock", path)(error)),
                 }
             }
-            // Removed by its last owner between two of our steps.
+            // The last owner removed it between two of our steps.
             Err(RuntimeDirError::Io { source, .. })
                 if source.kind() == io::ErrorKind::NotFound
                     && !late

@@ -1,4 +1,4 @@
-//! A process that is still the same one when it is looked at again.
+//! Identifies a process even if its id is reused.
 
 use std::fmt;
 use std::fs;
@@ -8,15 +8,15 @@ use std::str::FromStr;
 
 use rustix::process::{Pid, PidfdFlags};
 
-/// A process id with the time its process was started, so that a reused id is noticed. Written
-/// as `PID START`.
+/// A process id with the process's start time, so that a reused id is noticed. Written as `PID
+/// START`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessId {
     pid: u32,
     start: u64,
 }
 
-/// What /proc/PID/stat says, as far as it is of use here (proc_pid_stat(5)).
+/// The fields of /proc/PID/stat that are used here (proc_pid_stat(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     state: char,
@@ -35,14 +35,14 @@ impl Stat {
         })
     }
 
-    /// The name in parentheses may hold anything, parentheses too: the last one ends it.
+    /// The name in parentheses may contain anything, even parentheses: the last `)` ends it.
     fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let mut fields = rest.split_ascii_whitespace();
         Some(Self {
             state: fields.next()?.chars().next()?,
             parent: fields.next()?.parse().ok()?,
-            // Fields 3 and 4 are taken, start time is field 22.
+            // Fields 3 and 4 are consumed; the start time is field 22.
             start: fields.nth(17)?.parse().ok()?,
         })
     }
@@ -54,23 +54,23 @@ impl ProcessId {
         Self::of(std::process::id())
     }
 
-    /// The process that has the id `pid` now.
+    /// The process that currently has the id `pid`.
     pub fn of(pid: u32) -> io::Result<Self> {
         let start = Stat::read(pid)?.start;
         Ok(Self { pid, start })
     }
 
-    /// The id alone, in the PID namespace of whoever made this.
+    /// The id alone, in the PID namespace of the process that created this value.
     pub fn pid(self) -> u32 {
         self.pid
     }
 
-    /// Whether that very process is there and not a zombie.
+    /// Whether this process still exists and is not a zombie.
     pub fn is_alive(self) -> bool {
         Stat::read(self.pid).is_ok_and(|stat| stat.start == self.start && stat.state != 'Z')
     }
 
-    /// A pidfd of that very process; `NotFound` if it is gone or its id was reused.
+    /// A pidfd of this process; `NotFound` if it has ended or its id was reused.
     pub fn open(self) -> io::Result<OwnedFd> {
         let gone = || io::Error::new(io::ErrorKind::NotFound, "the process has ended");
         let pid = i32::try_from(self.pid)
@@ -82,7 +82,7 @@ impl ProcessId {
                 rustix::io::Errno::SRCH => gone(),
                 error => error.into(),
             })?;
-        // Looked at after opening: from here on the pidfd holds the id.
+        // Checked after opening: from now on, the pidfd refers to this process only.
         if self.is_alive() {
             Ok(pidfd)
         } else {
@@ -90,7 +90,7 @@ impl ProcessId {
         }
     }
 
-    /// Whether `parent` started it.
+    /// Whether `parent` is its parent process.
     pub(crate) fn is_child_of(self, parent: u32) -> bool {
         Stat::read(self.pid).is_ok_and(|stat| stat.start == self.start && stat.parent == parent)
     }

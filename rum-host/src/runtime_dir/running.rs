@@ -1,4 +1,4 @@
-//! The guests that run: found by who holds their directories.
+//! The running guests: those whose directories are locked.
 
 use std::fs;
 use std::io;
@@ -13,25 +13,25 @@ use super::{
 };
 use crate::runtime_dir::isolation::Isolation;
 
-/// A guest that some `rum up` of this user holds.
+/// A guest that a `rum up` of this user holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningGuest {
     /// Its name.
     pub name: String,
     /// Its runtime directory.
     pub path: PathBuf,
-    /// The `rum up` that holds it, where it is known.
+    /// The `rum up` that holds it, if known.
     pub rum: Option<ProcessId>,
-    /// Its kind; None while it is being started.
+    /// Its kind; `None` while it starts.
     pub kind: Option<String>,
-    /// The first process in it, for kinds that have one on this machine.
+    /// Its first process, for kinds that run on this machine's kernel.
     pub init: Option<ProcessId>,
-    /// How far it is kept apart, for those kinds.
+    /// Its isolation, for those kinds.
     pub isolation: Isolation,
 }
 
 impl RunningGuest {
-    /// One that is being started, of which nothing else is known.
+    /// A guest that starts, with only its name and directory known.
     #[cfg(test)]
     pub fn starting(name: &str, path: impl Into<PathBuf>) -> Self {
         Self {
@@ -44,27 +44,27 @@ impl RunningGuest {
         }
     }
 
-    /// Where its `rum up` answers.
+    /// The control socket of its `rum up`.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join(CONTROL)
     }
 
-    /// Where its `rum up` gives connections into it, if it is a VM.
+    /// The socket on which its `rum up` gives connections into it, if it is a VM.
     pub fn streams_socket(&self) -> PathBuf {
         self.path.join(STREAMS)
     }
 
-    /// Where the serial console of a VM is.
+    /// The socket of a VM's serial console.
     pub fn console_socket(&self) -> PathBuf {
         self.path.join(CONSOLE)
     }
 
-    /// Whether its `rum up` or a helper of that is still there.
+    /// Whether its `rum up`, or a helper of it, still exists.
     pub(crate) fn is_held(&self) -> bool {
         open_private(&self.path).is_ok_and(|dir| holder_of(&dir).is_some())
     }
 
-    /// What is locked, with flock(2), by who is attached to that console.
+    /// The file that the client attached to that console locks with flock(2).
     pub fn console_lock(&self) -> PathBuf {
         self.path.join(CONSOLE_LOCK)
     }
@@ -100,17 +100,19 @@ fn open_in(dir: &OwnedFd, file: &str) -> Option<OwnedFd> {
     rustix::fs::openat(dir, file, flags, Mode::empty()).ok()
 }
 
-/// The lock file of a directory that somebody holds.
+/// Opens the lock file of a directory if it is locked.
 fn holder_of(dir: &OwnedFd) -> Option<OwnedFd> {
     let lock = open_in(dir, LOCK)?;
-    // Held for an instant if it was free; a `rum up` that meets us there tries again.
+    // If the lock was free, this holds it for an instant; a `rum up` that collides with us tries
+    // again.
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
         Ok(()) => None,
         Err(_) => Some(lock),
     }
 }
 
-/// None if nobody holds the directory, or if it is not fit to be read.
+/// The guest in the directory `name`; `None` if the directory is not locked, or is not safe to
+/// read.
 fn look(base: &Path, name: String) -> Option<RunningGuest> {
     let path = base.join(&name);
     let dir = open_private(&path).ok()?;

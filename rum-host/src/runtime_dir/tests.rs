@@ -142,7 +142,7 @@ fn unsafe_directories_are_refused() {
         assert!(matches!(error, RuntimeDirError::Unsafe { .. }), "{error}");
         assert!(error.hint().is_some());
     }
-    // As a base, too; / belongs to root or to nobody we are, and others may enter it.
+    // As a base directory, too: / belongs to root or another user, and is open to others.
     for base in [open.as_path(), Path::new("/")] {
         let error = RuntimeDir::create_in(base, "dev").unwrap_err();
         assert!(matches!(error, RuntimeDirError::Unsafe { .. }), "{error}");
@@ -168,7 +168,7 @@ fn a_directory_for_other_things_is_not_hidden() {
     let uid = rustix::process::geteuid().as_raw();
     let a = RuntimeDir::create_in(base.path(), "a").unwrap();
     assert!(to_hide(a.path(), uid).contains(&base.path().to_owned()));
-    // What a dead one left is a guest's as well.
+    // The remains of a dead guest count as a guest's directory.
     fs::create_dir(base.path().join("b")).unwrap();
     assert!(to_hide(a.path(), uid).contains(&base.path().to_owned()));
     fs::write(base.path().join("notes"), "").unwrap();
@@ -177,12 +177,12 @@ fn a_directory_for_other_things_is_not_hidden() {
     assert!(hidden.contains(&a.path().to_owned()), "{hidden:?}");
 }
 
-/// Also where he is root inside, and so has another id than his directories' names say.
+/// Also if the user is root inside the guest, with another id than in the directories' names.
 #[test]
 fn directories_are_hidden_under_the_id_that_the_user_has_outside() {
     let base = base();
     let a = RuntimeDir::create_in(base.path(), "a").unwrap();
-    // Nobody's but this process's.
+    // An id that only this process uses.
     let uid = 4_000_000_000 + std::process::id();
     let other = tempfile::Builder::new()
         .prefix(&format!("rum-{uid}"))
@@ -215,7 +215,7 @@ fn what_somebody_removed_is_made_anew() {
         assert_eq!(found[0].rum, Some(ProcessId::current().unwrap()));
         assert_eq!(dir.mend().unwrap(), Mended::Whole);
     }
-    // Somebody else has the name by now, with a directory and a lock of his own.
+    // Another process has taken the name, with its own directory and lock.
     fs::remove_dir_all(&path).unwrap();
     let other = RuntimeDir::create_in(base.path(), "dev").unwrap();
     let error = dir.mend().unwrap_err();
@@ -235,7 +235,7 @@ fn a_live_one_whose_lock_is_gone_keeps_its_sockets() {
     let error = RuntimeDir::create_in(base.path(), "dev").unwrap_err();
     assert!(matches!(error, RuntimeDirError::Running { .. }), "{error}");
     assert!(path.join(CONTROL).exists());
-    // The one that was refused holds nothing.
+    // The refused one does not hold the lock.
     assert_eq!(dir.mend().unwrap(), Mended::Anew);
     drop(control);
 }

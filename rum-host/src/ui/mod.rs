@@ -1,4 +1,4 @@
-//! The edge: what is said to the user, and how it is written.
+//! Output for the user: the messages, their form and their colours.
 
 use clap::ValueEnum;
 
@@ -28,15 +28,15 @@ pub enum Color {
     Never,
 }
 
-/// How what is said looks, and how much of it there is.
+/// The form and the amount of the output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Style {
     /// When to use colour.
     pub color: Color,
-    /// The form.
+    /// The form of log and messages.
     pub format: LogFormat,
-    /// Less than usual.
+    /// Whether to print problems only.
     pub quiet: bool,
-    /// How much more than usual of the log.
+    /// How many steps more verbose the log is.
     pub verbose: u8,
 }

@@ -1,4 +1,5 @@
-//! What the supervisor tells the user, as values; the words are made here and nowhere else.
+//! User-visible events, and their words. Only those of a guest's progress are made elsewhere, in
+//! [`crate::guest::progress`].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,134 +13,134 @@ use crate::guest::progress::Progress;
 use crate::plan::reconcile::Repair;
 use crate::plan::{Destination, HostAddr, Key};
 
-/// Something that happened.
+/// An event for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     /// The agent answered.
     AgentConnected {
-        /// Who it is, cleaned.
+        /// What the agent reports about itself, cleaned.
         info: AgentInfo,
         /// Whether it streams changes.
         streaming: bool,
     },
     /// No agent has answered yet; attempts go on.
     AgentAwaited {
-        /// Why not, in words.
+        /// Why, in words.
         reason: String,
     },
-    /// A guest that rum does not put its agent into has not shown one for so long.
+    /// The agent of a guest into which rum does not put one has not appeared for this long.
     AgentMissing {
-        /// Since rum began to look for one.
+        /// Time since rum started to look for it.
         after: Duration,
     },
-    /// The agent is gone.
+    /// The agent was lost.
     AgentLost {
         /// Why, in words.
         reason: String,
         /// How long its forwards stay.
         grace: Duration,
     },
-    /// The agent is back, and its guest has been booted since.
+    /// The agent is back, and its guest has rebooted.
     GuestRebooted,
     /// The agent did not come back within the grace time.
     AutoForwardsDropped,
-    /// A host port is bound and leads to the guest.
+    /// A host port is bound and forwards to the guest.
     Forwarded {
-        /// Which forward.
+        /// The forward.
         key: Key,
-        /// Where it is bound.
+        /// The bound address.
         host: HostAddr,
-        /// Where it leads.
+        /// The destination.
         guest: Destination,
-        /// The host port that it should have had, if that was taken.
+        /// The host port that was wanted, if it is in use.
         instead_of: Option<HostAddr>,
     },
     /// A host port is no longer bound.
     Stopped {
-        /// Which forward.
+        /// The forward.
         key: Key,
-        /// Where it was bound.
+        /// The address at which it was bound.
         host: HostAddr,
-        /// Where it led.
+        /// The destination.
         guest: Destination,
         /// Connections that live on.
         connections: u32,
-        /// For how long at most, if that is limited.
+        /// The longest time that they may go on, if limited.
         drain: Option<Duration>,
     },
-    /// A host port cannot be bound now; it is tried again.
+    /// A host port cannot be bound now; rum tries again.
     Blocked {
-        /// Which forward, or which address beside its own.
+        /// The forward, or one of its additional addresses.
         key: Key,
         /// The address.
         host: HostAddr,
-        /// Where it would lead.
+        /// The destination.
         guest: Destination,
         /// Why.
         reason: BindFailure,
     },
-    /// This machine no longer has an address at which ports are forwarded.
+    /// This machine no longer has an address to which forwards are bound.
     AddressGone {
         /// The address.
         ip: IpAddr,
-        /// How many forwards are bound there.
+        /// Number of forwards bound there.
         forwards: usize,
     },
-    /// It has it again, and they serve.
+    /// This machine has the address again, and its forwards serve.
     AddressBack {
         /// The address.
         ip: IpAddr,
     },
-    /// Connections outlived the drain time.
+    /// Connections were reset because the drain time ran out.
     Cut {
-        /// Where they led.
+        /// The destination.
         guest: Destination,
         /// How many.
         connections: usize,
     },
-    /// The poll repaired what no event told.
+    /// The poll repaired a port that no event reported.
     Repaired(Repair),
-    /// A guest of rum's own starts, or tells of itself.
+    /// Progress of a guest that rum starts.
     Guest(Progress),
-    /// What runs in the guest is root on this machine.
+    /// Programs in the guest run as root of this machine.
     NoBoundary,
-    /// The guest is gone.
+    /// The guest ended.
     GuestEnded {
         /// How, in words.
         reason: String,
     },
-    /// What ran in the guest did not end when asked, and was killed.
+    /// Programs in the guest did not end when asked, and were killed.
     GuestKilled {
-        /// Since it was asked to end; `None`: it was to be killed.
+        /// Time since they were asked to end; `None`: killed at once on request.
         after: Option<Duration>,
     },
-    /// Something listens in the guest beside the configured ranges.
+    /// Programs in the guest listen outside the configured ranges.
     Outside {
-        /// On these ports.
+        /// The ports.
         ports: Vec<u16>,
         /// The ranges.
         range: String,
     },
     /// Another configuration is in force.
     Reloaded {
-        /// Forwards of known listeners that it makes, ends or moves.
+        /// Forwards of known listeners that are added, removed or moved.
         forwards: usize,
     },
-    /// The configuration was read again, and says the same.
+    /// The configuration was read again, and is the same.
     Unchanged,
-    /// The configuration was read again and can't be used.
+    /// The configuration was read again and cannot be used.
     NotReloaded,
-    /// The configuration says something that can't be applied while rum runs.
+    /// The configuration has changes that cannot be applied while rum runs.
     RestartNeeded,
-    /// Asked to stop; connections may finish.
+    /// rum was asked to stop; connections may finish.
     Stopping {
-        /// For how long.
+        /// How long they may take.
         drain: Duration,
     },
 }
 
 impl Notice {
-    /// Whether it tells of a problem, and so is printed even with `--quiet`.
+    /// Whether it reports a problem, which is printed even with `--quiet`.
     pub fn is_problem(&self) -> bool {
         match self {
             Self::AgentLost { .. }
@@ -168,8 +169,8 @@ impl Notice {
         }
     }
 
-    /// Whether it tells of a port, which is what `rum up` prints to stdout; the rest is about
-    /// rum itself.
+    /// Whether it is about a port. `rum up` prints these to stdout; the others are about rum
+    /// itself.
     pub fn is_about_a_port(&self) -> bool {
         matches!(
             self,
@@ -178,12 +179,12 @@ impl Notice {
     }
 }
 
-/// Ports that a line names; of more it says how many.
+/// Most ports that a line names; it counts the rest.
 const NAMED: usize = 3;
-/// Longest range, in characters, that a line writes out as an argument.
+/// Longest range, in characters, that a line repeats as an argument.
 const MAX_RANGE: usize = 60;
 
-/// That something listens on `ports`, beside the ranges `range`, and what to do about it.
+/// The message that programs listen on `ports`, outside `range`, and what to do about it.
 pub fn outside(ports: &[u16], range: &str) -> String {
     let named: Vec<String> = ports.iter().take(NAMED).map(u16::to_string).collect();
     let (listens, more) = match ports.len() {
@@ -211,7 +212,7 @@ impl fmt::Display for Notice {
                     )?;
                 }
                 if !streaming {
-                    f.write_str("; it does not stream, so it is polled each second")?;
+                    f.write_str("; the agent cannot push changes; checking once a second")?;
                 }
                 f.write_str(")")
             }
@@ -278,7 +279,7 @@ impl fmt::Display for Notice {
                 let then = match key.address() {
                     None => {
                         write!(f, "Not forwarding guest:{guest} yet: ")?;
-                        "it forwards once that is free"
+                        "it will be forwarded as soon as the port is free"
                     }
                     Some(_) => {
                         write!(f, "Not forwarding {host} → guest:{guest} yet: ")?;
@@ -339,18 +340,21 @@ impl fmt::Display for Notice {
                 f.write_str("name and [guest] take effect with the next `rum up`")
             }
             Self::Stopping { drain } => {
-                write!(f, "Stopping within {drain:?}, again to force")
+                write!(
+                    f,
+                    "Stopping: waiting up to {drain:?} for connections (Ctrl+C again to stop now)"
+                )
             }
             Self::Repaired(Repair::Opened(port)) => {
                 write!(
                     f,
-                    "The poll found port {port} open, which no event had told"
+                    "Port {port} is open, but no event reported it (found by the 1 s check)"
                 )
             }
             Self::Repaired(Repair::Closed(port)) => {
                 write!(
                     f,
-                    "The poll found port {port} closed, which no event had told"
+                    "Port {port} is closed, but no event reported it (found by the 1 s check)"
                 )
             }
         }

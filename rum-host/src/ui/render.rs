@@ -1,7 +1,7 @@
-//! Errors as a user reads them.
+//! Renders errors for the user.
 //!
-//! What is printed is readable without colour; whether there is colour is decided by anstream
-//! (`--color`, `NO_COLOR`, a terminal or not), which strips it on the way out.
+//! The text is readable without colour. anstream decides about colour (`--color`, `NO_COLOR`, a
+//! terminal or not), and strips it on output.
 
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
@@ -14,13 +14,13 @@ use super::LogFormat;
 use super::output::json;
 use crate::error::{ConfigError, Located, RumError};
 
-/// Prints `error` to stderr, at the end. That stderr is closed is not a reason to fail once more.
+/// Prints `error` to stderr, before the process ends. A closed stderr is not a further error.
 pub fn report(error: &RumError, format: LogFormat) {
     lines::say_on_stderr(&for_stderr(error, format));
     lines::flush_stderr();
 }
 
-/// What [`report`] prints: as wide as the terminal, with colours if it has them.
+/// The text that [`report`] prints: as wide as the terminal, with colours if it supports them.
 pub fn for_stderr(error: &RumError, format: LogFormat) -> String {
     match format {
         LogFormat::Json => json::error(error, jiff::Timestamp::now()),
@@ -42,14 +42,14 @@ fn terminal_width() -> usize {
     width.unwrap_or(DEFAULT_WIDTH)
 }
 
-/// Width of a snippet where there is no terminal, in columns.
+/// Width of a snippet without a terminal, in columns.
 const DEFAULT_WIDTH: usize = 80;
 const ERROR: &str = "\u{1b}[1;31merror:\u{1b}[0m";
 const WARNING: &str = "\u{1b}[1;33mwarning:\u{1b}[0m";
 const CYAN: &str = "\u{1b}[1;36m";
 const PLAIN: &str = "\u{1b}[0m";
 
-/// What [`report`] prints, with colours.
+/// The text that [`report`] prints, with colours.
 pub fn render(error: &RumError, width: usize) -> String {
     let mut out = String::new();
     match error.config() {
@@ -60,7 +60,7 @@ pub fn render(error: &RumError, width: usize) -> String {
     out
 }
 
-/// `error` as a warning, with colours: what somebody should know, and does not end a command.
+/// `error` as a warning, with colours: the user should know it, but the command goes on.
 pub fn warning(error: &RumError) -> String {
     let mut out = String::new();
     render_plain(&mut out, WARNING, error).expect("writing to a String cannot fail");
@@ -83,7 +83,8 @@ fn render_plain(out: &mut String, label: &str, error: &RumError) -> fmt::Result 
     Ok(())
 }
 
-/// `text` without what a terminal would act on: there are paths, arguments and words of others in it.
+/// `text` without characters that a terminal could act on: it may contain paths, arguments and
+/// words from others.
 fn shown(text: impl fmt::Display) -> String {
     let text = text.to_string();
     text.split('\n')
@@ -113,10 +114,10 @@ fn render_config(out: &mut String, error: &ConfigError, width: usize) -> fmt::Re
     Ok(())
 }
 
-/// The part of a file that a problem is about, underlined.
+/// The underlined part of the file that a problem is about.
 fn snippet(problem: &Located, width: usize) -> Result<String, fmt::Error> {
     let mut theme = GraphicalTheme::unicode();
-    // Two labels keep one meaning each: red is the error, cyan the other place.
+    // Each colour has one meaning: red marks the error, cyan the other place.
     theme.styles.highlights = vec![theme.styles.error, theme.styles.help];
     let mut out = String::new();
     GraphicalReportHandler::new_themed(theme)
@@ -124,7 +125,7 @@ fn snippet(problem: &Located, width: usize) -> Result<String, fmt::Error> {
         .with_context_lines(1)
         .with_links(false)
         .render_report(&mut out, &Bare(problem))?;
-    // miette starts with a line for the message, which is printed in our form instead.
+    // miette starts with a line for the message, which we print in our own form.
     let rest = out.split_once('\n').map_or("", |(_, rest)| rest);
     Ok(rest.to_owned())
 }

@@ -1,86 +1,85 @@
-//! What a watcher is told, one thing at a time: the updates of a `rum up`, without the ports that
-//! it does not want to see.
+//! Turns the updates of a `rum up` into single changes for a watcher, without the ports that it
+//! does not want to see.
 //!
-//! Without `--all` the hidden states do not exist for it: a port that becomes hidden is removed,
-//! one that becomes visible is added. So the visible ports are kept here, by id, as they were told
-//! last. After a resumption they are not known at first; then a change counts as what its
-//! `previous_state` makes of it.
+//! Without `--all`, hidden states do not exist for the watcher: a port that becomes hidden is
+//! removed, a port that becomes visible is added. So this module keeps the visible ports by id, as
+//! last reported. After a resumption they are unknown at first; then `previous_state` shows how a
+//! change looks to the watcher.
 //!
-//! Invariants: [`Change::Start`] is told once, before anything is known; every snapshot ends with
-//! [`Change::Synced`], and so does what a resumption has to catch up with; after [`Change::Bye`]
-//! nothing follows.
+//! Invariants: [`Change::Start`] comes once, first; every snapshot ends with [`Change::Synced`],
+//! and so do the events that a resumption catches up on; nothing follows [`Change::Bye`].
 
 use std::collections::HashMap;
 
 use crate::status::journal::BATCH;
 use crate::status::model::{AgentStatus, ConfigStatus, Event, Op, PortStatus, State, Update, What};
 
-/// One thing that a watcher is told.
+/// One change, as reported to a watcher.
 #[derive(Debug, Clone, PartialEq, Eq)]
-// Made one at a time, and not kept.
+// Changes are made one at a time and not kept.
 #[allow(clippy::large_enum_variant)]
 pub enum Change {
     /// The watch starts.
     Start,
-    /// Something was missed; what was told before is void, and a snapshot follows.
+    /// Events were missed; earlier changes are void, and a snapshot follows.
     Gap,
     /// A port of a snapshot.
     Existing(PortStatus),
-    /// The snapshot, or what came since the event that was named, is complete.
+    /// The snapshot is complete, or the resumption has caught up.
     Synced,
-    /// Something happened to a port.
+    /// A port changed.
     Port {
         /// When: RFC 3339, UTC.
         at: String,
-        /// What.
+        /// How.
         op: Op,
-        /// As it was told last; None if it is new, or not known after a resumption.
+        /// The last reported status; `None` if the port is new, or unknown after a resumption.
         before: Option<PortStatus>,
-        /// As it is; for [`Op::Removed`] as it was at the end.
+        /// The current status; for [`Op::Removed`], the last one.
         port: PortStatus,
     },
-    /// The agent, as it is or has become.
+    /// The agent's current or new state.
     Agent {
-        /// When it changed; None in a snapshot.
+        /// When it changed; `None` in a snapshot.
         at: Option<String>,
-        /// All about it.
+        /// The state.
         agent: AgentStatus,
     },
-    /// The configuration in force, as it is or has become.
+    /// The configuration that is or has come into force.
     Config {
-        /// When it changed; None in a snapshot.
+        /// When it changed; `None` in a snapshot.
         at: Option<String>,
-        /// All about it.
+        /// The configuration.
         config: ConfigStatus,
     },
-    /// rum has ended, or cannot be reached any more.
+    /// rum has ended or no longer answers.
     Bye {
-        /// When, if it said so itself.
+        /// When, if rum itself reported it.
         at: Option<String>,
         /// Why, in words.
         reason: String,
     },
 }
 
-/// A [`Change`] with the number of the event that it belongs to.
+/// A [`Change`] with the number of its event.
 pub type Numbered = (u64, Change);
 
-/// Makes changes of updates.
+/// Turns updates into changes.
 #[derive(Debug)]
 pub struct Changes {
     all: bool,
     seq: u64,
     ended: bool,
-    /// Whether `shown` is all that the watcher knows: there was a snapshot.
+    /// Whether `shown` is complete, which it is after a snapshot.
     complete: bool,
-    /// Whether [`Change::Synced`] was told.
+    /// Whether [`Change::Synced`] was reported.
     synced: bool,
     shown: HashMap<String, PortStatus>,
 }
 
 impl Changes {
-    /// For a watcher who wants to see `all` ports, or only those that are not hidden; it knows
-    /// everything up to event `since`, 0 for nothing.
+    /// For a watcher that wants `all` ports, or only those that are not hidden. It has all events
+    /// up to `since`; 0 means none.
     pub fn new(all: bool, since: u64) -> Self {
         Self {
             all,
@@ -92,12 +91,12 @@ impl Changes {
         }
     }
 
-    /// What is told before the first update.
+    /// The change before the first update.
     pub fn start(&self) -> Numbered {
         (self.seq, Change::Start)
     }
 
-    /// What `update` means to the watcher, in order.
+    /// The changes that `update` means for the watcher, in order.
     pub fn update(&mut self, update: Update) -> Vec<Numbered> {
         let mut out = Vec::new();
         if self.ended {
@@ -126,7 +125,7 @@ impl Changes {
                 self.synced = true;
             }
             Update::Events(events) => {
-                // More of what came since follows a full batch.
+                // A full batch is followed by more events.
                 let caught_up = events.len() < BATCH;
                 for event in events {
                     self.seq = event.seq;
@@ -140,7 +139,7 @@ impl Changes {
         out
     }
 
-    /// The end, if there was none yet: `rum up` cannot be reached any more.
+    /// The end, if there was none yet: `rum up` no longer answers.
     pub fn lost(&mut self, reason: impl Into<String>) -> Vec<Numbered> {
         let mut out = Vec::new();
         if !self.ended {
@@ -151,7 +150,7 @@ impl Changes {
         out
     }
 
-    /// Whether [`Change::Bye`] was told.
+    /// Whether [`Change::Bye`] was reported.
     pub fn ended(&self) -> bool {
         self.ended
     }
@@ -238,13 +237,13 @@ mod tests {
             ["7 agent", "7 config", "7 existing 5000", "7 synced"]
         );
         assert!(words(changes.update(Update::Events(vec![]))).is_empty());
-        let told = Update::Events(vec![
+        let seen = Update::Events(vec![
             event(8, What::Agent(agent())),
             event(9, What::Config(config())),
             event(10, What::Bye("stopped".into())),
         ]);
         assert_eq!(
-            words(changes.update(told)),
+            words(changes.update(seen)),
             ["8 agent", "9 config", "10 bye stopped"]
         );
         assert!(changes.ended());
@@ -257,27 +256,27 @@ mod tests {
     fn hidden_ports_come_and_go_as_if_they_were_new() {
         let mut changes = Changes::new(false, 0);
         changes.update(snapshot(1, false, vec![port(5000, State::Forwarded)]));
-        let mut told = |update| words(changes.update(update));
+        let mut seen = |update| words(changes.update(update));
         use State::{Forwarded, Ignored, OutOfRange, Pending};
         assert_eq!(
-            told(became(2, Op::Changed, 5000, Ignored, Forwarded)),
+            seen(became(2, Op::Changed, 5000, Ignored, Forwarded)),
             ["2 Removed 5000 ignored"]
         );
-        assert!(told(became(3, Op::Changed, 5000, OutOfRange, Ignored)).is_empty());
+        assert!(seen(became(3, Op::Changed, 5000, OutOfRange, Ignored)).is_empty());
         assert_eq!(
-            told(became(4, Op::Changed, 5000, Pending, Ignored)),
+            seen(became(4, Op::Changed, 5000, Pending, Ignored)),
             ["4 Added 5000 pending"]
         );
         assert_eq!(
-            told(became(5, Op::Changed, 5000, Forwarded, Pending)),
+            seen(became(5, Op::Changed, 5000, Forwarded, Pending)),
             ["5 Changed 5000 forwarded"]
         );
         assert_eq!(
-            told(became(6, Op::Removed, 5000, Forwarded, Pending)),
+            seen(became(6, Op::Removed, 5000, Forwarded, Pending)),
             ["6 Removed 5000 forwarded"]
         );
-        assert!(told(became(7, Op::Added, 22, Ignored, Ignored)).is_empty());
-        assert!(told(became(8, Op::Removed, 22, Ignored, Ignored)).is_empty());
+        assert!(seen(became(7, Op::Added, 22, Ignored, Ignored)).is_empty());
+        assert!(seen(became(8, Op::Removed, 22, Ignored, Ignored)).is_empty());
     }
 
     #[test]
@@ -285,14 +284,14 @@ mod tests {
         let mut changes = Changes::new(true, 0);
         let first = changes.update(snapshot(1, false, vec![port(22, State::Ignored)]));
         assert!(words(first).contains(&"1 existing 22".to_owned()));
-        let told = changes.update(became(
+        let seen = changes.update(became(
             2,
             Op::Changed,
             22,
             State::OutOfRange,
             State::Ignored,
         ));
-        assert_eq!(words(told), ["2 Changed 22 out-of-range"]);
+        assert_eq!(words(seen), ["2 Changed 22 out-of-range"]);
     }
 
     #[test]
@@ -301,27 +300,27 @@ mod tests {
         assert_eq!(words(vec![changes.start()]), ["41 start"]);
         assert_eq!(words(changes.update(Update::Events(vec![]))), ["41 synced"]);
         assert!(words(changes.update(Update::Events(vec![]))).is_empty());
-        let mut told = |update| words(changes.update(update));
+        let mut seen = |update| words(changes.update(update));
         use State::{Conflict, Forwarded, Ignored};
         assert_eq!(
-            told(became(42, Op::Changed, 1, Forwarded, Conflict)),
+            seen(became(42, Op::Changed, 1, Forwarded, Conflict)),
             ["42 Changed 1 forwarded"]
         );
         assert_eq!(
-            told(became(43, Op::Changed, 2, Forwarded, Ignored)),
+            seen(became(43, Op::Changed, 2, Forwarded, Ignored)),
             ["43 Added 2 forwarded"]
         );
         assert_eq!(
-            told(became(44, Op::Changed, 2, Conflict, Forwarded)),
+            seen(became(44, Op::Changed, 2, Conflict, Forwarded)),
             ["44 Changed 2 conflict"]
         );
         assert_eq!(
-            told(became(45, Op::Changed, 3, Ignored, Forwarded)),
+            seen(became(45, Op::Changed, 3, Ignored, Forwarded)),
             ["45 Removed 3 ignored"]
         );
-        assert!(told(became(46, Op::Changed, 4, Ignored, Ignored)).is_empty());
+        assert!(seen(became(46, Op::Changed, 4, Ignored, Ignored)).is_empty());
         assert_eq!(
-            told(became(47, Op::Removed, 5, Forwarded, Conflict)),
+            seen(became(47, Op::Removed, 5, Forwarded, Conflict)),
             ["47 Removed 5 forwarded"]
         );
     }
@@ -332,12 +331,12 @@ mod tests {
         let many = (42..)
             .take(BATCH)
             .map(|seq| event(seq, What::Agent(agent())));
-        let told = words(changes.update(Update::Events(many.collect())));
-        assert_eq!(told.len(), BATCH, "{:?}", told.last());
+        let seen = words(changes.update(Update::Events(many.collect())));
+        assert_eq!(seen.len(), BATCH, "{:?}", seen.last());
         let last = 42 + BATCH as u64;
-        let told = changes.update(Update::Events(vec![event(last, What::Agent(agent()))]));
+        let seen = changes.update(Update::Events(vec![event(last, What::Agent(agent()))]));
         assert_eq!(
-            words(told),
+            words(seen),
             [format!("{last} agent"), format!("{last} synced")]
         );
     }
@@ -345,9 +344,9 @@ mod tests {
     #[test]
     fn a_gap_is_told_before_its_snapshot() {
         let mut changes = Changes::new(false, 3);
-        let told = changes.update(snapshot(900, true, vec![]));
+        let seen = changes.update(snapshot(900, true, vec![]));
         assert_eq!(
-            words(told),
+            words(seen),
             ["900 gap", "900 agent", "900 config", "900 synced"]
         );
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The columns that the table and the live view have in common.
+//! The columns that table and live view share.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -37,7 +37,7 @@ impl Column {
         }
     }
 
-    /// What stands there for `port`, cleaned.
+    /// The cleaned text of the cell for `port`.
     pub fn cell(self, port: &PortStatus, now: Timestamp, zone: &TimeZone) -> String {
         match self {
             Self::Port => port.port.to_string(),

@@ -1,14 +1,14 @@
-//! Ports as JSON: one document, or one object a line while something happens.
+//! Ports as JSON: one document, or one object for each change, each on one line.
 //!
-//! All objects start alike (`schema_version`, `boot`, `seq`); the lines have a `type` and what
-//! belongs to it. A missing value is `null`, never a missing key. The words are those of
-//! [`crate::status::model`], whose version rises only when something is removed or renamed, so
+//! All objects start with the same fields (`schema_version`, `boot`, `seq`); lines add a `type` and
+//! its fields. A missing value is `null`, never a missing key. The words are those of
+//! [`crate::status::model`], whose version rises only when a field is removed or renamed, so
 //! readers ignore what they do not know.
 //!
-//! Invariant: one object is one line of text that a terminal may see: besides the escapes of
-//! JSON everything is cleaned that a terminal could act on.
+//! Invariant: one object is one line that is safe for a terminal: everything that a terminal could
+//! act on is escaped as JSON or cleaned.
 
-// The derive of Facet writes `Guest` where `Guest<'_>` is meant.
+// The derive of Facet generates `Guest` for `Guest<'_>`.
 #![allow(elided_lifetimes_in_paths)]
 
 use facet::Facet;
@@ -19,7 +19,7 @@ use crate::status::model::{
     AgentStatus, ConfigStatus, ControlInfo, Op, PortStatus, SCHEMA_VERSION,
 };
 
-/// The guest, as far as it is needed to tell it from others.
+/// The fields that identify the guest.
 #[derive(Facet)]
 struct Guest<'a> {
     name: &'a str,
@@ -35,7 +35,7 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// What `rum ports --json` prints.
+/// The output of `rum ports --json`.
 #[derive(Facet)]
 struct Document<'a> {
     schema_version: u32,
@@ -92,8 +92,8 @@ struct Bye<'a> {
     reason: &'a str,
 }
 
-/// All that is known, with the ports in hidden states only if `all` are wanted: one object, and
-/// a line feed.
+/// The whole state as one object and a line feed. Ports in hidden states are included only if
+/// `all`.
 pub fn document(info: &ControlInfo, known: &Mirror, all: bool) -> String {
     render(&Document {
         schema_version: SCHEMA_VERSION,
@@ -110,7 +110,7 @@ pub fn document(info: &ControlInfo, known: &Mirror, all: bool) -> String {
     })
 }
 
-/// One change as one object, and a line feed.
+/// One change as one object and a line feed.
 pub fn line(info: &ControlInfo, (seq, change): &Numbered) -> String {
     let head = Head { info, seq: *seq };
     match change {
@@ -144,7 +144,7 @@ pub fn line(info: &ControlInfo, (seq, change): &Numbered) -> String {
     }
 }
 
-/// What all lines start with.
+/// The fields that all lines start with.
 struct Head<'a> {
     info: &'a ControlInfo,
     seq: u64,
@@ -223,8 +223,8 @@ mod tests {
     fn lines() {
         let mut changes = Changes::new(false, 0);
         let hidden = port(5001, State::Ignored);
-        let mut told = vec![changes.start()];
-        told.extend(changes.update(snapshot(
+        let mut changes_made = vec![changes.start()];
+        changes_made.extend(changes.update(snapshot(
             7,
             false,
             vec![port(5000, State::Forwarded), hidden.clone()],
@@ -237,17 +237,20 @@ mod tests {
             let op = Op::Changed;
             event(seq, What::Port { op, port })
         };
-        told.extend(changes.update(Update::Events(vec![
+        changes_made.extend(changes.update(Update::Events(vec![
             changed(8, shown),
             changed(9, hidden),
             event(10, What::Agent(lost_agent())),
         ])));
-        told.extend(changes.update(snapshot(900, true, vec![])));
-        told.extend(changes.update(Update::Events(vec![event(
+        changes_made.extend(changes.update(snapshot(900, true, vec![])));
+        changes_made.extend(changes.update(Update::Events(vec![event(
             901,
             What::Bye("stopped".into()),
         )])));
-        let text: String = told.iter().map(|change| line(&info(), change)).collect();
+        let text: String = changes_made
+            .iter()
+            .map(|change| line(&info(), change))
+            .collect();
         for line in text.lines() {
             let value: Value = serde_json::from_str(line).unwrap();
             assert_eq!(value["schema_version"], SCHEMA_VERSION);
@@ -263,8 +266,8 @@ mod tests {
         let name = "\u{1b}[2J\u{9b}31m\u{202e}\"\\\n\r\t\u{7f}漢";
         evil.process.as_mut().unwrap().name = name.into();
         evil.reason.as_mut().unwrap().message = name.into();
-        let told = (1, Change::Existing(evil));
-        let text = line(&info(), &told);
+        let change = (1, Change::Existing(evil));
+        let text = line(&info(), &change);
         assert_eq!(text.trim_end_matches('\n').find(char::is_control), None);
         assert!(!text.contains('\u{202e}'));
         let value: Value = serde_json::from_str(&text).unwrap();

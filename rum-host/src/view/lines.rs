@@ -1,9 +1,8 @@
-//! `rum ports --watch` where stdout is not a terminal: one line an event, for people and logs.
+//! `rum ports --watch` without a terminal: one line for each event, for people and logs.
 //!
-//! A line starts with the local time; then comes the port and what became of it, or `agent`,
-//! `config` or `rum` and what became of that. What changes only in numbers (connections, bytes,
-//! attempts) has no line. At the start, and after a gap, each port has a line with the time since
-//! when it is as it is.
+//! A line has the local time, then the port and its change, or `agent`, `config` or `rum` and its
+//! change. Changes of numbers alone (connections, bytes, attempts) have no line. At the start, and
+//! after a gap, each port has a line with the time of its last change.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -13,7 +12,7 @@ use super::changes::Change;
 use super::words;
 use crate::status::model::{AgentState, AgentStatus, ConfigStatus, Op, PortStatus, State};
 
-/// Tells changes as lines.
+/// Formats changes as lines.
 #[derive(Debug)]
 pub struct Lines {
     zone: TimeZone,
@@ -22,7 +21,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// With times in `zone`.
+    /// Lines with times in `zone`.
     pub fn new(zone: TimeZone) -> Self {
         Self {
             zone,
@@ -31,8 +30,8 @@ impl Lines {
         }
     }
 
-    /// `change` as a line with its line feed, if there is anything to tell. `now` is the time of
-    /// what has no time of its own.
+    /// The line for `change`, with its line feed, if it needs one. `now` is used for a change
+    /// without a time.
     pub fn line(&mut self, change: &Change, now: Timestamp) -> Option<String> {
         let (at, text) = match change {
             Change::Start | Change::Synced => return None,
@@ -56,7 +55,7 @@ impl Lines {
                 let known = self.config.replace(config.clone());
                 let news = match &known {
                     Some(known) => known != config,
-                    // The usual needs no line.
+                    // The normal case needs no line.
                     None => config.error.is_some(),
                 };
                 (at.as_ref(), news.then(|| of_config(config))?)
@@ -72,7 +71,8 @@ impl Lines {
     }
 }
 
-/// The port as users call it: its number, with `#2` for one whose predecessor drains.
+/// The port's name for users: its number, with a suffix such as `#2` while connections of a
+/// predecessor drain.
 fn name(port: &PortStatus) -> String {
     match port.id.rsplit_once('#') {
         Some((_, number)) => format!("{}#{number}", port.called()),
@@ -89,7 +89,7 @@ fn happened(op: Op, before: Option<&PortStatus>, port: &PortStatus) -> Option<St
         before.state == port.state && before.host == port.host && reason(before) == reason(port)
     });
     match op {
-        // The last status of one that became hidden says why it did.
+        // The last status of a port that became hidden has the reason.
         Op::Removed if port.state.is_hidden() => Some(describe(port, before)),
         Op::Removed => Some(format!("{} closed", name(port))),
         Op::Changed if same => None,
@@ -108,7 +108,7 @@ fn describe(port: &PortStatus, before: Option<&PortStatus>) -> String {
         (_, Some(host)) if port.state == State::Forwarded => {
             text += &format!(" {host}");
             let waited_for = before.map(|before| before.state).or(port.previous_state);
-            // The time that the machine took, not that of a wait for somebody.
+            // Only the machine's latency is shown, not the time of a wait for the user.
             let fresh = matches!(waited_for, None | Some(State::Pending | State::Draining));
             if fresh {
                 text += &words::latencies(port);
@@ -165,10 +165,10 @@ mod tests {
         let now = "2026-11-23T12:00:00Z".parse().unwrap();
         let mut lines = Lines::new(TimeZone::UTC);
         let mut changes = Changes::new(false, 0);
-        let told = updates
+        let seen = updates
             .into_iter()
             .flat_map(|update| changes.update(update));
-        told.filter_map(|(_, change)| lines.line(&change, now))
+        seen.filter_map(|(_, change)| lines.line(&change, now))
             .collect()
     }
 

@@ -1,7 +1,7 @@
-//! What people and scripts see of the ports: tables, lines, JSON, and the live view.
+//! The views of the ports for people and scripts: tables, lines, JSON, and the live view.
 //!
-//! All of them are made of a [`Mirror`], the reader's copy of what a `rum up` tells. Making text of
-//! it is pure: time zone, width and colour come in as arguments.
+//! All are made from a [`Mirror`], the reader's copy of the state of a `rum up`. Rendering is pure:
+//! time zone, width and colour come in as arguments.
 
 pub mod changes;
 mod columns;

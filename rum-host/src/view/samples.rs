@@ -1,14 +1,14 @@
-//! Statuses for tests, as a `rum up` tells them.
+//! Statuses for tests, as a `rum up` sends them.
 
 use crate::status::model::{
     AgentState, AgentStatus, Bytes, ConfigStatus, Connections, ControlInfo, Event, PortStatus,
     ProcessName, Reason, State, Update, What,
 };
 
-/// When everything here began.
+/// The time of all samples.
 pub const SINCE: &str = "2026-11-23T09:14:02.871Z";
 
-/// An automatic forward of port `number`, or what there is of it in `state`.
+/// An automatic forward of port `number` in `state`.
 pub fn port(number: u16, state: State) -> PortStatus {
     let bound = matches!(state, State::Forwarded | State::Draining | State::Lost);
     PortStatus {
@@ -86,7 +86,7 @@ pub fn agent() -> AgentStatus {
     }
 }
 
-/// An agent that is lost.
+/// A lost agent.
 pub fn lost_agent() -> AgentStatus {
     AgentStatus {
         state: AgentState::Lost,
@@ -98,7 +98,7 @@ pub fn lost_agent() -> AgentStatus {
     }
 }
 
-/// A range and nothing else.
+/// A configuration with only a range.
 pub fn config() -> ConfigStatus {
     ConfigStatus {
         file: Some("/home/me/rum.toml".into()),

@@ -1,13 +1,13 @@
-//! `rum ports`: the ports as a table for people, and as tab-separated lines for programs.
+//! `rum ports`: a table for people, and tab-separated lines for programs.
 //!
-//! Ports that need something done come first, hidden ones (only with `--all`) last, each group by
-//! port. The table fits the terminal: columns are as wide as what is in them, up to a limit each;
-//! where there is not room for all, the least important ones are left out, and the last one takes
-//! the rest and is cut with `…`. The lines are for programs: no header, nothing cut, always the
-//! same columns ([`COLUMNS`]).
+//! Ports with problems come first, hidden ones (only with `--all`) last, each group sorted by port.
+//! The table fits the terminal. A column is as wide as its contents, up to a limit; if there is too
+//! little room, the least important columns are left out, and the last one takes the rest and is
+//! cut with `…`. The lines for programs have no header, are never cut, and always have the same
+//! columns ([`COLUMNS`]).
 //!
-//! Invariants: whatever came from the guest is cleaned before it gets into a cell, so one port is
-//! one line and no cell contains a tab; colour says nothing that the words do not say.
+//! Invariants: text from the guest is cleaned before it gets into a cell, so one port is one line
+//! and no cell contains a tab; colour adds nothing to the words.
 
 use std::collections::BTreeSet;
 
@@ -22,11 +22,11 @@ use super::words::{self, Tone};
 use crate::status::mirror::Mirror;
 use crate::status::model::{AgentState, ControlInfo, PortStatus, State};
 
-/// From this many columns of the terminal on, there is room for all columns of the table.
+/// Smallest width of a terminal that shows all columns, in columns.
 const WIDE: usize = 100;
-/// Between two columns.
+/// The gap between two columns.
 const GAP: &str = "  ";
-/// A reason is cut down to this before columns are left out for it.
+/// Columns are left out only once the reason is cut down to this width.
 const MIN_REASON: usize = 16;
 const BOLD: &str = "\u{1b}[1m";
 const DIM: &str = "\u{1b}[2m";
@@ -35,7 +35,7 @@ const GREEN: &str = "\u{1b}[32m";
 const MAGENTA: &str = "\u{1b}[35m";
 const PLAIN: &str = "\u{1b}[0m";
 
-/// How a table is drawn.
+/// How to draw a table.
 #[derive(Debug, Clone)]
 pub struct Look {
     /// The terminal's width, in columns.
@@ -44,13 +44,13 @@ pub struct Look {
     pub all: bool,
     /// Whether there is colour.
     pub color: bool,
-    /// The time.
+    /// The current time.
     pub now: Timestamp,
-    /// The time zone in which times are shown.
+    /// The time zone of displayed times.
     pub zone: TimeZone,
 }
 
-/// Which columns there are, and how wide.
+/// The sets of columns and their widths.
 impl Column {
     const NARROW: [Self; 5] = [
         Self::Port,
@@ -71,7 +71,7 @@ impl Column {
         Self::Label,
         Self::Reason,
     ];
-    /// Those that are left out where there is no room, the first one first.
+    /// The columns to leave out for lack of room, the first one first.
     const OPTIONAL: [Self; 7] = [
         Self::Label,
         Self::Bytes,
@@ -82,7 +82,7 @@ impl Column {
         Self::Host,
     ];
 
-    /// The widest that it gets. Of what is not listed here rum makes the text, and it is short.
+    /// The greatest width. The columns not listed have short texts made by rum.
     fn limit(self) -> usize {
         match self {
             Self::Process | Self::Label => 16,
@@ -107,7 +107,7 @@ fn ordered(known: &Mirror, all: bool) -> Vec<&PortStatus> {
         .ports()
         .filter(|port| all || !port.state.is_hidden())
         .collect();
-    // Stable: within a rank they stay sorted by port.
+    // The sort is stable: within a rank, ports stay sorted by number.
     ports.sort_by_key(|port| match port.state {
         state if state.is_problem() => State::ALL.iter().position(|other| *other == state),
         state if state.is_hidden() => Some(State::ALL.len() + 1),
@@ -116,7 +116,7 @@ fn ordered(known: &Mirror, all: bool) -> Vec<&PortStatus> {
     ports
 }
 
-/// The table with its header, every line with a line feed; empty if there is no port to be shown.
+/// The table with its header, one line feed after each line. Empty if no port is visible.
 pub fn table(known: &Mirror, look: &Look) -> String {
     let ports = ordered(known, look.all);
     if ports.is_empty() {
@@ -130,7 +130,7 @@ pub fn table(known: &Mirror, look: &Look) -> String {
     if ports.iter().all(|port| port.label.is_none()) {
         columns.retain(|column| *column != Column::Label);
     }
-    // Each column with its cells, the title first.
+    // Each column with its title and its cells.
     let mut filled: Vec<(Column, Vec<String>)> = columns
         .into_iter()
         .map(|column| {
@@ -166,7 +166,7 @@ pub fn table(known: &Mirror, look: &Look) -> String {
     out
 }
 
-/// Leaves out columns until the rest fits into `width`; the widths of those that stay.
+/// Leaves out columns until the rest fits into `width`. Returns the widths of the others.
 fn fit_columns(filled: &mut Vec<(Column, Vec<String>)>, width: usize) -> Vec<usize> {
     let natural = |(column, cells): &(Column, Vec<String>)| {
         let widest = cells.iter().map(|cell| cell.width()).max();
@@ -183,7 +183,8 @@ fn fit_columns(filled: &mut Vec<(Column, Vec<String>)>, width: usize) -> Vec<usi
         }
         match drop_next.next() {
             Some(dropped) => filled.retain(|(column, _)| column != dropped),
-            // A terminal this narrow wraps lines: cut to next to nothing says less than that.
+            // A terminal this narrow wraps lines, which shows more than cutting them to almost
+            // nothing.
             None => {
                 widths.push(last.min(MIN_REASON));
                 return widths;
@@ -205,7 +206,7 @@ fn style(state: Option<State>, column: Column) -> Option<&'static str> {
     }
 }
 
-/// What the columns of [`lines_for_programs`] are, in their order.
+/// The columns of [`lines_for_programs`], in order.
 pub const COLUMNS: [&str; 12] = [
     "port",
     "state",
@@ -221,7 +222,8 @@ pub const COLUMNS: [&str; 12] = [
     "label",
 ];
 
-/// One line a port, its [`COLUMNS`] separated by tabs; `-` stands for nothing. Times are UTC.
+/// One line for each port, its [`COLUMNS`] separated by tabs; `-` stands for an empty value. Times
+/// are UTC.
 pub fn lines_for_programs(known: &Mirror, all: bool) -> String {
     let line = |port: &PortStatus| {
         let cells: [String; COLUMNS.len()] = [
@@ -243,7 +245,7 @@ pub fn lines_for_programs(known: &Mirror, all: bool) -> String {
     ordered(known, all).into_iter().map(line).collect()
 }
 
-/// What is to be said where there is no port to be shown.
+/// The message if no port is visible.
 pub fn nothing(info: &ControlInfo, known: &Mirror) -> String {
     let watched = match known
         .config
@@ -261,8 +263,8 @@ pub fn nothing(info: &ControlInfo, known: &Mirror) -> String {
     printable(&text)
 }
 
-/// Lines about what makes the table wrong or old: the agent is not there, or the configuration in
-/// force is not the one in the file.
+/// Lines about what makes the table wrong or outdated: the agent is missing, or the file's
+/// configuration is not in force.
 pub fn warnings(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Vec<String> {
     let agent = known.agent.as_ref();
     let agent = agent.filter(|agent| agent.state != AgentState::Connected);
@@ -276,7 +278,7 @@ pub fn warnings(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Vec<String> 
     all.map(|line| printable(&line)).collect()
 }
 
-/// Which configuration is in force, for somebody who sits before the table; none without a file.
+/// A line that names the configuration in force, for a user at a terminal; `None` without a file.
 pub fn in_force(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Option<String> {
     let config = known.config.as_ref()?;
     let file = config.file.as_ref()?;
@@ -285,8 +287,8 @@ pub fn in_force(known: &Mirror, now: Timestamp, zone: &TimeZone) -> Option<Strin
     Some(printable(&line))
 }
 
-/// Lines below the table for somebody who sits before it: what is not shown, and what to do about
-/// the first problem.
+/// Lines below the table for a user at a terminal: what is hidden, and what to do about the first
+/// problem.
 pub fn footer(known: &Mirror, all: bool) -> Vec<String> {
     let mut out = Vec::new();
     let hidden = || known.ports().filter(|port| port.state.is_hidden());
@@ -313,7 +315,7 @@ pub fn footer(known: &Mirror, all: bool) -> Vec<String> {
     out
 }
 
-/// That something listens beside the range, which is why it is not in the table.
+/// The message that programs listen outside the range, so that the table does not have their ports.
 pub fn outside(known: &Mirror) -> Option<String> {
     let range = known.config.as_ref()?.range.as_ref()?;
     let line = crate::ui::notice::outside(&known.outside, range);

@@ -1,6 +1,6 @@
-//! One vocabulary for table, lines and live view: moments, amounts, processes, the colour of a state.
+//! One vocabulary for table, lines and live view: times, amounts, processes, the colour of a state.
 //!
-//! Pure: the time zone comes in. Invariant: whatever may be the guest's words leaves here cleaned.
+//! Pure: the time zone comes in. Invariant: text that may come from the guest leaves here cleaned.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -9,24 +9,24 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::status::model::{Connections, PortStatus, ProcessName, State};
 
-/// No text of others is shown longer than this, in characters.
+/// Longest text from others that is shown, in characters.
 const LONGEST: usize = 400;
 /// Longest name of a process, in characters; the kernel's own limit is 15 bytes.
 const NAME: usize = 32;
-/// What takes the place of nothing.
+/// The placeholder for an empty value.
 pub const NOTHING: &str = "-";
 
-/// What a state means to whoever looks: the same colour in every view. All of them are the terminal's own, and
-/// yellow, which cannot be read on white, is not among them.
+/// What a state means to the user, with the same colour in every view. All colours are the
+/// terminal's own. Yellow is not among them, as it cannot be read on white.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// It serves: green.
+    /// The port serves: green.
     Good,
-    /// It will pass by itself: magenta.
+    /// The state will pass by itself: magenta.
     Passing,
-    /// It needs somebody: red.
+    /// The user must act: red.
     Problem,
-    /// It is of no interest: dim.
+    /// The state is of no interest: dim.
     Hidden,
 }
 
@@ -41,18 +41,17 @@ impl From<State> for Tone {
     }
 }
 
-/// `text`, fit for a terminal.
+/// `text`, safe for a terminal.
 pub fn shown(text: &str) -> String {
     clean(text, LONGEST)
 }
 
-/// Columns that `text` takes.
+/// The number of columns that `text` takes.
 pub fn width(text: &str) -> usize {
     text.width()
 }
 
-/// `text`, fit for a terminal and at most `columns` wide; the last character is `…` if
-/// something was cut off.
+/// `text`, safe for a terminal and at most `columns` wide; a cut text ends in `…`.
 pub fn fit(text: &str, columns: usize) -> String {
     let text = shown(text);
     if width(&text) <= columns {
@@ -74,8 +73,8 @@ pub fn fit(text: &str, columns: usize) -> String {
     out
 }
 
-/// `text`, fit for a terminal, in lines of at most `columns`, broken between words where that is
-/// possible; at most `lines` of them, the last of which then ends in `…`.
+/// `text`, safe for a terminal, in lines of at most `columns`, broken between words if possible.
+/// There are at most `lines`; if the text is cut, the last one ends in `…`.
 pub fn wrap(text: &str, columns: usize, lines: usize) -> Vec<String> {
     let columns = columns.max(1);
     let mut out = vec![String::new()];
@@ -110,8 +109,8 @@ pub fn wrap(text: &str, columns: usize, lines: usize) -> Vec<String> {
     out
 }
 
-/// The local time of day of `at`, `09:14:03`, with milliseconds `09:14:03.120`; on another day than that of
-/// `now` the date, `Nov 22` and `2026-11-22 09:14:03.120`.
+/// The local time of day of `at`, `09:14:03`, or `09:14:03.120` with milliseconds. If its date is
+/// not that of `now`: `Nov 22`, or `2026-11-22 09:14:03.120`.
 pub fn moment(at: Timestamp, now: Timestamp, zone: &TimeZone, millis: bool) -> String {
     let at = at.to_zoned(zone.clone());
     let format = match (at.date() == now.to_zoned(zone.clone()).date(), millis) {
@@ -123,7 +122,7 @@ pub fn moment(at: Timestamp, now: Timestamp, zone: &TimeZone, millis: bool) -> S
     at.strftime(format).to_string()
 }
 
-/// A moment of a log of today: `09:14:03.120`.
+/// A time in a log of today: `09:14:03.120`.
 pub fn clock_ms(at: Option<Timestamp>, zone: &TimeZone) -> String {
     at.map_or_else(
         || "--:--:--.---".to_owned(),
@@ -131,7 +130,7 @@ pub fn clock_ms(at: Option<Timestamp>, zone: &TimeZone) -> String {
     )
 }
 
-/// [`moment`] of a time in RFC 3339; `-` for what is none.
+/// [`moment`] of an RFC 3339 time; `-` if `at` is not one.
 pub fn since(at: &str, now: Timestamp, zone: &TimeZone) -> String {
     match at.parse() {
         Ok(at) => moment(at, now, zone, false),
@@ -139,7 +138,7 @@ pub fn since(at: &str, now: Timestamp, zone: &TimeZone) -> String {
     }
 }
 
-/// A length of time: `6s`, `2m05s`, `1h02m`.
+/// A duration: `6s`, `2m05s`, `1h02m`.
 pub fn age(seconds: i64) -> String {
     match seconds.max(0) {
         s @ ..60 => format!("{s}s"),
@@ -159,12 +158,12 @@ pub fn latency(us: u64) -> String {
     }
 }
 
-/// An amount of data as `ls -h` writes it: `512`, `1.2K`, `34M`; a K is 1024 bytes.
+/// An amount of data as `ls -h` prints it: `512`, `1.2K`, `34M`; a K is 1024 bytes.
 pub fn bytes(n: u64) -> String {
     let mut value = n as f64;
     let mut units = ["", "K", "M", "G", "T", "P", "E"].into_iter();
     let mut unit = units.next().unwrap_or_default();
-    // From here on it would be shown as 1024.
+    // A larger value would be shown as 1024.
     while value >= 1023.5 {
         let Some(next) = units.next() else { break };
         (value, unit) = (value / 1024.0, next);
@@ -181,7 +180,7 @@ pub fn process(process: &ProcessName) -> String {
     format!("{}[{}]", clean(&process.name, NAME), process.pid)
 }
 
-/// `text`, fit for a terminal; what stands for it if it is empty.
+/// `text`, safe for a terminal, or [`NOTHING`] if it is empty.
 pub fn or_nothing(text: Option<&str>) -> String {
     match text.unwrap_or_default() {
         "" => NOTHING.to_owned(),
@@ -197,8 +196,7 @@ pub fn conns(connections: &Connections) -> String {
     }
 }
 
-/// How long a forward took: each side's part on its own clock, so never one sum. Empty while
-/// there is none.
+/// The latency of a forward: each side's part on its own clock, so never a sum. Empty if unknown.
 pub fn latencies(port: &PortStatus) -> String {
     let Some(host) = port.forwarded_us else {
         return String::new();
@@ -210,7 +208,7 @@ pub fn latencies(port: &PortStatus) -> String {
     out
 }
 
-/// Why `port` is in its state, in as few words as its row has room for.
+/// Why `port` is in its state, short enough for its row.
 pub fn reason(port: &PortStatus) -> String {
     let reason = port.reason.as_ref();
     let code = reason.map_or("", |reason| reason.code.as_str());
@@ -234,13 +232,13 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let told = [0, 40, 400, 1250, 12_345, 999_999, 1_234_567].map(latency);
+        let shown_as = [0, 40, 400, 1250, 12_345, 999_999, 1_234_567].map(latency);
         let want = [
             "0.00 ms", "0.04 ms", "0.4 ms", "1.2 ms", "12 ms", "1000 ms", "1.2 s",
         ];
-        assert_eq!(told, want);
-        let told = [0, 1023, 1024, 1_048_575, 35_651_584, u64::MAX].map(bytes);
-        assert_eq!(told, ["0", "1023", "1.0K", "1.0M", "34M", "16E"]);
+        assert_eq!(shown_as, want);
+        let shown_as = [0, 1023, 1024, 1_048_575, 35_651_584, u64::MAX].map(bytes);
+        assert_eq!(shown_as, ["0", "1023", "1.0K", "1.0M", "34M", "16E"]);
         assert_eq!(
             [-3, 59, 125, 3720].map(age),
             ["0s", "59s", "2m05s", "1h02m"]
@@ -257,7 +255,7 @@ mod tests {
         let zone = TimeZone::fixed(jiff::tz::offset(15));
         let at = "2026-11-23T09:14:03.12Z".parse().expect("a timestamp");
         let night = "2026-11-23T08:00:00Z".parse().expect("a timestamp");
-        // It is the 24th there already.
+        // It is already the 24th there.
         assert_eq!(moment(at, now, &zone, true), "00:14:03.120");
         assert_eq!(moment(at, night, &zone, true), "2026-11-24 00:14:03.120");
         assert_eq!(since("2026-11-22T23:59:59Z", now, &TimeZone::UTC), "Nov 22");

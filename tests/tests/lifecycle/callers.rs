@@ -155,7 +155,7 @@ fn what_is_killed_at_once_because_somebody_asked_is_told_so() {
         let stdout = exec.stdout.as_mut().expect("piped");
         std::io::Read::read_exact(stdout, &mut on).expect("on");
         up.signal(Signal::TERM);
-        up.stderr.wait("again to force");
+        up.stderr.wait("to stop now");
         // The first second signal may still meet the drain, which has nothing to do here.
         let ended = rum_tests::wait::until("the end", || {
             up.signal(Signal::TERM);

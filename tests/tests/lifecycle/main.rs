@@ -155,7 +155,7 @@ fn ctrl_c_gives_connections_time_and_a_second_one_ends_at_once() {
         stream.write_all(b"a").expect("connected");
         stream.read_exact(&mut byte).expect("echo");
         rum.signal(Signal::INT);
-        rum.stderr.wait("again to force");
+        rum.stderr.wait("to stop now");
         stream.write_all(b"b").expect("it drains");
         stream.read_exact(&mut byte).expect("it drains");
         assert_eq!(&byte, b"b");

@@ -53,7 +53,7 @@ impl Machine {
         let lines = [self.rum.stdout.all(), self.rum.stderr.all()].concat();
         let bad = [
             format!("Stopped forwarding {port}"),
-            format!("The poll found port {port}"),
+            format!("Port {port} is "),
         ];
         let found = lines.iter().find(|l| bad.iter().any(|b| l.starts_with(b)));
         assert_eq!(found, None);

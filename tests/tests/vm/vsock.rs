@@ -20,7 +20,7 @@ fn host_and_agent_meet_over_the_loopback_of_vsock() {
     wait(&mut guest, "echo 5001 ok");
     guest.tell("close [::1]:5001");
     wait(&mut guest, "Stopped forwarding 5001");
-    guest.tell("sh ! grep 'The poll found' /tmp/host");
+    guest.tell("sh ! grep 'no event reported it' /tmp/host");
 }
 
 /// Waits until the host side has said `line`; if it never does, what it said is in the error.

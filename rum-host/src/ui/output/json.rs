@@ -1,8 +1,8 @@
-//! `--log-format json`: what is told, as JSON objects, one a line.
+//! `--log-format json`: messages and log as JSON objects, one for each line.
 //!
-//! Records of the log, notices and errors have the same form: `timestamp` (RFC 3339, UTC),
-//! `level` and `message`, which is the line that people see. A notice has its word in `notice`
-//! besides, and what it is about in fields of its own; those that say nothing are left out.
+//! Log records, notices and errors share one form: `timestamp` (RFC 3339, UTC), `level`, and
+//! `message`, the line for people. A notice adds its word in `notice`, and its subject in further
+//! fields; empty fields are left out.
 //!
 //! Invariant: one record is one line, and no string in it contains a control character.
 
@@ -24,7 +24,7 @@ struct Record {
     timestamp: String,
     level: String,
     message: String,
-    /// Which notice it is.
+    /// The kind of notice.
     #[facet(skip_serializing_if = Option::is_none)]
     notice: Option<String>,
     /// The host address.
@@ -33,24 +33,24 @@ struct Record {
     /// The guest port.
     #[facet(skip_serializing_if = Option::is_none)]
     guest: Option<u16>,
-    /// Where a forward leads that leads to an address in the guest's networks.
+    /// The destination of a forward to an address in the guest's networks.
     #[facet(skip_serializing_if = Option::is_none)]
     destination: Option<String>,
-    /// Connections: those that drain, or that were cut.
+    /// Number of connections that drain or were reset.
     #[facet(skip_serializing_if = Option::is_none)]
     connections: Option<u64>,
-    /// Why.
+    /// The reason.
     #[facet(skip_serializing_if = Option::is_none)]
     reason: Option<Why>,
-    /// Where in a file.
+    /// The place in a file.
     #[facet(skip_serializing_if = Option::is_none)]
     place: Option<String>,
-    /// What to do about it.
+    /// What the user can do.
     #[facet(skip_serializing_if = Option::is_none)]
     hint: Option<String>,
 }
 
-/// Why, as [`Reason`] without what says nothing.
+/// A [`Reason`] without empty fields.
 #[derive(Debug, Clone, Default, Facet)]
 struct Why {
     #[facet(skip_serializing_if = Option::is_none)]
@@ -96,12 +96,12 @@ impl Record {
     }
 
     fn line(&self) -> String {
-        // Only a type that JSON cannot express fails, and this is none.
+        // This fails only for types that JSON cannot express.
         facet_json::to_string(self).expect("a record is numbers and strings") + "\n"
     }
 }
 
-/// `notice`, said at `at`.
+/// The line for `notice`, printed at `at`.
 pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
     let level = if notice.is_problem() { "WARN" } else { "INFO" };
     let plain = Record::new(at, level, &notice.to_string());
@@ -183,7 +183,7 @@ pub(super) fn notice(notice: &Notice, at: Timestamp) -> String {
     .line()
 }
 
-/// That `lost` lines found no room.
+/// The line that reports lost lines.
 pub(super) fn omitted(message: &str, at: Timestamp) -> String {
     Record {
         notice: Some("omitted".to_owned()),
@@ -192,7 +192,7 @@ pub(super) fn omitted(message: &str, at: Timestamp) -> String {
     .line()
 }
 
-/// `error`, which ends this process; a line for each mistake of a configuration.
+/// The lines for `error`, which ends this process: one for each mistake of a configuration.
 pub(crate) fn error(error: &RumError, at: Timestamp) -> String {
     let mut causes = Vec::new();
     let mut source = std::error::Error::source(error);

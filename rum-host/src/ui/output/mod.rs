@@ -1,14 +1,15 @@
-//! What rum tells its user while it runs, and the log.
+//! The output of a running rum: messages and the log.
 //!
-//! [`Notice`] is the closed list of lines. They are data and go to stdout; where a command of
-//! the user owns stdout, to stderr. The log always goes to stderr.
+//! [`Notice`] is the closed list of messages. They are data and go to stdout, or to stderr where a
+//! command of the user owns stdout. The log always goes to stderr.
 //!
-//! Neither waits for a reader, and no failure of one ends anything ([`rum_shared::lines`]), so
-//! forwarding never depends on a reader: but when the reader of stdout goes away ([`Output::closed`]),
-//! as head(1) does, `rum up` has nothing more to do. Lines and log share one queue to stderr.
+//! Neither waits for a reader, and no write error ends anything ([`rum_shared::lines`]), so
+//! forwarding never depends on a reader. One exception: when the reader of stdout goes away
+//! ([`Output::closed`]), as head(1) does, `rum up` has nothing more to do. Messages and log share
+//! one queue to stderr.
 //!
-//! Invariants: one line, or one error, is one write; no line contains a control character; with `--log-format json` every line
-//! of the log and every notice is a JSON object (`json`).
+//! Invariants: one line, or one error, is one write; no line contains a control character; with
+//! `--log-format json`, every log record and every notice is a JSON object (`json`).
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -26,16 +27,16 @@ use crate::error::RumError;
 
 pub(crate) mod json;
 
-/// Where the lines go.
+/// Where the messages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The usual.
+    /// The default.
     Stdout,
-    /// A command of the user owns stdout.
+    /// For a command of the user that owns stdout.
     Stderr,
 }
 
-/// The way to the user. Clones share one queue.
+/// Prints messages. Clones share one queue.
 #[derive(Debug, Clone)]
 pub struct Output {
     lines: Lines,
@@ -45,11 +46,11 @@ pub struct Output {
 }
 
 impl Output {
-    /// The way to one of the standard streams.
+    /// An output to one of the standard streams.
     pub fn start(target: Target, quiet: bool, format: LogFormat) -> Self {
         match target {
             Target::Stdout => Self::to(Standard::Stdout, quiet, format),
-            // Only tells of things: that nobody reads it is no reason to end.
+            // Messages on stderr are only informative, so a closed stderr does not end rum.
             Target::Stderr => Self {
                 lines: lines::stderr(tell_lost(format)).clone(),
                 closed: CancellationToken::new(),
@@ -59,7 +60,7 @@ impl Output {
         }
     }
 
-    /// The way to `to`.
+    /// An output to `to`.
     pub fn to(to: impl Write + Send + 'static, quiet: bool, format: LogFormat) -> Self {
         let closed = CancellationToken::new();
         let hung_up = {
@@ -74,7 +75,7 @@ impl Output {
         }
     }
 
-    /// Prints a line. Never waits.
+    /// Prints a message. Never waits.
     pub fn say(&self, notice: &Notice) {
         if self.quiet && !notice.is_problem() {
             return;
@@ -90,19 +91,19 @@ impl Output {
         self.lines.say(render::for_stderr(error, self.format));
     }
 
-    /// Cancelled when the reader has gone, as after `rum up | head -1`.
+    /// Cancelled when the reader is gone, as after `rum up | head -1`.
     pub fn closed(&self) -> &CancellationToken {
         &self.closed
     }
 
-    /// Waits until everything said so far is written, at most for `limit`. For the very end;
+    /// Waits until all messages are written, at most for `limit`. For the end of the process;
     /// blocks the thread.
     pub fn flush(&self, limit: Duration) {
         self.lines.flush(limit);
     }
 }
 
-/// How lost lines are told among the others.
+/// How lost lines are reported.
 fn tell_lost(format: LogFormat) -> TellLost {
     match format {
         LogFormat::Text => lines::lost_line,
@@ -110,17 +111,17 @@ fn tell_lost(format: LogFormat) -> TellLost {
     }
 }
 
-/// Prints a line to stderr, for commands that say little. That nobody reads it is no error.
+/// Prints a line to stderr, for commands with little output. A closed stderr is no error.
 pub(crate) fn tell(line: &str) {
     lines::say_on_stderr(&format!("{line}\n"));
 }
 
 /// Sets up colour and the log. Once per process.
 ///
-/// The log's level is that of `-q` and `-v`, unless `RUST_LOG` says otherwise.
+/// `-q` and `-v` set the log's level, unless `RUST_LOG` is set.
 ///
 /// # Errors
-/// `RUST_LOG` is not a filter.
+/// `RUST_LOG` is not a valid filter.
 pub fn init(style: &Style) -> Result<(), RumError> {
     let choice = match style.color {
         Color::Auto => anstream::ColorChoice::Auto,
@@ -136,7 +137,7 @@ pub fn init(style: &Style) -> Result<(), RumError> {
         })?,
         _ => {
             let level = level(style);
-            // Libraries stay one step quieter: their debug lines are not ours.
+            // Libraries log one step less: their debug lines are not about rum.
             let others = if level >= LevelFilter::DEBUG {
                 LevelFilter::INFO
             } else {
@@ -153,9 +154,9 @@ pub fn init(style: &Style) -> Result<(), RumError> {
         .with_writer(lines::Log::default)
         .with_ansi(ansi)
         .with_target(style.verbose > 0);
-    // A second set-up is a test's; the first stays.
+    // Only tests call this twice; the first call wins.
     let _ = if style.format == LogFormat::Json {
-        // The form of `json`: what a record is about next to its message.
+        // The form of `json`: the fields of a record beside its message.
         log.with_ansi(false)
             .json()
             .flatten_event(true)

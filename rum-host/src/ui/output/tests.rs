@@ -13,7 +13,7 @@ use crate::forward::bind_failure::{BindFailure, Hold};
 use crate::plan::reconcile::Repair;
 use crate::plan::{Destination, GuestPort, HostAddr, Key};
 
-/// More than any loaded machine needs; a test that reaches it has failed.
+/// Longer than any loaded machine needs; a test that reaches it fails.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Default)]
@@ -35,7 +35,7 @@ impl Write for Shared {
     }
 }
 
-/// A writer that waits for the test before each write, and tells that it does.
+/// A writer that reports each write and waits for the test's permission.
 struct Stuck {
     waiting: Sender<()>,
     go: Receiver<()>,
@@ -286,7 +286,7 @@ fn a_reader_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
         LogFormat::Text,
     );
     output.say(&stopped(1));
-    // The writer holds the first line: the queue is empty and takes QUEUE more.
+    // The writer holds the first line; the queue is empty and takes QUEUE more.
     is_waiting.recv_timeout(DEADLINE).unwrap();
     for guest in 0..u16::try_from(QUEUE).unwrap() + 7 {
         output.say(&stopped(guest));

@@ -1,8 +1,8 @@
-//! What the live view knows and shows. Updates and keys go in (those in [`super::keys`]), frames
-//! are drawn of it; it reads no clock and knows no terminal.
+//! State of the live view. Updates and keys (see [`super::keys`]) change it, and frames are drawn
+//! from it. It reads no clock and knows no terminal.
 //!
-//! Invariants: everything of a frozen view but the agent's and rum's state stays as it was; the
-//! view never ends by itself.
+//! Invariants: in a frozen view, only the states of agent and rum change; the view never ends by
+//! itself.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use super::selection::Selection;
 use crate::view::live::events::Log;
 use crate::view::words;
 
-/// How soon another frame is due.
+/// How soon the next frame is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Redraw {
     /// Nothing visible changed.
     No,
     /// Counters changed.
     Lazily,
-    /// Something else did.
+    /// Something else changed.
     Soon,
 }
 
@@ -31,9 +31,9 @@ pub enum Redraw {
 pub enum Sort {
     /// Problems, then the rest; each by port.
     Problems,
-    /// By port.
+    /// By port number.
     Port,
-    /// By the name of the process.
+    /// By process name.
     Process,
     /// Latest change first.
     Latest,
@@ -50,7 +50,7 @@ impl Sort {
         }
     }
 
-    /// What the user is told of it.
+    /// The message for the user.
     pub fn told(self) -> &'static str {
         match self {
             Self::Problems => "sorted: problems first",
@@ -66,20 +66,20 @@ impl Sort {
 pub enum Mode {
     /// The table.
     Table,
-    /// The table, while a filter is typed.
+    /// The table, while the user types a filter.
     Filter,
-    /// All about the selected port; its last status, also after it has gone.
+    /// Details of the selected port: its last status, even after it is gone.
     Details(Box<PortStatus>),
     /// Keys and marks.
     Help,
 }
 
-/// What a frame is made of; a frozen view keeps one.
+/// The content of a frame; a frozen view keeps one.
 #[derive(Debug, Clone, Default)]
 pub struct Picture {
-    /// The ports and the rest.
+    /// The state of the ports and of rum.
     pub known: Mirror,
-    /// What happened.
+    /// The latest events.
     pub log: Log,
 }
 
@@ -88,25 +88,25 @@ pub struct Picture {
 pub struct App {
     /// The guest's name.
     pub name: String,
-    /// Whether the guest is one in which `rum exec` runs programs.
+    /// Whether `rum exec` can run programs in the guest.
     pub has_exec: bool,
     /// Whether colours may be used.
     pub color: bool,
     /// Whether hidden ports are shown.
     pub all: bool,
-    /// What is looked for.
+    /// The filter's text.
     pub filter: String,
     /// The order of the rows.
     pub sort: Sort,
     /// What fills the screen.
     pub mode: Mode,
-    /// The first line shown of details or help.
+    /// The first visible line of details or help.
     pub scroll: usize,
-    /// Said in the footer until the next key.
+    /// A message in the footer until the next key.
     pub notice: Option<String>,
-    /// What became of `rum up`, while it is gone.
+    /// Why `rum up` is gone, while it is.
     pub gone: Option<String>,
-    /// When the agent's latest status came: its `retry_ms` counts from here.
+    /// When the agent's latest status arrived; its `retry_ms` counts from then.
     pub agent_at: Timestamp,
     /// The selected row and the rows in view.
     pub selection: Selection,
@@ -115,7 +115,7 @@ pub struct App {
 }
 
 impl App {
-    /// A view that knows nothing yet.
+    /// A view without any data.
     pub fn new(name: &str, has_exec: bool, all: bool, color: bool) -> Self {
         Self {
             name: name.to_owned(),
@@ -135,22 +135,22 @@ impl App {
         }
     }
 
-    /// What is to be seen.
+    /// The content to draw.
     pub fn picture(&self) -> &Picture {
         self.frozen.as_deref().unwrap_or(&self.live)
     }
 
-    /// What is the case, even while the view is frozen.
+    /// The current state, even while the view is frozen.
     pub fn known(&self) -> &Mirror {
         &self.live.known
     }
 
-    /// Whether painting is frozen.
+    /// Whether the view is frozen.
     pub fn is_frozen(&self) -> bool {
         self.frozen.is_some()
     }
 
-    /// Freezes painting, or lets it go on.
+    /// Freezes the view, or unfreezes it.
     pub fn freeze(&mut self) {
         self.frozen = match self.frozen.take() {
             Some(_) => None,
@@ -158,13 +158,13 @@ impl App {
         };
     }
 
-    /// Whether nobody can say that the rows are still true.
+    /// Whether the rows may be outdated.
     pub fn is_stale(&self) -> bool {
         let agent = self.known().agent.as_ref();
         self.gone.is_some() || agent.is_none_or(|a| a.state != AgentState::Connected)
     }
 
-    /// The rows: what is not hidden and passes the filter, in order.
+    /// The rows in order: ports that are not hidden and match the filter.
     pub fn rows(&self) -> Vec<&PortStatus> {
         let needle = self.filter.to_lowercase();
         let ports = self.picture().known.ports();
@@ -188,8 +188,8 @@ impl App {
         self.rows().get(self.selection.row()).copied()
     }
 
-    /// Makes the selection fit the rows, of which `height` have room, and lets a panel be scrolled
-    /// no further than `scroll`. To be called before each frame.
+    /// Adjusts the selection to the rows, of which `height` fit, and limits the scroll position to
+    /// `scroll`. To be called before each frame.
     pub fn settle(&mut self, height: usize, scroll: usize) {
         self.scroll = self.scroll.min(scroll);
         let mut selection = std::mem::take(&mut self.selection);
@@ -203,10 +203,10 @@ impl App {
         }
     }
 
-    /// Takes note of what `rum up` told.
+    /// Applies an update of `rum up`.
     pub fn update(&mut self, update: &Update, now: Timestamp) -> Redraw {
         let mut redraw = Redraw::No;
-        // After a goodbye only a snapshot is a new beginning.
+        // After a goodbye, only a snapshot is a new start.
         let begins = matches!(update, Update::Snapshot { .. }) || self.known().bye.is_none();
         if begins && self.gone.take().is_some() {
             self.live.log.say(now, "rum up is back", false);
@@ -262,7 +262,7 @@ impl App {
         })
     }
 
-    /// `rum up` does not answer any more. If it said goodbye, that stays the reason.
+    /// Notes that `rum up` no longer answers. After a goodbye, that stays the reason.
     pub fn lost(&mut self, reason: &str, now: Timestamp) {
         if self.gone.is_none() {
             let text = words::shown(&format!("rum up does not answer: {reason}"));
@@ -271,8 +271,8 @@ impl App {
         }
     }
 
-    /// When the next frame is due though nothing happened: seconds are counted while the agent
-    /// is not there.
+    /// When the next frame is due without any event: while the agent is missing, the view counts
+    /// seconds.
     pub fn tick(&self, now: Timestamp) -> Option<Duration> {
         let agent = self.known().agent.as_ref()?;
         if self.gone.is_some() || agent.state == AgentState::Connected {
@@ -286,12 +286,12 @@ impl App {
     }
 }
 
-/// What names `rows`.
+/// The ids of `rows`.
 pub fn ids<'a>(rows: &[&'a PortStatus]) -> Vec<&'a str> {
     rows.iter().map(|p| p.id.as_str()).collect()
 }
 
-/// Whether `needle`, in lower case, is in what people know a port by.
+/// Whether `needle`, in lower case, occurs in one of the port's names.
 fn matches(port: &PortStatus, needle: &str) -> bool {
     let holds = |text: &str| text.to_lowercase().contains(needle);
     needle.is_empty()

@@ -1,6 +1,6 @@
-//! The two things that leave the view: an URL to the browser, an address to the clipboard.
+//! The view's two ways out: opening a URL in the browser, and copying an address to the clipboard.
 //!
-//! Both come from `rum up`, and still only what looks like one of ours goes out.
+//! Both values come from `rum up`. Still, only values of the expected form are used.
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -8,11 +8,11 @@ use std::process::{Command, Stdio};
 
 use tokio::process::Child;
 
-/// What opens URLs on a desktop.
+/// The program that opens URLs on a desktop.
 const OPENER: &str = "xdg-open";
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Whether `url` is one of http or https without anything that a shell script might trip over.
+/// Whether `url` is an http or https URL without characters that a shell script might misinterpret.
 fn is_ours(url: &str) -> bool {
     let rest = url
         .strip_prefix("http://")
@@ -23,10 +23,10 @@ fn is_ours(url: &str) -> bool {
     })
 }
 
-/// Starts the browser. It has no terminal, so that it can't write into the view.
+/// Starts the browser, without a terminal, so that it cannot write into the view.
 ///
 /// # Errors
-/// What to tell the user instead.
+/// The message for the user.
 pub fn open(url: &str) -> Result<Child, String> {
     if !is_ours(url) {
         return Err("this URL is not opened: it is not a plain http URL".to_owned());
@@ -47,7 +47,7 @@ pub fn open(url: &str) -> Result<Child, String> {
         })
 }
 
-/// What to say of the end of the process that opened `url`; None if all went well.
+/// The message about the end of the process that opened `url`; `None` on success.
 pub fn opened(url: &str, ended: &std::io::Result<std::process::ExitStatus>) -> Option<String> {
     match ended {
         Ok(status) if status.success() => None,
@@ -56,8 +56,8 @@ pub fn opened(url: &str, ended: &std::io::Result<std::process::ExitStatus>) -> O
     }
 }
 
-/// The sequence that asks a terminal to put `address` into its clipboard (OSC 52); None if it
-/// is no address.
+/// The sequence that asks a terminal to copy `address` to its clipboard (OSC 52); `None` if it is
+/// not an address.
 pub fn copy(address: &str) -> Option<String> {
     address.parse::<SocketAddr>().ok()?;
     Some(format!(
@@ -66,7 +66,7 @@ pub fn copy(address: &str) -> Option<String> {
     ))
 }
 
-/// RFC 4648, with padding.
+/// Base64 of RFC 4648, with padding.
 fn base64(bytes: &[u8]) -> String {
     let mut out = String::new();
     for chunk in bytes.chunks(3) {
@@ -109,9 +109,9 @@ mod tests {
 
     #[test]
     fn only_addresses_are_copied() {
-        let told = copy("127.0.0.1:3000");
+        let encoded = copy("127.0.0.1:3000");
         assert_eq!(
-            told.as_deref(),
+            encoded.as_deref(),
             Some("\u{1b}]52;c;MTI3LjAuMC4xOjMwMDA=\u{1b}\\")
         );
         assert_eq!(copy("\u{1b}]52;c;\u{7}"), None);
@@ -119,11 +119,11 @@ mod tests {
 
     #[test]
     fn base64_of_the_rfc() {
-        let told = ["", "f", "fo", "foo", "foob", "fooba", "foobar"];
-        let told = told.map(|text| base64(text.as_bytes()));
+        let encoded = ["", "f", "fo", "foo", "foob", "fooba", "foobar"];
+        let encoded = encoded.map(|text| base64(text.as_bytes()));
         let want = [
             "", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy",
         ];
-        assert_eq!(told, want);
+        assert_eq!(encoded, want);
     }
 }

@@ -1,8 +1,8 @@
-//! Draws the live view: header, banners, table or a panel, what happened, keys. Pure: moment and
-//! time zone come in, and an unchanged state gives an unchanged frame.
+//! Draws the live view: header, banners, table or panel, events, keys. Pure: time and time zone
+//! come in, and an unchanged state gives an unchanged frame.
 //!
-//! Ages would make an idle view redraw itself every second, so times are those of the clock on
-//! the wall; only a lost agent is counted in seconds.
+//! Ages would redraw an idle view every second, so times are clock times; only the loss of the
+//! agent is counted in seconds.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -18,24 +18,24 @@ use crate::view::live::rows;
 use crate::view::live::rows::narrow;
 use crate::view::words;
 
-/// Less than this is one line.
+/// A smaller screen shows one line only.
 const SMALLEST: (u16, u16) = (60, 8);
 /// Most lines of the log below the table.
 const MAX_LOG: u16 = 8;
 
-/// Where things are.
+/// The areas of the screen.
 #[derive(Debug, Clone, Copy)]
 struct Parts {
     header: Rect,
     banner: Rect,
     body: Rect,
-    /// Of no height where there is no room.
+    /// Has no height if there is no room.
     log: Rect,
     footer: Rect,
 }
 
 impl Parts {
-    /// The room for a panel.
+    /// The area of a panel.
     fn whole(&self) -> Rect {
         Rect {
             height: self.body.height + self.log.height,
@@ -47,13 +47,13 @@ impl Parts {
 fn parts(area: Rect, banner: usize) -> Parts {
     let line = |y, height| Rect { y, height, ..area };
     let banner = narrow(banner).min(area.height.saturating_sub(6));
-    // One line for the title of the log.
+    // Includes one line for the log's title.
     let log = match ((area.height.saturating_sub(4)) / 4).min(MAX_LOG) {
         0 => 0,
         lines => lines + 1,
     };
     let body = area.height.saturating_sub(2 + banner + log);
-    // A body without rows is of no use.
+    // A body without rows is useless.
     let (body, log) = match body {
         0..3 => (body + log, 0),
         _ => (body, log),
@@ -68,8 +68,7 @@ fn parts(area: Rect, banner: usize) -> Parts {
     }
 }
 
-/// How many rows of the table a screen of `area` has room for, and how far the panel on it can
-/// be scrolled.
+/// How many table rows fit on a screen of `area`, and how far its panel can be scrolled.
 pub fn room(app: &App, area: Rect, now: Timestamp, tz: &TimeZone) -> (usize, usize) {
     let parts = parts(area, banners(app, area.width, now).len());
     let rows = usize::from(parts.body.height.saturating_sub(1));
@@ -80,7 +79,7 @@ pub fn room(app: &App, area: Rect, now: Timestamp, tz: &TimeZone) -> (usize, usi
     )
 }
 
-/// What is shown instead of table and log, if anything is.
+/// The panel that replaces table and log, if any.
 fn panel(app: &App, width: u16, now: Timestamp, tz: &TimeZone) -> Option<Vec<Line<'static>>> {
     match &app.mode {
         Mode::Table | Mode::Filter => None,
@@ -178,7 +177,7 @@ fn footer(app: &App, area: Rect, buf: &mut Buffer) {
     }
 }
 
-/// The keys that matter here, as many as there is room for; those that lead out always.
+/// The keys of the current mode, as many as fit; those that lead out always.
 fn keys(app: &App, filter: Option<String>, area: Rect, buf: &mut Buffer) {
     let mut keys: Vec<(&str, &str)> = match app.mode {
         Mode::Help => vec![("Esc", "back"), ("j/k", "scroll")],

@@ -1,4 +1,4 @@
-//! The lines under the table: what happened, newest first. Pure.
+//! The log under the table: the latest events, newest first. Pure.
 
 use std::collections::VecDeque;
 
@@ -9,23 +9,23 @@ use crate::view::Mirror;
 
 use crate::view::words::{latencies, shown};
 
-/// Lines that are kept: a few screens.
+/// Lines kept: a few screens.
 const KEPT: usize = 500;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// When it happened, by the clock of `rum up`.
+    /// Time of the event, by the clock of `rum up`.
     pub at: Option<Timestamp>,
-    /// The port that it happened to, if to one.
+    /// The id of the port, if it is about one.
     pub id: Option<String>,
-    /// What happened, cleaned.
+    /// The event, cleaned.
     pub text: String,
-    /// Whether the user should do something about it.
+    /// Whether the user should act.
     pub problem: bool,
 }
 
-/// The latest of them.
+/// The latest entries.
 #[derive(Debug, Clone, Default)]
 pub struct Log(VecDeque<Entry>);
 
@@ -40,9 +40,9 @@ impl Log {
         });
     }
 
-    /// Adds what there is to say about `event`, of which `known` has not heard yet.
+    /// Adds a line for `event`, if it needs one. `known` is the state before the event.
     pub fn note(&mut self, known: &Mirror, event: &Event) {
-        let told = match &event.what {
+        let line = match &event.what {
             What::Port { op, port } => {
                 let before = known.port(port);
                 port_text(*op, before, port).map(|text| (text, port.state.is_problem()))
@@ -55,7 +55,7 @@ impl Log {
             }),
             What::Bye(reason) => Some((format!("rum up ended: {reason}"), true)),
         };
-        let Some((text, problem)) = told else {
+        let Some((text, problem)) = line else {
             return;
         };
         self.push(Entry {
@@ -69,7 +69,7 @@ impl Log {
         });
     }
 
-    /// Adds what is news in a snapshot's `ports`, by the time when each came into its state.
+    /// Adds lines for the changes in a snapshot's `ports`, in the order of their times.
     pub fn note_all(&mut self, known: &Mirror, ports: &[PortStatus]) {
         let is_news = |port: &&PortStatus| {
             let before = known.port(port);
@@ -101,8 +101,8 @@ impl Log {
     }
 }
 
-/// None when only counters differ, and for what the agent's loss and return do to every port:
-/// that is one line of its own.
+/// `None` if only counters differ. Also `None` for the changes of all ports when the agent is lost
+/// or returns: that has its own line.
 fn port_text(op: Op, before: Option<&PortStatus>, port: &PortStatus) -> Option<String> {
     if op == Op::Removed {
         return Some(format!("{} closed", port.called()));
@@ -112,7 +112,7 @@ fn port_text(op: Op, before: Option<&PortStatus>, port: &PortStatus) -> Option<S
     if op == Op::Changed && (port.state == State::Lost || before.is_some_and(went_back)) {
         return None;
     }
-    // The words of a reason may count connections; its code and holder do not.
+    // The message of a reason may count connections; code and holder do not.
     let why = |p: &PortStatus| p.reason.clone().map(|r| (r.code, r.holder));
     let same =
         before.is_some_and(|p| p.state == port.state && p.host == port.host && why(p) == why(port));
@@ -132,7 +132,7 @@ fn port_text(op: Op, before: Option<&PortStatus>, port: &PortStatus) -> Option<S
     Some(text)
 }
 
-/// None when it is only tried again.
+/// `None` if this is only another attempt.
 fn agent_text(before: Option<&AgentStatus>, agent: &AgentStatus) -> Option<String> {
     if before.is_some_and(|b| b.state == agent.state && b.source == agent.source) {
         return None;

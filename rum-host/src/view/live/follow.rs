@@ -1,8 +1,8 @@
-//! The way to `rum up`, and back to it when it went away.
+//! The connection to `rum up`, and the search for it when it is gone.
 //!
-//! One future is under way at any time, the next update or the search for another `rum up`, and
-//! it lives on while keys come in: so a deadline in it, such as that of a silent `rum up`, counts
-//! from its own start.
+//! One future runs at any time: the next update, or the search for another `rum up`. It lives on
+//! while keys come in, so a deadline in it, such as that of a silent `rum up`, counts from its own
+//! start.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,27 +16,27 @@ use crate::control::find;
 use crate::runtime_dir::RunningGuest;
 use crate::status::model::{Since, Stay, Update};
 
-/// Pause between two looks for a `rum up`.
+/// Pause between two searches for a `rum up`.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What is to be known of it.
+/// News about the `rum up`.
 #[derive(Debug)]
 pub enum Told {
-    /// It told something.
+    /// It sent an update.
     Update(Box<Update>),
-    /// It is gone, for this reason; it is looked for.
+    /// It is gone, for this reason; the search for it starts.
     Gone(String),
-    /// It is there and of no use, for this reason; another is looked for.
+    /// It answers but cannot be used, for this reason; the search for another starts.
     Useless(String),
 }
 
 type Next = Pin<Box<dyn Future<Output = (Option<Feed>, Told)> + Send>>;
 
-/// A watch on the guest of a name that outlives the `rum up` that holds it.
+/// A watch on the guest of a name, which outlives the guest's `rum up`.
 pub struct Link {
     name: String,
     all: bool,
-    /// The latest event, and whose it was.
+    /// The latest event, and its boot.
     since: Option<Since>,
     next: Next,
     hurry: Arc<Notify>,
@@ -54,7 +54,7 @@ impl Link {
         }
     }
 
-    /// What there is to know next. Cancel-safe.
+    /// The next news. Cancel-safe.
     pub async fn next(&mut self) -> Told {
         let (feed, told) = (&mut self.next).await;
         let seq = match &told {
@@ -78,21 +78,21 @@ impl Link {
         told
     }
 
-    /// Watches anew, with every port or without.
+    /// Starts a new watch, with or without hidden ports.
     pub fn watch(&mut self, all: bool) {
         self.all = all;
-        // Another selection of ports needs another snapshot.
+        // Another set of ports needs another snapshot.
         self.since = None;
         self.next = self.search(false);
     }
 
-    /// Looks for `rum up` at once, if it is being looked for.
+    /// Searches for `rum up` at once, if a search is running.
     pub fn hurry(&self) {
         self.hurry.notify_waiters();
     }
 
-    /// Looks until there is one that answers. One that is not `known_gone` is looked for at once,
-    /// and that it is gone is told.
+    /// Searches until a `rum up` answers. If its loss is not `known_gone` yet, the search starts at
+    /// once, and reports the loss.
     fn search(&self, known_gone: bool) -> Next {
         let (name, all, since) = (self.name.clone(), self.all, self.since.clone());
         let hurry = self.hurry.clone();
@@ -115,7 +115,7 @@ impl Link {
     }
 }
 
-/// A watch on the `rum up` of guest `name`, and the first that it tells.
+/// Opens a watch on the `rum up` of guest `name`, and waits for its first update.
 async fn open(name: &str, all: bool, since: Option<Since>) -> Result<(Feed, Update), Told> {
     let guest = find(Some(name)).map_err(|error| Told::Gone(error.to_string()))?;
     let opened = async {
@@ -139,7 +139,8 @@ fn follow(mut feed: Feed) -> Next {
     })
 }
 
-/// Asks the `rum up` of guest `name` to try its agent at once; what to tell the user of it.
+/// Asks the `rum up` of `guest` to try its agent at once. Returns a message for the user on
+/// failure.
 pub async fn retry(guest: RunningGuest) -> Option<String> {
     let asked = async { Control::connect(&guest).await?.retry().await };
     asked.await.err().map(|error| error.to_string())

@@ -1,7 +1,7 @@
-//! The top of the live view: who and how many, and banners for what is the matter with all of
-//! it. Pure.
+//! The top of the live view: guest, agent and counts, and banners for problems that concern all
+//! rows. Pure.
 //!
-//! Invariant: what makes the rows doubtful is said here, also of a frozen view.
+//! Invariant: whatever makes the rows doubtful is shown here, even in a frozen view.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -19,12 +19,12 @@ use crate::view::words;
 /// Most lines of one banner.
 const MAX_BANNER: usize = 2;
 
-/// What stands out without colour.
+/// Emphasis that works without colour.
 pub fn bold() -> Style {
     Style::new().add_modifier(Modifier::BOLD)
 }
 
-/// One of the terminal's 16 colours, if there are to be any.
+/// One of the terminal's 16 colours, if colours are on.
 pub fn colored(app: &App, color: Color) -> Style {
     if app.color {
         Style::new().fg(color)
@@ -33,7 +33,7 @@ pub fn colored(app: &App, color: Color) -> Style {
     }
 }
 
-/// One word on whether what is seen is the case.
+/// One word for how current the view is.
 pub fn status(app: &App) -> &'static str {
     match app.known().agent.as_ref().map(|agent| agent.state) {
         _ if app.gone.is_some() => "lost",
@@ -70,7 +70,7 @@ pub fn counts(app: &App, short: bool) -> String {
     out.join(if short { ", " } else { "  " })
 }
 
-/// Draws the first line: as much as there is room for, from everything to the least.
+/// Draws the first line, with as much as fits.
 pub fn header(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &TimeZone) {
     let mut tags = String::new();
     if app.is_frozen() {
@@ -131,7 +131,7 @@ fn header_line(app: &App, less: u8, now: Timestamp, tz: &TimeZone) -> Line<'stat
     Line::from(spans)
 }
 
-/// What is the matter with everything, above the table.
+/// The banners above the table, for problems that concern all rows.
 pub fn banners(app: &App, width: u16, now: Timestamp) -> Vec<Line<'static>> {
     let mut out = Vec::new();
     let mut add = |text: String, style: Style| {

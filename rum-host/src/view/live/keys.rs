@@ -1,7 +1,7 @@
-//! What keys do to the live view. Pure: what leaves the view is an [`Effect`].
+//! The keys of the live view. Pure: what happens outside the view is an [`Effect`].
 //!
-//! Invariants: no key stops or changes anything but the view; Esc never ends it, Ctrl+C always
-//! does.
+//! Invariants: no key stops or changes anything but the view; Esc never ends the view, Ctrl+C
+//! always does.
 
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
@@ -13,34 +13,34 @@ use super::selection::Move;
 /// Longest filter, in characters.
 const MAX_FILTER: usize = 64;
 
-/// What a key asks of the rest of the program.
+/// What a key asks the loop to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing but another frame.
     None,
-    /// End.
+    /// End the view.
     Quit,
-    /// Give the terminal back and stop, as Ctrl+Z does.
+    /// Restore the terminal and stop the process, as Ctrl+Z does.
     Suspend,
-    /// Draw everything anew.
+    /// Redraw everything.
     Repaint,
     /// Open this URL.
     Open(String),
-    /// Put this into the clipboard.
+    /// Copy this to the clipboard.
     Copy(String),
-    /// Look for `rum up` at once.
+    /// Search for `rum up` at once.
     Look,
-    /// Try the agent at once.
+    /// Try a lost agent at once.
     Retry,
-    /// Watch again, with hidden ports or without.
+    /// Start a new watch, with or without hidden ports.
     Watch {
-        /// With them.
+        /// With hidden ports.
         all: bool,
     },
 }
 
 impl App {
-    /// Text that was pasted: part of a filter, or nothing.
+    /// Handles pasted text: it extends a filter, or is ignored.
     pub fn paste(&mut self, text: &str) {
         if self.mode == Mode::Filter {
             self.filter = self
@@ -53,7 +53,7 @@ impl App {
         }
     }
 
-    /// A key.
+    /// Handles a key.
     pub fn key(&mut self, key: KeyEvent) -> Effect {
         if key.kind == KeyEventKind::Release {
             return Effect::None;
@@ -172,7 +172,7 @@ impl App {
         Effect::None
     }
 
-    /// The port that a key is about.
+    /// The port that a key applies to.
     fn subject(&self) -> Option<&PortStatus> {
         match &self.mode {
             Mode::Details(port) => Some(port),

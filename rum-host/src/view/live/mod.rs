@@ -1,12 +1,12 @@
 //! The live view of `rum ports --watch` on a terminal.
 //!
-//! [`app`] is the state, [`keys`] changes it, [`draw`] makes a frame of it, [`terminal`] writes what differs; [`follow`]
-//! brings the updates. Here is the one loop that holds them together: it waits for whatever comes
-//! first, and draws when something visible changed, at most [`FRAME`] apart, and for counters
-//! alone at most once in [`COUNTERS`].
+//! [`app`] is the state, [`keys`] changes it, [`draw`] makes a frame of it, [`terminal`] writes the
+//! differences, and [`follow`] brings the updates. This module has the one loop that connects them.
+//! It waits for the next event, and draws when something visible has changed: at most once in
+//! [`FRAME`], and for counters alone at most once in [`COUNTERS`].
 //!
-//! Invariants: an idle view wakes for nothing but the updates, and writes nothing; the terminal
-//! is given back whatever ends the view; the view outlives its `rum up`.
+//! Invariants: an idle view wakes only for updates, and writes nothing; the terminal is restored
+//! however the view ends; the view outlives its `rum up`.
 
 use std::time::Duration;
 
@@ -46,16 +46,17 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
-/// Two frames are at least so far apart: a burst of events is one frame.
+/// Shortest time between two frames: a burst of events is one frame.
 const FRAME: Duration = Duration::from_millis(33);
-/// As [`FRAME`], where only counters differ.
+/// Like [`FRAME`], if only counters differ.
 const COUNTERS: Duration = Duration::from_secs(1);
 
-/// The first frame waits so long for something to show.
+/// How long the first frame waits for data.
 const FIRST: Duration = Duration::from_millis(150);
 
-/// Shows the ports of `guest` until the user quits, which gives 0, or a signal does, which gives
-/// 128 + its number. With `all` hidden ports too. Both stdin and stdout must be a terminal.
+/// Shows the ports of `guest` until the user quits, which returns 0, or a signal ends the view,
+/// which returns 128 + its number. `all` includes hidden ports. Both stdin and stdout must be
+/// terminals.
 ///
 /// # Errors
 /// The terminal cannot be used.
@@ -66,7 +67,7 @@ pub async fn run(guest: RunningGuest, feed: Feed, all: bool, color: bool) -> Res
             .hint("`rum ports --watch | cat` prints lines instead")
     };
     let signals = Signals::new().map_err(io)?;
-    // What NO_COLOR says is in `color` already.
+    // `color` already respects NO_COLOR.
     force_color_output(color);
     let taken = Taken::take().map_err(io)?;
     let now = Instant::now();
@@ -89,7 +90,7 @@ pub async fn run(guest: RunningGuest, feed: Feed, all: bool, color: bool) -> Res
     view.run(signals).await.map_err(io)
 }
 
-/// The signals that matter to a view.
+/// The signals that the view handles.
 struct Signals {
     int: Signal,
     term: Signal,
@@ -107,7 +108,7 @@ impl Signals {
         })
     }
 
-    /// The next one. Cancel-safe.
+    /// The next signal. Cancel-safe.
     async fn next(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.int.recv() => SignalKind::interrupt(),
@@ -118,17 +119,17 @@ impl Signals {
     }
 }
 
-/// Everything that the loop holds together.
+/// The state of the loop.
 struct View {
     app: App,
     guest: RunningGuest,
     link: Link,
     screen: Screen<ratatui::backend::CrosstermBackend<std::io::BufWriter<std::io::Stdout>>>,
     taken: Taken,
-    /// What was started by a key; each may have something to say at its end.
+    /// Tasks that keys started; each may end with a message.
     tasks: JoinSet<Option<String>>,
     tz: TimeZone,
-    /// When the last frame was drawn, and when the next is to be.
+    /// Time of the last frame.
     drawn: Instant,
     due: Option<Instant>,
 }
@@ -142,14 +143,14 @@ impl View {
             }
             let due = self.due;
             tokio::select! {
-                // A flood of updates must not keep the user from ending it.
+                // A flood of updates must not keep the user from quitting.
                 biased;
                 signal = signals.next() => {
                     if signal != SignalKind::from_raw(rustix::process::Signal::CONT.as_raw()) {
                         let number = u8::try_from(signal.as_raw_value()).unwrap_or(0);
                         return Ok(exit::SIGNAL_BASE.saturating_add(number));
                     }
-                    // A shell has had the terminal.
+                    // The process was stopped, and a shell had the terminal.
                     self.taken.again()?;
                     self.screen.forget();
                     self.want(Redraw::Soon);
@@ -168,7 +169,7 @@ impl View {
                         self.want(Redraw::Soon);
                     }
                 }
-                told = self.link.next() => self.told(told),
+                news = self.link.next() => self.link_news(news),
                 () = async {
                     match due {
                         Some(due) => tokio::time::sleep_until(due).await,
@@ -188,7 +189,7 @@ impl View {
         Ok(())
     }
 
-    /// Sees to it that a frame is drawn in time.
+    /// Schedules the next frame.
     fn want(&mut self, redraw: Redraw) {
         let pause = match redraw {
             Redraw::No => return,
@@ -199,9 +200,9 @@ impl View {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
-    fn told(&mut self, told: Told) {
+    fn link_news(&mut self, news: Told) {
         let now = Timestamp::now();
-        let redraw = match told {
+        let redraw = match news {
             Told::Update(update) => self.app.update(&update, now),
             Told::Gone(reason) => {
                 self.app.lost(&reason, now);
@@ -215,7 +216,7 @@ impl View {
         self.want(redraw);
     }
 
-    /// The exit code, if the user quits.
+    /// Handles an input event. Returns the exit code if the user quits.
     fn event(&mut self, event: Event) -> std::io::Result<Option<u8>> {
         self.want(Redraw::Soon);
         let effect = match event {

@@ -1,5 +1,5 @@
-//! The live view without a terminal, for whoever measures what a frame costs: all that a terminal
-//! would be sent is made, and goes nowhere.
+//! The live view without a terminal, for benchmarks of a frame: all output is generated and
+//! discarded.
 
 use std::io::{Sink, sink};
 
@@ -13,7 +13,7 @@ use crate::status::model::Update;
 use super::app::App;
 use super::terminal::Screen;
 
-/// The view and the screen that nobody sees.
+/// The view and its invisible screen.
 #[derive(Debug)]
 pub struct Offscreen {
     app: App,
@@ -22,7 +22,7 @@ pub struct Offscreen {
 }
 
 impl Offscreen {
-    /// A view of `width` columns and `height` rows that knows nothing yet.
+    /// An empty view of `width` columns and `height` rows.
     pub fn new(width: u16, height: u16) -> Self {
         Self {
             app: App::new("dev", true, false, true),
@@ -31,20 +31,20 @@ impl Offscreen {
         }
     }
 
-    /// Takes note of what `rum up` told.
+    /// Applies an update of `rum up`.
     pub fn update(&mut self, update: &Update, now: Timestamp) {
         self.app.update(update, now);
     }
 
-    /// The next frame is drawn whole.
+    /// Makes the next frame a full redraw.
     pub fn forget(&mut self) {
         self.screen.forget();
     }
 
-    /// Draws what differs from the frame before.
+    /// Draws the differences to the previous frame.
     ///
     /// # Errors
-    /// None that a screen without a terminal is known to have.
+    /// None known for a screen without a terminal.
     pub fn paint(&mut self, now: Timestamp) -> std::io::Result<()> {
         self.screen
             .paint(&mut self.app, self.area, now, &TimeZone::UTC)

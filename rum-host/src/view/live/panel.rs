@@ -1,4 +1,4 @@
-//! What takes the table's place: details of a port, help, and what to do while nothing listens.
+//! The panels that replace the table: details of a port, help, and advice while nothing listens.
 //! Pure.
 
 use jiff::Timestamp;
@@ -14,9 +14,9 @@ use super::header::bold;
 use crate::view::live::rows;
 use crate::view::words;
 
-/// Width of the names of the details.
+/// Width of the column of names in the details.
 const NAMES: usize = 13;
-/// A value may be long, but is not a novel.
+/// Most lines of one value.
 const MAX_LINES: usize = 8;
 
 const KEYS: [(&str, &str); 16] = [
@@ -38,8 +38,7 @@ const KEYS: [(&str, &str); 16] = [
     ("q  Ctrl+C", "quit the view; rum up goes on"),
 ];
 
-/// Draws `lines` from the first that `scroll` asks for; the last line of a panel that goes on
-/// says so.
+/// Draws `lines` from line `scroll` on. If more lines follow, the last visible one says so.
 pub fn scrolled(lines: &[Line<'static>], scroll: usize, area: Rect, buf: &mut Buffer) {
     let height = usize::from(area.height);
     let goes_on = lines.len() > scroll + height;
@@ -53,7 +52,7 @@ pub fn scrolled(lines: &[Line<'static>], scroll: usize, area: Rect, buf: &mut Bu
     }
 }
 
-/// Keys, marks, and the rest that is known of this `rum up`.
+/// Help: keys, marks, and the rest of the state of this `rum up`.
 pub fn help(app: &App, width: u16, now: Timestamp, tz: &TimeZone) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     lines.extend(KEYS.iter().map(|(key, what)| {
@@ -83,7 +82,7 @@ pub fn help(app: &App, width: u16, now: Timestamp, tz: &TimeZone) -> Vec<Line<'s
     lines
 }
 
-/// Agent and configuration, a line each.
+/// One line each for agent and configuration.
 fn about(app: &App, now: Timestamp, tz: &TimeZone) -> Vec<String> {
     let known = app.known();
     let mut lines = Vec::new();
@@ -110,7 +109,7 @@ fn about(app: &App, now: Timestamp, tz: &TimeZone) -> Vec<String> {
     lines
 }
 
-/// What to say instead of rows.
+/// The text shown instead of rows.
 pub fn empty(app: &App, width: u16) -> Vec<Line<'static>> {
     let known = &app.picture().known;
     let name = words::shown(&app.name);
@@ -128,7 +127,7 @@ pub fn empty(app: &App, width: u16) -> Vec<Line<'static>> {
             None => format!("Nothing in \"{name}\" is listening yet."),
         });
         said.push(String::new());
-        // The first port that is watched: `5000-6000,8080`.
+        // The first port of the range: `5000-6000,8080`.
         let port = range
             .and_then(|r| r.split(['-', ',']).next())
             .filter(|p| p.parse::<u16>().is_ok())
@@ -154,7 +153,7 @@ pub fn empty(app: &App, width: u16) -> Vec<Line<'static>> {
     lines
 }
 
-/// All that is known of a port, and what happened to it.
+/// Everything known about a port, and its events.
 pub fn details(
     app: &App,
     port: &PortStatus,
@@ -261,7 +260,7 @@ fn facts(port: &PortStatus, now: Timestamp, tz: &TimeZone) -> Vec<(&'static str,
             words::bytes(port.bytes.to_host)
         ),
     ));
-    // Two clocks, so two numbers that are never added.
+    // Each number is from another clock, so they are never added.
     if let Some(us) = port.detected_us {
         facts.push((
             "Agent",

@@ -1,7 +1,7 @@
-//! The table of the live view: one row a port, columns as the width allows.
+//! The table of the live view: one row for each port, with columns as the width allows.
 //!
-//! Invariant: columns depend on the width of the screen and on the longest host address only, so
-//! that they hardly ever move.
+//! Invariant: columns depend only on the width of the screen and on the longest host address, so
+//! they hardly ever move.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -15,10 +15,9 @@ use super::app::{App, Sort};
 use crate::view::columns::Column;
 use crate::view::words::{self, Tone};
 
-/// Room for a host address: `127.0.0.1:65535`, and at most this much.
+/// Smallest and largest width of the host column; the smallest fits `127.0.0.1:65535`.
 const HOST: (usize, usize) = (15, 24);
-/// From these widths on there is room for the process; for guest, connections and time; for
-/// labels.
+/// Smallest screen widths for the process; for guest, connections and time; for labels.
 const WIDER: [u16; 3] = [76, 110, 134];
 
 fn is_sorted(column: Column, by: Sort) -> bool {
@@ -30,13 +29,13 @@ fn is_sorted(column: Column, by: Sort) -> bool {
     )
 }
 
-/// The columns with their widths, and whether labels have one of their own.
+/// The columns with their widths.
 fn columns(width: u16, rows: &[&PortStatus]) -> Vec<(Column, usize)> {
     let host = rows.iter().filter_map(|p| p.host.as_deref());
     let host = host.map(words::width).max().unwrap_or(0);
     let mut columns = vec![
         (Column::Port, 5),
-        // Two for the mark before it.
+        // Includes two for the mark.
         (Column::State, 20),
         (Column::Host, host.clamp(HOST.0, HOST.1)),
     ];
@@ -53,14 +52,14 @@ fn columns(width: u16, rows: &[&PortStatus]) -> Vec<(Column, usize)> {
     if width >= WIDER[2] {
         columns.push((Column::Label, 12));
     }
-    // Two for the mark of the selected row, one behind each column.
+    // Two for the mark of the selected row, and one after each column.
     let taken: usize = columns.iter().map(|(_, width)| width + 1).sum();
     let rest = usize::from(width).saturating_sub(2 + taken);
     columns.push((Column::Reason, rest));
     columns
 }
 
-/// Tells states apart without colour.
+/// A mark that distinguishes states without colour.
 pub fn mark(state: State) -> char {
     match state {
         State::Forwarded => ' ',
@@ -72,7 +71,7 @@ pub fn mark(state: State) -> char {
     }
 }
 
-/// The colour of a state, one of the terminal's own 16, so that it suits its theme.
+/// The style of a state: one of the terminal's own 16 colours, so that it suits the theme.
 pub fn style(state: State, color: bool) -> Style {
     let style = Style::new();
     if !color {
@@ -90,7 +89,7 @@ pub fn style(state: State, color: bool) -> Style {
     }
 }
 
-/// Draws titles and the rows in view.
+/// Draws the titles and the visible rows.
 pub fn draw(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &TimeZone) {
     let rows = app.rows();
     let columns = columns(area.width, &rows);
@@ -102,7 +101,7 @@ pub fn draw(app: &App, area: Rect, buf: &mut Buffer, now: Timestamp, tz: &TimeZo
     });
     let mut x = area.x + 2;
     for (column, width) in &columns {
-        // The last column's room is shared.
+        // The title of the last column shares its line with the position.
         let shared = place.as_ref().filter(|_| *column == Column::Reason);
         if shared.is_some_and(|place| place.len() + column.title().len() + 2 > *width) {
             break;
@@ -173,7 +172,7 @@ fn row(
     }
 }
 
-/// The reason; where there is none, what else is known and has no column.
+/// The reason; without one, facts that have no column.
 fn why(port: &PortStatus, labelled: bool, processed: bool) -> String {
     let mut words = Vec::new();
     if !processed && let Some(process) = &port.process {
@@ -181,7 +180,7 @@ fn why(port: &PortStatus, labelled: bool, processed: bool) -> String {
     }
     let reason = words::reason(port);
     if !reason.is_empty() {
-        // It comes first where there is little room.
+        // The reason comes first, as the room may be small.
         words.insert(0, reason);
     } else if port.destination.is_some() {
         words.push(format!("to {}", port.called()));
@@ -198,7 +197,7 @@ fn why(port: &PortStatus, labelled: bool, processed: bool) -> String {
     }
 }
 
-/// A width or a height that is known to fit a screen.
+/// Converts a width or height that is known to fit a screen.
 pub fn narrow(n: usize) -> u16 {
     u16::try_from(n).unwrap_or(u16::MAX)
 }

@@ -1,34 +1,34 @@
-//! Which row is selected, and which rows are in view.
+//! The selected row, and the visible rows.
 //!
-//! The selection is a port, not a row: it follows its port when rows come and go, and stays at
-//! its line of the screen as far as it can, so that nothing moves under the reader's eyes. When
-//! the port goes away its neighbour stands in for it; when it comes back, as after a restart of
-//! a server, the selection is its again.
+//! The selection is a port, not a row: it follows its port when rows come and go, and keeps its
+//! line on the screen if possible, so that nothing moves while the user reads. When the port goes
+//! away, its neighbour is selected in its place; when the port comes back, as after a restart of a
+//! server, it is selected again.
 //!
 //! Invariant: with any row at all, `row < rows` and `offset <= row < offset + height`.
 
-/// The selection. Rows are named by their ids.
+/// The selection. Rows are identified by their ids.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    /// The id that the user chose, or the first that there was.
+    /// The id that the user chose, or the first one there was.
     wanted: Option<String>,
-    /// The neighbour, while the wanted one is not there.
+    /// The neighbour, while the wanted row is missing.
     stand_in: Option<String>,
     row: usize,
     offset: usize,
     height: usize,
 }
 
-/// Where to.
+/// A movement of the selection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
-    /// So many rows up.
+    /// Up by this many rows.
     Up(usize),
-    /// So many rows down.
+    /// Down by this many rows.
     Down(usize),
-    /// To the first.
+    /// To the first row.
     First,
-    /// To the last.
+    /// To the last row.
     Last,
 }
 
@@ -43,12 +43,12 @@ impl Selection {
         self.offset
     }
 
-    /// How many rows a page has.
+    /// The number of rows on a page.
     pub fn page(&self) -> usize {
         self.height.max(1)
     }
 
-    /// The rows are now `ids`, and there is room for `height` of them.
+    /// Adjusts the selection to the rows `ids`, of which `height` are visible.
     pub fn settle(&mut self, ids: &[&str], height: usize) {
         let line = self.row - self.offset;
         let find = |id: &Option<String>| ids.iter().position(|i| Some(*i) == id.as_deref());
@@ -69,7 +69,7 @@ impl Selection {
         self.scroll(ids.len());
     }
 
-    /// The user moves to another row of `ids`.
+    /// Moves the selection among the rows `ids`.
     pub fn go(&mut self, ids: &[&str], to: Move) {
         let last = ids.len().saturating_sub(1);
         self.row = match to {

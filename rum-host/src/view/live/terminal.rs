@@ -1,7 +1,7 @@
-//! The terminal: taking it, giving it back, and writing frames to it.
+//! The terminal: taking it, restoring it, and writing frames to it.
 //!
-//! Invariants: whoever took the terminal gives it back on every way out, also by a panic; a frame
-//! that differs in nothing from the one before writes not a byte.
+//! Invariants: the terminal is restored on every way out, also after a panic; a frame without a
+//! difference to the previous one writes no byte.
 
 use std::io::{self, BufWriter, Stdout, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,25 +20,25 @@ use ratatui::layout::Rect;
 use super::app::App;
 use super::draw;
 
-/// A whole frame of a large screen goes out in one write.
+/// Size of the output buffer: a whole frame of a large screen goes out in one write.
 const FRAME: usize = 256 * 1024;
 
-/// Whether the terminal is ours.
+/// Whether the terminal is in our mode.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// The terminal, in raw mode and on its alternate screen, until this is dropped.
+/// The terminal in raw mode and on its alternate screen, until this is dropped.
 #[derive(Debug)]
 pub struct Taken(());
 
 impl Taken {
-    /// Takes the terminal. Once per process at a time.
+    /// Takes the terminal. Only one value may exist in a process.
     ///
     /// # Errors
-    /// There is none, or it cannot be set.
+    /// There is no terminal, or its mode cannot be set.
     pub fn take() -> io::Result<Self> {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // First, so that the message is read on the screen that stays.
+            // First, so that the message appears on the screen that stays.
             give_back();
             before(info);
         }));
@@ -47,13 +47,13 @@ impl Taken {
         Ok(taken)
     }
 
-    /// Takes it again after others had it: a shell, while this process was stopped.
+    /// Takes the terminal again after a shell had it, while this process was stopped.
     ///
     /// # Errors
     /// As [`Taken::take`].
     pub fn again(&self) -> io::Result<()> {
         TAKEN.store(true, Ordering::SeqCst);
-        // It may not be as it was left, which crossterm does not look at.
+        // The mode may have changed meanwhile, which crossterm does not check.
         disable_raw_mode()?;
         enable_raw_mode()?;
         execute!(
@@ -64,14 +64,14 @@ impl Taken {
         )
     }
 
-    /// Stops this process as Ctrl+Z does, and comes back when it is continued.
+    /// Stops this process as Ctrl+Z does. Returns when it is continued.
     ///
     /// # Errors
     /// As [`Taken::take`].
     pub fn stop(&self) -> io::Result<()> {
         give_back();
-        // To this very thread, so that it does not return before it is continued. In a group
-        // that nobody could continue the kernel ignores it.
+        // raise(3) signals this very thread, so it does not return before the process is continued.
+        // The kernel ignores the signal in an orphaned process group, which nobody could continue.
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGTSTP)?;
         self.again()
     }
@@ -83,7 +83,7 @@ impl Drop for Taken {
     }
 }
 
-/// The terminal as it was. Errors are of no use: there is nothing else to be done.
+/// Restores the terminal. Errors are ignored: nothing else can be done.
 fn give_back() {
     if TAKEN.swap(false, Ordering::SeqCst) {
         let _ = execute!(
@@ -96,7 +96,7 @@ fn give_back() {
     }
 }
 
-/// Size of the terminal, 80x24 where nobody knows.
+/// Size of the terminal; 80x24 if it is unknown.
 pub fn size() -> Rect {
     let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout());
     match size {
@@ -105,11 +105,11 @@ pub fn size() -> Rect {
     }
 }
 
-/// Something that frames are drawn on.
+/// A screen to draw frames on.
 #[derive(Debug)]
 pub struct Screen<B: Backend> {
     backend: B,
-    /// What is on it; None: unknown.
+    /// The current content; `None`: unknown.
     last: Option<Buffer>,
 }
 
@@ -122,7 +122,7 @@ impl Screen<CrosstermBackend<BufWriter<Stdout>>> {
         )))
     }
 
-    /// Writes a control sequence that shows nothing.
+    /// Writes a control sequence that displays nothing.
     ///
     /// # Errors
     /// It cannot be written.
@@ -133,7 +133,7 @@ impl Screen<CrosstermBackend<BufWriter<Stdout>>> {
 }
 
 impl<B: Backend> Screen<B> {
-    /// Draws on `backend`. Sizes come from outside: it is never asked for its own.
+    /// Draws on `backend`. The caller passes sizes; the backend is never asked for its own.
     pub fn new(backend: B) -> Self {
         Self {
             backend,
@@ -141,12 +141,12 @@ impl<B: Backend> Screen<B> {
         }
     }
 
-    /// Forgets what is on the screen: the next frame is drawn whole.
+    /// Forgets the content of the screen, so that the next frame is a full redraw.
     pub fn forget(&mut self) {
         self.last = None;
     }
 
-    /// Brings the screen up to date with `app`.
+    /// Updates the screen to `app`.
     ///
     /// # Errors
     /// Those of the backend.
@@ -177,7 +177,7 @@ impl<B: Backend> Screen<B> {
         Ok(())
     }
 
-    /// What it draws on.
+    /// The backend.
     #[cfg(test)]
     pub fn backend_mut(&mut self) -> &mut B {
         &mut self.backend

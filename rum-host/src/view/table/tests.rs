@@ -19,7 +19,7 @@ fn look(width: usize) -> Look {
     }
 }
 
-/// One port of each state, a static forward with everything, and one to an address.
+/// One port of each state, a static forward with all fields, and one to an address.
 fn every_state() -> Mirror {
     let mut all: Vec<_> = (3000..)
         .zip(State::ALL)
@@ -69,7 +69,7 @@ fn widths() {
     for width in 44..200 {
         assert_fits(&table(&every_state(), &look(width)), width);
     }
-    // Too narrow for anything, but not for a program.
+    // Too narrow for any reader, but the program must not fail.
     assert_eq!(table(&every_state(), &look(0)).lines().count(), 10);
 }
 

@@ -1,4 +1,4 @@
-//! What must hold whatever comes: hostile text, wide characters, many ports, few bytes.
+//! What holds for any input: hostile text, wide characters, many ports, few bytes.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -18,7 +18,7 @@ use super::super::terminal::Screen;
 use super::samples::*;
 use super::{buffer, frame, key, keys};
 
-/// Whatever the other side says, the screen shows and obeys none of it.
+/// Whatever the peer sends, the screen neither shows nor obeys a control sequence.
 #[test]
 fn hostile_text_is_harmless() {
     let evil = "\u{1b}]0;x\u{7}\u{202e}漢字\u{9b}2J\r\n👩\u{200d}👩\u{feff}é".to_owned();
@@ -112,7 +112,7 @@ fn a_thousand_ports() {
     insta::assert_snapshot!("thousand", frame(&mut app, 80, 24));
 }
 
-/// Counts what is written.
+/// Counts the written bytes.
 #[derive(Clone, Default)]
 struct Tally(Rc<Cell<usize>>);
 
@@ -127,7 +127,7 @@ impl Write for Tally {
     }
 }
 
-/// A terminal that only counts.
+/// A terminal that only counts bytes.
 struct Counted(Screen<CrosstermBackend<Tally>>, Tally);
 
 impl Counted {
@@ -137,7 +137,7 @@ impl Counted {
         Self(Screen::new(backend), tally)
     }
 
-    /// How many bytes the next frame takes.
+    /// The number of bytes of the next frame.
     fn paint(&mut self, app: &mut App, width: u16) -> usize {
         let area = Rect::new(0, 0, width, 30);
         self.0.paint(app, area, now(), &TimeZone::UTC).unwrap();
@@ -168,7 +168,7 @@ fn an_idle_view_writes_nothing_and_a_change_little() {
     app.update(&changed("09:14:05", busy), now());
     let bytes = screen.paint(&mut app, 120);
     assert!((1..100).contains(&bytes), "a counter: {bytes}");
-    // A state changes: its row, the counts and the log.
+    // A state changes its row, the counts and the log.
     let bound = port(5432, State::Forwarded);
     app.update(&changed("09:14:06", bound), now());
     let bytes = screen.paint(&mut app, 120);

@@ -1,4 +1,4 @@
-//! Frames as they are seen, and keys.
+//! Snapshots of frames, and keys.
 
 #![allow(clippy::unwrap_used)]
 
@@ -61,7 +61,7 @@ fn usual_frames() {
         let text = frame(&mut usual(), width, height);
         insta::assert_snapshot!(format!("usual-{width}x{height}"), text);
     }
-    // Whatever the size, nothing panics.
+    // No size causes a panic.
     for width in [0, 1, 2, 59, 60, 61, 75, 76, 300] {
         for height in [0, 1, 2, 7, 8, 9, 100] {
             for mode in ["", "/x", "?", "\n"] {
@@ -126,7 +126,7 @@ fn the_agents_loss_is_one_line_however_many_ports() {
     app.update(&changed("09:14:04", lost.clone()), now());
     app.update(&changed("09:14:05", forwarded(3000)), now());
     assert_eq!(lines(&app), before + 1);
-    // What did change meanwhile is told.
+    // A real change meanwhile has its own line.
     app.update(&changed("09:14:06", lost), now());
     app.update(&changed("09:14:07", port(3000, State::Conflict)), now());
     let last = app.picture().log.entries().next().unwrap();
@@ -214,7 +214,7 @@ fn frozen_is_the_picture_not_the_truth() {
         Redraw::No
     );
     assert_eq!(frame(&mut app, 80, 14), before);
-    // What would make all of it a lie is said nevertheless.
+    // Whatever makes all rows doubtful is shown nevertheless.
     app.update(&event("09:14:04", What::Agent(lost_agent())), now());
     let text = frame(&mut app, 80, 14);
     assert!(

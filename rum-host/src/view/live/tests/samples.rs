@@ -20,7 +20,7 @@ pub fn named(name: &str, pid: u32) -> Option<ProcessName> {
     Some(samples::process(pid, name))
 }
 
-/// A port of which nothing is known but its state.
+/// A port with no facts but its state.
 pub fn port(number: u16, state: State) -> PortStatus {
     let bound = matches!(state, State::Forwarded | State::Draining);
     let host = bound.then(|| format!("127.0.0.1:{number}"));
@@ -140,7 +140,7 @@ pub fn changed(at: &str, port: PortStatus) -> Update {
     event(at, What::Port { op, port })
 }
 
-/// The usual view: the ports of the mock-up and how they came to be.
+/// The usual view: the ports of the mock-up after their events.
 pub fn usual() -> App {
     let mut app = App::new("dev", true, false, true);
     app.update(
