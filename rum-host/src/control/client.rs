@@ -249,7 +249,7 @@ impl Feed {
     /// The next update; waits while nothing happens. Cancel-safe.
     ///
     /// # Errors
-    /// The `rum up` is gone, or was silent for [`HEARTBEAT_DEADLINE`].
+    /// The `rum up` is gone, or was silent for `HEARTBEAT_DEADLINE`.
     pub async fn next(&mut self) -> Result<Update, ControlError> {
         loop {
             if self.control.session.is_worn() {

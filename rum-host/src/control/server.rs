@@ -3,7 +3,7 @@
 //! The socket is in the runtime directory (0700) and has mode 0600, so only the same user and root
 //! can connect. Clients are still bounded, in number and in what they may send. A client is
 //! accepted even at the limit of descriptors, so that the user can see what is wrong. Clients that
-//! stay have their own places ([`super::places`]), so commands always find one. When all
+//! stay have their own places (`control::places`), so commands always find one. When all
 //! connections are in use, a client that does not read its data is closed in favour of the next
 //! one.
 //!

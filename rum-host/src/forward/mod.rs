@@ -12,7 +12,7 @@
 //! - A client whose connection cannot be made is reset, never closed cleanly.
 //! - A lack of descriptors delays accepting and ends nothing: no client is accepted before the
 //!   descriptors for its onward connection are reserved, see
-//!   [`Reserve`](crate::descriptors::Reserve).
+//!   `descriptors::Reserve`.
 
 use std::future::{pending, poll_fn};
 use std::io;

@@ -12,7 +12,7 @@
 //! that concerns it, however many forwards there are.
 //!
 //! Planning is idempotent, and the plan equals the one that an examination of all forwards gives,
-//! as long as no more than [`PROMPT`] forwards wait for a port. `spec.rs` has that full
+//! as long as no more than `PROMPT` forwards wait for a port. `spec.rs` has that full
 //! examination, and the tests compare the two.
 //!
 //! Invariants:

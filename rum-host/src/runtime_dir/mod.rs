@@ -124,7 +124,7 @@ struct Held {
 
 impl RuntimeDir {
     /// Creates the directory of the guest `name`, or takes over that of a dead one. May sleep for
-    /// [`LOCK_WAIT`] while the helpers of a `rum` that has just died exit.
+    /// `LOCK_WAIT` while the helpers of a `rum` that has just died exit.
     pub fn create(name: &str) -> Result<Self, RuntimeDirError> {
         Self::create_in(&base(), name)
     }

@@ -1,9 +1,9 @@
 //! The live view of `rum ports --watch` on a terminal.
 //!
-//! [`app`] is the state, [`keys`] changes it, [`draw`] makes a frame of it, [`terminal`] writes the
-//! differences, and [`follow`] brings the updates. This module has the one loop that connects them.
+//! `app` is the state, `keys` changes it, `draw` makes a frame of it, `terminal` writes the
+//! differences, and `follow` brings the updates. This module has the one loop that connects them.
 //! It waits for the next event, and draws when something visible has changed: at most once in
-//! [`FRAME`], and for counters alone at most once in [`COUNTERS`].
+//! `FRAME`, and for counters alone at most once in `COUNTERS`.
 //!
 //! Invariants: an idle view wakes only for updates, and writes nothing; the terminal is restored
 //! however the view ends; the view outlives its `rum up`.
