@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where its agent is.
 pub fn endpoint(cid: u32) -> Endpoint {
-    Endpoint::Vsock { cid }
+    Endpoint::vsock(cid)
 }
 
 /// Why the agent cannot be dialled, which is tried.

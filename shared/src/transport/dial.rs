@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_vsock::{VsockAddr, VsockStream};
 
-use super::{Gate, Gated, Stream};
+use super::{Gate, Gated, Probe, Probed, Stream};
 use crate::netns::NetCookie;
 use crate::{CHANNEL_PORT, RPC_PORT};
 
@@ -60,6 +60,8 @@ pub enum Endpoint {
     Vsock {
         /// The guest's CID.
         cid: u32,
+        /// What asks it which streams it still has.
+        probe: Probe,
     },
     /// A Unix socket that speaks `CONNECT port` (Firecracker and its kin).
     Connect {
@@ -71,6 +73,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// [`Endpoint::Vsock`], with a probe of its own.
+    pub fn vsock(cid: u32) -> Self {
+        Self::Vsock {
+            cid,
+            probe: Probe::default(),
+        }
+    }
+
     /// [`Endpoint::Connect`], with a gate of its own.
     pub fn connect(socket: impl Into<PathBuf>) -> Self {
         Self::Connect {
@@ -93,6 +103,14 @@ impl Endpoint {
         match self {
             Self::Connect { gate, .. } => Some(gate),
             Self::Unix { .. } | Self::Vsock { .. } => None,
+        }
+    }
+
+    /// The agent answers again: has the streams of before end that its guest no longer has, where the guest
+    /// can be asked.
+    pub fn probe(&self) {
+        if let Self::Vsock { probe, .. } = self {
+            probe.send();
         }
     }
 
@@ -121,12 +139,13 @@ impl Endpoint {
                     };
                     unix(path, first).await.map(Stream::Unix)
                 }
-                Self::Vsock { cid } => {
+                Self::Vsock { cid, probe } => {
                     let addr = VsockAddr::new(*cid, service.port());
                     let connected = VsockStream::connect(addr).await;
-                    let mut stream = connected.map_err(|e| no_vsock(e, addr))?;
+                    let stream = connected.map_err(|e| no_vsock(e, addr))?;
+                    let mut stream = Probed::new(stream, probe);
                     stream.write_all(first).await?;
-                    Ok(Stream::Vsock(stream))
+                    Ok(Stream::Probed(stream))
                 }
                 Self::Connect { socket, gate } => {
                     let _turn = gate.turn(service).await;

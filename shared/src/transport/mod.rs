@@ -15,6 +15,7 @@ mod dial;
 mod gate;
 mod knock;
 mod listen;
+mod probe;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ pub use dial::{DIAL_DEADLINE, Endpoint, Service, read_connect_answer};
 pub use gate::{Gate, Gated, SILENCE};
 pub use knock::{KnockTarget, Knocks};
 pub use listen::{Acceptor, BACKLOG, ListenAddr};
+pub use probe::{Probe, Probed};
 
 /// A connected byte stream between host and agent.
 #[derive(Debug)]
@@ -39,8 +41,10 @@ pub enum Stream {
     Unix(UnixStream),
     /// A Unix socket of a `CONNECT` transport.
     Gated(Gated),
-    /// AF_VSOCK.
+    /// AF_VSOCK, the agent's end.
     Vsock(VsockStream),
+    /// AF_VSOCK, the host's end.
+    Probed(Probed),
 }
 
 impl AsFd for Stream {
@@ -49,6 +53,7 @@ impl AsFd for Stream {
             Self::Unix(stream) => stream.as_fd(),
             Self::Gated(stream) => stream.as_fd(),
             Self::Vsock(stream) => stream.as_fd(),
+            Self::Probed(stream) => stream.as_fd(),
         }
     }
 }
@@ -63,6 +68,7 @@ impl AsyncRead for Stream {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Gated(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Vsock(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Probed(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -77,6 +83,7 @@ impl AsyncWrite for Stream {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Gated(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Vsock(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Probed(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -89,6 +96,7 @@ impl AsyncWrite for Stream {
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Gated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Vsock(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Probed(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -97,6 +105,7 @@ impl AsyncWrite for Stream {
             Self::Unix(stream) => stream.is_write_vectored(),
             Self::Gated(stream) => stream.is_write_vectored(),
             Self::Vsock(stream) => stream.is_write_vectored(),
+            Self::Probed(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -105,6 +114,7 @@ impl AsyncWrite for Stream {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Gated(stream) => Pin::new(stream).poll_flush(cx),
             Self::Vsock(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Probed(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -113,6 +123,7 @@ impl AsyncWrite for Stream {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Gated(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Vsock(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Probed(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -10,7 +10,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,8 @@ const INITRD: &str = "/initrd";
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// Vsock ports of the host, where the guest programs of the two VMs call.
 const CONTROL: [u32; 2] = [9001, 9002];
+/// Where it puts an empty disk, in which the first VM can be saved.
+const SNAPSHOTS: &str = "/snapshots.qcow2";
 /// A QEMU whose first machine asks for a CID that is taken. It notes each start.
 const COLLIDING_QEMU: &str = r#"#!/bin/sh
 case " $* " in *guest-cid=*) ;; *) exec "$QEMU" "$@" ;; esac
@@ -159,9 +161,7 @@ fn main() {
     check("a killed agent is replaced by the next", || {
         let stderr = &one.rum.stderr;
         let [lost, connected] = ["Agent lost", "connected (events"].map(|t| times(stderr, t));
-        let mut stream = connect(5000);
-        stream.write_all(b"!").expect("connected");
-        stream.read_exact(&mut [0]).expect("echo");
+        let mut stream = echoed(5000);
         one.guest.tell("sh kill -9 $(pidof agent)");
         let error = stream.read(&mut [0]).expect_err("not a clean end");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -177,13 +177,16 @@ fn main() {
             let stderr = &one.rum.stderr;
             let [lost, connected] = ["Agent lost", "connected (events"].map(|t| times(stderr, t));
             let monitor = setup.path().join("one.qmp");
-            qmp(&monitor, "stop").expect("QEMU stops the guest");
+            qmp(&monitor, "stop", "{}").expect("QEMU stops the guest");
             stderr.wait_nth("Agent lost", lost + 1);
-            qmp(&monitor, "cont").expect("QEMU goes on");
+            qmp(&monitor, "cont", "{}").expect("QEMU goes on");
             stderr.wait_nth("connected (events", connected + 1);
             until_echoed(host(5000));
         },
     );
+    check("a VM goes back to a snapshot", || {
+        back_to_snapshot(&setup, &mut one)
+    });
     check("a guest that reboots is found again", || {
         two.listen(5101, "echo");
         let connected = times(&two.rum.stderr, "connected (events");
@@ -242,11 +245,15 @@ fn up(
     change: impl FnOnce(&mut std::process::Command),
 ) -> Rum {
     let dir = setup.path().display();
+    let snapshots = match name {
+        "one" => format!(", \"-drive\", \"if=none,file={SNAPSHOTS}\""),
+        _ => String::new(),
+    };
     let config = format!(
         "name = \"{name}\"\n[guest]\nkind = \"qemu\"\naccel = \"tcg\"\ncpus = 1\nmemory = \"192M\"\n\
          kernel = \"{KERNEL}\"\ninitrd = \"{INITRD}\"\n\
          append = \"quiet cryptomgr.notests apparmor=0 mitigations=off CONTROL_PORT={control}\"\n\
-         args = [\"-qmp\", \"unix:{dir}/{name}.qmp,server=on,wait=off\"]\n\
+         args = [\"-qmp\", \"unix:{dir}/{name}.qmp,server=on,wait=off\"{snapshots}]\n\
          [auto_ports]\nrange = \"{first}-{}\"\n",
         first + 9
     );
@@ -284,6 +291,48 @@ impl Machine {
         let line = format!("Auto-forwarding 127.0.0.1:{port} → guest:{port}");
         self.rum.stdout.wait(&line);
     }
+}
+
+/// The guest forgets its connections, and says so only when it is asked. Its programs and the agent are those of
+/// the snapshot, so nothing but that ends what clients have with them.
+fn back_to_snapshot(setup: &Setup, one: &mut Machine) {
+    let monitor = setup.path().join("one.qmp");
+    let human = |line: &str| {
+        let arguments = format!("{{\"command-line\":\"{line}\"}}");
+        qmp(&monitor, "human-monitor-command", &arguments).expect("QEMU has a disk for it");
+    };
+    // One that does not end with its connection to the test.
+    let server = "(echo listen 127.0.0.1:5004 echo; sleep 100000) | setsid guest";
+    one.guest
+        .tell(&format!("sh {{ {server}; }} >/dev/null 2>&1 &"));
+    one.rum.stdout.wait("Auto-forwarding 127.0.0.1:5004");
+    let mut clients = vec![echoed(5004)];
+    one.guest.tell("sh pidof agent >/tmp/agent");
+    human("savevm before");
+    clients.push(echoed(5004));
+    one.listen(5005, "echo");
+    let connected = times(&one.rum.stderr, "connected (events");
+    human("loadvm before");
+    for mut client in clients {
+        let error = client.read(&mut [0]).expect_err("its server forgot it");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    one.rum.stderr.wait_nth("connected (events", connected + 1);
+    one.rum.stdout.wait("Stopped forwarding 5005");
+    until_refused(5005);
+    until_echoed(host(5004));
+    one.guest = accept(&one.control);
+    one.guest
+        .tell("sh test \"$(pidof agent)\" = \"$(cat /tmp/agent)\"");
+    one.listen(5000, "echo");
+}
+
+/// A client that was served and is idle.
+fn echoed(port: u16) -> TcpStream {
+    let mut stream = connect(port);
+    stream.write_all(b"!").expect("connected");
+    stream.read_exact(&mut [0]).expect("echo");
+    stream
 }
 
 fn half_close(one: &mut Machine) {
@@ -329,18 +378,23 @@ fn times(lines: &Lines, text: &str) -> usize {
 }
 
 /// Carries out `command` on the monitor at `path`.
-fn qmp(path: &Path, command: &str) -> io::Result<()> {
+fn qmp(path: &Path, command: &str, arguments: &str) -> io::Result<()> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(patience()))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
-    for command in ["qmp_capabilities", command] {
-        writeln!(stream, "{{\"execute\":\"{command}\"}}")?;
-        // Greetings and events come between.
-        let answer = lines.by_ref().map_while(Result::ok);
-        let done = answer
-            .map(|line| line.starts_with("{\"return\""))
-            .find(|done| *done);
-        done.ok_or(ErrorKind::UnexpectedEof)?;
+    for (command, arguments) in [("qmp_capabilities", "{}"), (command, arguments)] {
+        writeln!(
+            stream,
+            "{{\"execute\":\"{command}\",\"arguments\":{arguments}}}"
+        )?;
+        // Greetings and events come between. What a line for humans returns is its error.
+        let mut answer = lines.by_ref().map_while(Result::ok);
+        let answer =
+            answer.find(|line| line.starts_with("{\"return\"") || line.starts_with("{\"error\""));
+        let answer = answer.ok_or(ErrorKind::UnexpectedEof)?;
+        if !matches!(answer.trim_end(), "{\"return\": {}}" | "{\"return\": \"\"}") {
+            return Err(io::Error::other(answer));
+        }
     }
     Ok(())
 }

@@ -2,11 +2,13 @@
 //! own AF_VSOCK (CID 1, vsock_loopback), which a device's Unix socket never exercises.
 //!
 //! Prints `listing PORTS`, then each notice of the host's loop, and after each forward
-//! `echo PORT ok` once a text came back through it. Runs until it is killed. Its host ports are
-//! in a network namespace of its own, as they would be the guest's otherwise.
+//! `echo PORT ok` once a text came back through it, then `asked PORT ok` once the guest was asked
+//! about a connection that it has. Runs until it is killed. Its host ports are in a network
+//! namespace of its own, as they would be the guest's otherwise.
 
 #![allow(clippy::print_stdout)] // A test reads it.
 
+use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use rum_host::ui::notice::Notice;
 use rum_shared::stream::rpc::RumAgentClient;
 use rum_shared::stream::session::{Limits, Session};
 use rum_shared::transport::{Endpoint, Service};
-use rum_tests::client::exchange;
+use rum_tests::client::{connect, exchange};
 use rum_tests::netns::in_netns;
 use tokio::sync::watch;
 
@@ -35,9 +37,7 @@ fn main() -> ExitCode {
 }
 
 async fn run() {
-    let endpoint = Endpoint::Vsock {
-        cid: VMADDR_CID_LOCAL,
-    };
+    let endpoint = Endpoint::vsock(VMADDR_CID_LOCAL);
     // The agent may still be starting.
     let stream = loop {
         match endpoint.dial(Service::Rpc).await {
@@ -57,19 +57,34 @@ async fn run() {
         ..Policy::default()
     };
     let (_stop, stopped) = watch::channel(Stop::Run);
+    let asked = endpoint.clone();
     let supervisor = Supervisor::new(Options::new(endpoint, policy));
     supervisor
         .run(stopped, |notice| {
             println!("{notice}");
             if let Notice::Forwarded { guest, .. } = notice {
-                let port = guest.port;
+                let (port, asked) = (guest.port, asked.clone());
                 // The loop serves the connection meanwhile.
                 std::thread::spawn(move || {
                     let answer = exchange(port, "through").expect("echo");
                     assert_eq!(answer, "through");
                     println!("echo {port} ok");
+                    still_served(port, &asked);
+                    println!("asked {port} ok");
                 });
             }
         })
         .await;
+}
+
+/// A connection goes on when the guest, which has it, is asked about it.
+fn still_served(port: u16, endpoint: &Endpoint) {
+    let mut stream = connect(port);
+    for byte in *b"abc" {
+        stream.write_all(&[byte]).expect("connected");
+        let mut answer = [0];
+        stream.read_exact(&mut answer).expect("echo");
+        assert_eq!(answer, [byte]);
+        endpoint.probe();
+    }
 }

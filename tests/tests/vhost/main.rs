@@ -145,6 +145,7 @@ fn pack_host(cache: &Path, dir: &Path) {
         done
         cp "$CACHE/vmlinuz" vmlinuz
         cp ../guest initrd
+        qemu-img create -q -f qcow2 snapshots.qcow2 1M
         "#,
         cache,
     );

@@ -13,6 +13,7 @@ fn host_and_agent_meet_over_the_loopback_of_vsock() {
         "listing [5000]",
         "connected (events: tracepoint)",
         "echo 5000 ok",
+        "asked 5000 ok",
     ] {
         wait(&mut guest, line);
     }

@@ -173,7 +173,7 @@ impl Libvirt {
             return Ok(Endpoint::connect(socket));
         }
         match description.vsock.map(|vsock| vsock.cid) {
-            Some(Some(cid)) => Ok(Endpoint::Vsock { cid }),
+            Some(Some(cid)) => Ok(Endpoint::vsock(cid)),
             Some(None) => Err(self.trouble().no_cid()),
             None => Err(self.trouble().no_vsock(true)),
         }

@@ -178,7 +178,7 @@ impl Qemu {
         let tell = link.tell.clone();
         let (launcher, running) = start::start(guest, spec, dir, &state, &tell).await?;
         let endpoint = match launcher.device() {
-            Device::Vhost { cid } => Endpoint::Vsock { cid },
+            Device::Vhost { cid } => Endpoint::vsock(cid),
             Device::User => Endpoint::connect(dir.vsock_socket()),
         };
         let kernel = matches!(spec.boot, Boot::Kernel { .. });

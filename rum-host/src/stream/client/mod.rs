@@ -135,7 +135,8 @@ pub struct AgentClient {
     /// A change makes a lost agent be tried at once.
     pub retry_now: watch::Receiver<()>,
     /// Raised when another agent answers in the place of one that fell silent. A guest that
-    /// reboots inside its VM ends no stream: whatever led to the old one would hang for ever.
+    /// reboots inside its VM ends no stream: whatever led to the old one would hang for ever. Of one that goes
+    /// back to a snapshot the same agent answers, and only its kernel can tell ([`Endpoint::probe`]).
     pub successions: watch::Sender<u64>,
 }
 
@@ -354,6 +355,7 @@ impl AgentClient {
         if met.answers(info.instance) {
             self.successions.send_modify(|count| *count += 1);
         }
+        self.endpoint.probe();
         let can = |what: &str| info.capabilities.iter().any(|c| c == what);
         let detailed = can(CAP_LISTENERS);
         let streaming = self.stream && (detailed || can(CAP_WATCH));

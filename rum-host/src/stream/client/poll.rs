@@ -96,8 +96,9 @@ impl AgentClient {
             tokio::select! {
                 () = self.poll_time(&mut pace) => {}
                 Ok(()) = poll_now.changed() => {}
-                // The stream will notice, too: until then nothing is dialled.
+                // The stream will notice, too, now that it asks: until then nothing is dialled.
                 () = closed => {
+                    self.endpoint.probe();
                     session = None;
                     continue;
                 }
@@ -128,6 +129,7 @@ impl AgentClient {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a poll failed");
+                    self.endpoint.probe();
                     session = None;
                 }
             }

@@ -229,7 +229,7 @@ async fn cleared_knocks_wake_nobody() {
     drop(knocks);
     assert!(!path.exists());
     target.knock().await.unwrap_err();
-    assert!(Endpoint::Vsock { cid: 3 }.knocks().is_none());
+    assert!(Endpoint::vsock(3).knocks().is_none());
 }
 
 #[tokio::test(start_paused = true)]
