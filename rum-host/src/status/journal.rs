@@ -166,7 +166,7 @@ impl Journal {
             for (op, port) in changes {
                 state.push(&at, What::Port { op, port });
             }
-            self.tell(&state);
+            self.notify(&state);
         }
     }
 
@@ -187,7 +187,7 @@ impl Journal {
         if state.agent != agent {
             state.agent = agent.clone();
             state.push(&timestamp(), What::Agent(agent));
-            self.tell(&state);
+            self.notify(&state);
         }
     }
 
@@ -202,7 +202,7 @@ impl Journal {
         if state.config != config {
             state.config = config.clone();
             state.push(&timestamp(), What::Config(config));
-            self.tell(&state);
+            self.notify(&state);
         }
     }
 
@@ -216,7 +216,7 @@ impl Journal {
     pub fn put_bye(&self, reason: String) {
         let mut state = self.state();
         state.push(&timestamp(), What::Bye(reason));
-        self.tell(&state);
+        self.notify(&state);
     }
 
     /// Call after publishing: the counters answer request `fresh`, and `covers_all` says whether
@@ -225,11 +225,11 @@ impl Journal {
         let mut state = self.state();
         if (state.fresh, state.covers_all) != (fresh, covers_all) {
             (state.fresh, state.covers_all) = (fresh, covers_all);
-            self.tell(&state);
+            self.notify(&state);
         }
     }
 
-    fn tell(&self, state: &State) {
+    fn notify(&self, state: &State) {
         let pages = u64::from(state.covers_all);
         self.news.send_replace((state.seq, state.fresh * 2 + pages));
     }

@@ -69,7 +69,7 @@ impl Pauses {
                 let pause = self.0.remove(&key.forward());
                 pause.into_iter().for_each(|pause| say(pause.stopped));
             }
-            Notice::Cut { guest, .. } => self.tell(|pause| pause.guest == *guest, say),
+            Notice::Cut { guest, .. } => self.release(|pause| pause.guest == *guest, say),
             _ => {}
         }
         say(notice);
@@ -83,21 +83,21 @@ impl Pauses {
     /// Reports the stops that turned out to be final.
     pub fn over(&mut self, now: Instant, say: &mut (dyn FnMut(Notice) + Send)) {
         if self.wake().is_some_and(|at| at <= now) {
-            self.tell(|pause| pause.until <= now, say);
+            self.release(|pause| pause.until <= now, say);
         }
     }
 
     /// Reports everything held back.
     pub fn end(&mut self, say: &mut (dyn FnMut(Notice) + Send)) {
-        self.tell(|_| true, say);
+        self.release(|_| true, say);
     }
 
-    fn tell(&mut self, which: impl Fn(&Pause) -> bool, say: &mut (dyn FnMut(Notice) + Send)) {
+    fn release(&mut self, which: impl Fn(&Pause) -> bool, say: &mut (dyn FnMut(Notice) + Send)) {
         let all = std::mem::take(&mut self.0).into_iter();
-        let (reported, held) = all.partition(|(_, pause)| which(pause));
+        let (due, held) = all.partition(|(_, pause)| which(pause));
         self.0 = held;
-        let reported: BTreeMap<Key, Pause> = reported;
-        reported.into_values().for_each(|pause| say(pause.stopped));
+        let due: BTreeMap<Key, Pause> = due;
+        due.into_values().for_each(|pause| say(pause.stopped));
     }
 }
 

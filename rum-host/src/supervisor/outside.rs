@@ -19,7 +19,7 @@ pub(super) struct Outside {
     /// Ports that the last two polls have both shown.
     listening: BTreeSet<u16>,
     known: BTreeSet<u16>,
-    told: u32,
+    reports: u32,
 }
 
 impl Outside {
@@ -32,10 +32,10 @@ impl Outside {
             .copied()
             .filter(|port| self.known.insert(*port))
             .collect();
-        if new.is_empty() || self.told == MAX_TOLD {
+        if new.is_empty() || self.reports == MAX_TOLD {
             return None;
         }
-        self.told += 1;
+        self.reports += 1;
         Some(new)
     }
 
@@ -59,12 +59,12 @@ mod tests {
         polled(&[]);
         polled(&[8000]);
         assert_eq!(polled(&[8000]), None, "once");
-        let mut told = 1;
+        let mut reports = 1;
         for port in 9000..9100 {
             polled(&[port]);
-            told += u32::from(polled(&[port]).is_some());
+            reports += u32::from(polled(&[port]).is_some());
         }
-        assert_eq!(told, MAX_TOLD);
+        assert_eq!(reports, MAX_TOLD);
         assert!(outside.listening().eq([9099]));
     }
 }

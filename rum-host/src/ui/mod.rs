@@ -6,7 +6,7 @@ pub mod notice;
 pub mod output;
 pub mod render;
 
-/// The form of the log, and of what `rum up` says.
+/// The form of the log, and of the messages of `rum up`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// Lines for people

@@ -83,7 +83,7 @@ fn bound(key: Key, stats: &Stats) -> Forward<'_> {
 }
 
 /// State, and code, message and hint of the only row.
-fn told(facts: &Facts<'_>) -> (State, String) {
+fn state_of(facts: &Facts<'_>) -> (State, String) {
     let [row] = &rows(facts)[..] else {
         panic!("{:?}", rows(facts));
     };
@@ -210,7 +210,7 @@ fn a_forward_that_cannot_accept_says_so() {
     stats.exhausted.store(true, Relaxed);
     let mut facts = facts(Some(&listener), &Knowledge::Current);
     facts.forwards.push(bound(Key::Auto(PORT), &stats));
-    let (state, text) = told(&facts);
+    let (state, text) = state_of(&facts);
     assert_eq!(state, State::Forwarded);
     assert_eq!(
         text,
@@ -222,30 +222,33 @@ fn a_forward_that_cannot_accept_says_so() {
 #[test]
 fn what_the_last_client_met_is_told_until_another_meets_something_else() {
     let (listener, stats) = (listener(), Stats::default());
-    let told = |listener| {
+    let state_of = |listener| {
         let mut facts = facts(listener, &Knowledge::Current);
         facts.forwards.push(bound(Key::Static(host(5000)), &stats));
-        let (state, text) = told(&facts);
+        let (state, text) = state_of(&facts);
         (
             state,
             text.split(" | ").next().unwrap_or_default().to_owned(),
         )
     };
     let refused = Err(Refusal::Agent(DialStatus::Refused));
-    assert_eq!(told(None), (State::Pending, "not-listening".into()));
+    assert_eq!(state_of(None), (State::Pending, "not-listening".into()));
     stats.ended(stats.turn(), Ok(()));
-    assert_eq!(told(None), (State::Forwarded, "led-elsewhere".into()));
+    assert_eq!(state_of(None), (State::Forwarded, "led-elsewhere".into()));
     stats.ended(stats.turn(), refused);
-    assert_eq!(told(None), (State::Pending, "not-listening".into()));
-    assert_eq!(told(Some(&listener)), (State::Forwarded, "refused".into()));
+    assert_eq!(state_of(None), (State::Pending, "not-listening".into()));
+    assert_eq!(
+        state_of(Some(&listener)),
+        (State::Forwarded, "refused".into())
+    );
     stats.ended(stats.turn(), Ok(()));
-    assert_eq!(told(Some(&listener)), (State::Forwarded, String::new()));
+    assert_eq!(state_of(Some(&listener)), (State::Forwarded, String::new()));
     // The program ends: its success says nothing about the next one, nor does a late answer.
     let before = stats.turn();
     stats.changed_hands();
-    assert_eq!(told(None), (State::Pending, "not-listening".into()));
+    assert_eq!(state_of(None), (State::Pending, "not-listening".into()));
     stats.ended(before, Ok(()));
-    assert_eq!(told(None), (State::Pending, "not-listening".into()));
+    assert_eq!(state_of(None), (State::Pending, "not-listening".into()));
     assert_eq!(stats.refused.load(Relaxed), 1);
 }
 
@@ -273,28 +276,28 @@ fn of_an_address_only_the_last_client_tells() {
         (forward.process, forward.uid, forward.detected_us),
         (None, None, None)
     );
-    let told = |knowledge| {
+    let state_of = |knowledge| {
         let row = row(knowledge);
         let reason = row.reason.map(|reason| (reason.code, reason.message));
         (row.state, reason.unwrap_or_default())
     };
-    let (state, (code, _)) = told(&Knowledge::Current);
+    let (state, (code, _)) = state_of(&Knowledge::Current);
     assert_eq!((state, &*code), (State::Forwarded, "not-watched"));
     stats.ended(stats.turn(), Ok(()));
     let served = (State::Forwarded, Default::default());
-    assert_eq!(told(&Knowledge::Current), served);
+    assert_eq!(state_of(&Knowledge::Current), served);
     for (status, why) in [
         (DialStatus::Refused, "nothing listens there"),
         (DialStatus::Denied, "older than this rum"),
     ] {
         stats.ended(stats.turn(), Err(Refusal::Agent(status)));
-        let (state, (code, message)) = told(&Knowledge::Current);
+        let (state, (code, message)) = state_of(&Knowledge::Current);
         assert_eq!((state, &*code), (State::Pending, "refused"));
         assert!(message.contains(why), "{message}");
     }
-    let (state, (code, _)) = told(&Knowledge::Awaited(None));
+    let (state, (code, _)) = state_of(&Knowledge::Awaited(None));
     assert_eq!((state, &*code), (State::Pending, "agent-awaited"));
-    let (state, (code, _)) = told(&stale());
+    let (state, (code, _)) = state_of(&stale());
     assert_eq!((state, &*code), (State::Lost, "agent-lost"));
 }
 
@@ -327,7 +330,7 @@ fn bound_is_not_enough() {
     ] {
         let mut facts = facts(listener, &knowledge);
         facts.forwards.push(bound(is_static, &stats));
-        let (is, text) = told(&facts);
+        let (is, text) = state_of(&facts);
         assert_eq!(is, state);
         assert!(text.starts_with(code), "{text}");
         assert_eq!(rows(&facts)[0].id, "static:127.0.0.1:5000");
@@ -395,7 +398,7 @@ fn a_block_says_why_and_what_to_do() {
             },
             label: None,
         });
-        assert_eq!(told(&facts), (state, text.to_owned()));
+        assert_eq!(state_of(&facts), (state, text.to_owned()));
         assert_eq!(rows(&facts)[0].host, None);
     }
 }
@@ -414,7 +417,7 @@ fn a_host_address_that_has_gone_is_a_reason_and_where_it_decides_nothing_is_forw
         let ip = gone.0.ip();
         let text = format!("no-host-address | this machine does not have the address {ip}");
         let hint = BindFailure::NoAddress.hint().unwrap();
-        let (is, said) = told(&facts);
+        let (is, said) = state_of(&facts);
         assert_eq!(is, state);
         assert_eq!(said, format!("{text} | {hint}"));
     }
@@ -427,9 +430,9 @@ fn what_is_not_forwarded_says_so_unless_a_static_forward_leads_there() {
     facts.verdict = Some(Verdict::OutOfRange);
     let hint = "widen `range` to take in 5000";
     let text = format!("not-in-range | not in range = \"5000-6000\" | {hint}");
-    assert_eq!(told(&facts), (State::OutOfRange, text));
+    assert_eq!(state_of(&facts), (State::OutOfRange, text));
     facts.forwards.push(bound(Key::Static(host(8080)), &stats));
-    assert_eq!(told(&facts).0, State::Forwarded);
+    assert_eq!(state_of(&facts).0, State::Forwarded);
 }
 
 #[test]
@@ -482,10 +485,10 @@ fn what_a_rule_says_is_the_reason() {
     });
     let hint = "write a rule for 5000 before it";
     let says = format!("rule | rule 2 ignores it | {hint}");
-    assert_eq!(told(&ignored), (State::Ignored, says));
+    assert_eq!(state_of(&ignored), (State::Ignored, says));
     assert_eq!(rows(&ignored)[0].label.as_deref(), Some("metrics"));
     let until = std::time::Instant::now();
     let says = "awaiting-process | a rule waits for the name of its process | -";
     let waits = with(Verdict::AwaitingProcess { until });
-    assert_eq!(told(&waits), (State::Pending, says.to_owned()));
+    assert_eq!(state_of(&waits), (State::Pending, says.to_owned()));
 }

@@ -56,8 +56,8 @@ impl Link {
 
     /// The next news. Cancel-safe.
     pub async fn next(&mut self) -> Told {
-        let (feed, told) = (&mut self.next).await;
-        let seq = match &told {
+        let (feed, news) = (&mut self.next).await;
+        let seq = match &news {
             Told::Update(update) => match &**update {
                 Update::Snapshot { seq, .. } => Some(*seq),
                 Update::Events(events) => events.last().map(|event| event.seq),
@@ -75,7 +75,7 @@ impl Link {
             }
             None => self.search(true),
         };
-        told
+        news
     }
 
     /// Starts a new watch, with or without hidden ports.

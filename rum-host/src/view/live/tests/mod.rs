@@ -93,8 +93,8 @@ fn while_nothing_listens() {
 fn an_agent_that_is_lost_is_counted_in_seconds() {
     let mut app = usual();
     assert_eq!(app.tick(now()), None, "nothing is counted");
-    let told = event("09:14:04", What::Agent(lost_agent()));
-    assert_eq!(app.update(&told, now()), Redraw::Soon);
+    let update = event("09:14:04", What::Agent(lost_agent()));
+    assert_eq!(app.update(&update, now()), Redraw::Soon);
     insta::assert_snapshot!("agent-lost", frame(&mut app, 80, 24));
     assert_eq!(key(&mut app, KeyCode::Char('r')), Effect::Retry);
     let tick = app.tick("2026-11-23T09:14:10.250Z".parse().unwrap());
