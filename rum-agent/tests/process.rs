@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rum_shared::stream::rpc::{PROTOCOL, RumAgentClient};
 use rum_shared::stream::session::{Limits, Session};
-use rum_shared::transport::{Endpoint, Service};
+use rum_shared::transport::{Endpoint, Service, Transport};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
@@ -59,17 +59,17 @@ async fn wait_for(log: &mut Lines<BufReader<ChildStderr>>, text: &str) {
 }
 
 impl Agent {
-    fn endpoint(&self) -> Endpoint {
+    fn transport(&self) -> Transport {
         let path = |name| -> PathBuf { self.dir.path().join(name) };
-        Endpoint::Unix {
+        Transport::from(Endpoint::Unix {
             rpc: path("rpc"),
             channel: path("channel"),
             net: None,
-        }
+        })
     }
 
     async fn hello(&self) {
-        let stream = self.endpoint().dial(Service::Rpc).await.unwrap();
+        let stream = self.transport().dial(Service::Rpc).await.unwrap();
         let session = Session::<RumAgentClient>::connect(stream, Limits::HOST)
             .await
             .unwrap();
@@ -86,7 +86,7 @@ async fn an_agent_without_descriptors_recovers() {
     let mut agent = start(&limited, &["--hint", "poll"]).await;
     let mut connections = Vec::new();
     for _ in 0..50 {
-        connections.push(agent.endpoint().dial(Service::Channel).await.unwrap());
+        connections.push(agent.transport().dial(Service::Channel).await.unwrap());
     }
     wait_for(&mut agent.log, "could not be accepted").await;
     drop(connections);

@@ -11,7 +11,7 @@ use rum_shared::destination::Destination;
 use rum_shared::stream::rpc::RumAgentClient;
 use rum_shared::stream::rpc::WatchEvent;
 use rum_shared::stream::session::Session;
-use rum_shared::transport::{Endpoint, Service as Port};
+use rum_shared::transport::{Endpoint, Service as Port, Transport};
 
 /// No test waits for it; it ends one that hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -31,18 +31,18 @@ fn config(dir: &Path) -> Config {
     }
 }
 
-fn endpoint(dir: &Path) -> Endpoint {
-    Endpoint::Unix {
+fn transport(dir: &Path) -> Transport {
+    Transport::from(Endpoint::Unix {
         rpc: dir.join("rpc"),
         channel: dir.join("channel"),
         net: None,
-    }
+    })
 }
 
-async fn connect(endpoint: &Endpoint) -> Session<RumAgentClient> {
+async fn connect(transport: &Transport) -> Session<RumAgentClient> {
     loop {
         // The agent may still be starting.
-        if let Ok(stream) = endpoint.dial(Port::Rpc).await {
+        if let Ok(stream) = transport.dial(Port::Rpc).await {
             return Session::connect(stream, Limits::HOST).await.unwrap();
         }
         tokio::task::yield_now().await;
@@ -69,14 +69,14 @@ async fn a_real_listener_is_reported_reached_and_gone() {
         (SourceKind::Netlink, None),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let endpoint = endpoint(dir.path());
+        let transport = transport(dir.path());
         let config = Config {
             source: Some(source),
             hint,
             ..config(dir.path())
         };
         with_agent(config, async {
-            let session = connect(&endpoint).await;
+            let session = connect(&transport).await;
             let client = session.client();
             let info = session.call(DEADLINE, client.hello(PROTOCOL)).await.unwrap();
             assert_eq!(info.source, source.word());
@@ -102,7 +102,7 @@ async fn a_real_listener_is_reported_reached_and_gone() {
                         break;
                     }
                 }
-                let stream = endpoint.dial(Port::Channel).await.unwrap();
+                let stream = transport.dial(Port::Channel).await.unwrap();
                 let (connected, accepted) =
                     tokio::join!(channel::open(stream, Destination::own(port)), listener.accept());
                 connected.unwrap().unwrap();
@@ -129,13 +129,13 @@ async fn a_real_listener_is_reported_reached_and_gone() {
 #[tokio::test]
 async fn sessions_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let endpoint = endpoint(dir.path());
+    let transport = transport(dir.path());
     with_agent(config(dir.path()), async {
         let mut sessions = Vec::new();
         for _ in 0..MAX_SESSIONS {
-            sessions.push(connect(&endpoint).await);
+            sessions.push(connect(&transport).await);
         }
-        let stream = endpoint.dial(Port::Rpc).await.unwrap();
+        let stream = transport.dial(Port::Rpc).await.unwrap();
         assert!(
             Session::<RumAgentClient>::connect(stream, Limits::HOST)
                 .await
@@ -148,7 +148,7 @@ async fn sessions_are_bounded() {
         first.call(DEADLINE, client.ping()).await.unwrap();
         drop(first);
         loop {
-            let stream = endpoint.dial(Port::Rpc).await.unwrap();
+            let stream = transport.dial(Port::Rpc).await.unwrap();
             if Session::<RumAgentClient>::connect(stream, Limits::HOST)
                 .await
                 .is_ok()
@@ -163,14 +163,14 @@ async fn sessions_are_bounded() {
 #[tokio::test]
 async fn stopping_ends_sessions_and_channels() {
     let dir = tempfile::tempdir().unwrap();
-    let endpoint = endpoint(dir.path());
+    let transport = transport(dir.path());
     let shutdown = CancellationToken::new();
     let mut agents = JoinSet::new();
     agents.spawn(run(config(dir.path()), shutdown.clone()));
-    let session = connect(&endpoint).await;
+    let session = connect(&transport).await;
     let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = server.local_addr().unwrap().port();
-    let stream = endpoint.dial(Port::Channel).await.unwrap();
+    let stream = transport.dial(Port::Channel).await.unwrap();
     let _open = channel::open(stream, Destination::own(port))
         .await
         .unwrap()

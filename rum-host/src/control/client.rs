@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use roam::{Rx, Tx};
 use rum_shared::stream::session::{Session, SessionError};
-use rum_shared::transport::{Endpoint, Service};
+use rum_shared::transport::{Endpoint, Service, Transport};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::places;
@@ -100,7 +100,8 @@ impl Control {
             channel: socket,
             net: None,
         };
-        let stream = endpoint.dial(Service::Rpc).await.map_err(|e| gone(&e))?;
+        let dialled = Transport::from(endpoint).dial(Service::Rpc).await;
+        let stream = dialled.map_err(|e| gone(&e))?;
         let session = Session::<RumControlClient>::connect(stream, LIMITS)
             .await
             .map_err(|e| gone(&e))?;

@@ -41,11 +41,10 @@ pub async fn snapshot(settings: &Settings) -> Option<Result<(ControlInfo, Update
     let (_poll, poll_now) = watch::channel(());
     let (_retry, retry_now) = watch::channel(());
     let client = AgentClient {
-        endpoint,
+        transport: endpoint.into(),
         range,
         stream: true,
         retry_now,
-        successions: watch::Sender::default(),
     };
     let mut failure = None;
     let ask = async {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use roam::{Rx, Tx};
 use rum_shared::stream::session::{Limits, Session, serve};
-use rum_shared::transport::{Endpoint, ListenAddr, Service};
+use rum_shared::transport::{Endpoint, ListenAddr, Service, Transport};
 
 use super::client::{ControlError, Feed};
 use super::server::Server;
@@ -117,7 +117,8 @@ async fn an_idle_watch_sends_heartbeats() {
         channel: socket,
         net: None,
     };
-    let stream = endpoint.dial(Service::Rpc).await.unwrap();
+    let dialled = Transport::from(endpoint).dial(Service::Rpc).await;
+    let stream = dialled.unwrap();
     let session = Session::<RumControlClient>::connect(stream, LIMITS).await;
     let client = session.as_ref().unwrap().client().clone();
     let (tx, mut updates) = roam::channel();

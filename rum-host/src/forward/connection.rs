@@ -103,7 +103,7 @@ impl Connection {
                 tokio::select! {
                     outcome = dialer.bulk.run(relay) => outcome,
                     // Dropping a relay resets both its ends.
-                    Ok(()) = dialer.successions.changed() => Outcome::ChannelLost,
+                    Ok(()) = dialer.epoch.changed() => Outcome::ChannelLost,
                 }
             }
             Ok(Connected::Direct(program)) => {

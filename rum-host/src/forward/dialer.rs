@@ -17,7 +17,7 @@ use std::time::Duration;
 use rum_shared::bytes::channel;
 use rum_shared::bytes::channel::{Connected, DialStatus};
 use rum_shared::bytes::relay::Bulk;
-use rum_shared::transport::{Endpoint, Stream};
+use rum_shared::transport::{Stream, Transport};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -84,13 +84,14 @@ impl Refusal {
 /// Opens connections into the guest.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    endpoint: Endpoint,
+    transport: Transport,
     pub(super) pool: Pool,
     pub(super) bulk: Bulk,
     pub(super) reserve: Reserve,
     pub(super) waiting: WaitingRoom,
     link: watch::Receiver<LinkState>,
-    pub(super) successions: watch::Receiver<u64>,
+    /// Changes when all that was dialled before hangs.
+    pub(super) epoch: watch::Receiver<u64>,
 }
 
 /// Why one attempt failed.
@@ -115,27 +116,22 @@ impl From<io::Error> for Failed {
 }
 
 impl Dialer {
-    /// Dials `endpoint` whenever `link` reports an agent. Channels to an agent are reset when
-    /// `successions` reports its successor.
-    pub fn new(
-        endpoint: Endpoint,
-        link: watch::Receiver<LinkState>,
-        successions: watch::Receiver<u64>,
-    ) -> Self {
+    /// Dials through `transport` whenever `link` reports an agent.
+    pub fn new(transport: Transport, link: watch::Receiver<LinkState>) -> Self {
         Self {
-            endpoint,
+            epoch: transport.epoch(),
+            transport,
             pool: Pool::default(),
             bulk: Bulk::default(),
             reserve: Reserve::default(),
             waiting: WaitingRoom::default(),
             link,
-            successions,
         }
     }
 
     /// Keeps sockets or channels ready that speed up new connections. Never completes.
     pub async fn keep_ready(&self) {
-        self.pool.keep(&self.endpoint, self.link.clone()).await;
+        self.pool.keep(&self.transport, self.link.clone()).await;
     }
 
     /// Connects to `guest` with the descriptors of `room`. If another thread takes them first, this
@@ -157,7 +153,7 @@ impl Dialer {
         // The last time at which the agent is known to have been there.
         let mut there = clock::now();
         loop {
-            let up = self.link.wait_for(|state| state.may_dial(clock::now()));
+            let up = self.link.wait_for(|state| *state != LinkState::Down);
             let deadline = there + LINK_DEADLINE;
             match tokio::time::timeout_at(deadline.into(), up).await {
                 Ok(Ok(_)) if clock::now() < deadline => {}
@@ -210,10 +206,8 @@ impl Dialer {
 
     /// Completes when a successor has replaced the agent that was dialled last.
     pub async fn succeeded(&mut self) {
-        if self.successions.changed().await.is_err() {
-            // rum is stopping, and the caller will be dropped.
-            std::future::pending().await
-        }
+        // Its sender lives in `transport`.
+        let _ = self.epoch.changed().await;
     }
 
     /// Connects without the agent, over a socket that it handed over before. `None`: ask the agent.
@@ -232,10 +226,10 @@ impl Dialer {
 
     /// Makes one attempt. It has no deadline: it lasts as long as the agent is there.
     async fn through_agent(&mut self, guest: Destination, room: Room) -> Result<Connected, Failed> {
-        self.successions.mark_unchanged();
+        self.epoch.mark_unchanged();
         let ready = self.pool.channel();
         let mut link = self.link.clone();
-        let asked = ask(&self.endpoint, ready, guest, room);
+        let asked = ask(&self.transport, ready, guest, room);
         tokio::select! {
             answer = asked => match answer? {
                 Ok(connected) => Ok(connected),
@@ -243,7 +237,7 @@ impl Dialer {
                 Err(status) => Err(Failed::Refused(Refusal::Agent(status))),
             },
             lost = lost(&mut link) => Err(lost),
-            Ok(()) = self.successions.changed() => Err(Failed::Lost),
+            Ok(()) = self.epoch.changed() => Err(Failed::Lost),
         }
     }
 
@@ -277,7 +271,7 @@ async fn lost(link: &mut watch::Receiver<LinkState>) -> Failed {
 }
 
 async fn ask(
-    endpoint: &Endpoint,
+    transport: &Transport,
     ready: Option<Stream>,
     guest: Destination,
     room: Room,
@@ -289,7 +283,7 @@ async fn ask(
         return Ok(answer);
     }
     room.vacate();
-    channel::dial(endpoint, guest).await
+    channel::dial(transport, guest).await
 }
 
 /// Counts the clients of all forwards that wait for a program to accept them. Clones share the

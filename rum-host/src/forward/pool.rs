@@ -13,8 +13,7 @@
 //!   gives the reason.
 //! - It holds fewer than [`LOW`] + [`rum_shared::bytes::handover::OFFER`] sockets and at most
 //!   [`CHANNELS`] channels.
-//! - Channels are dialled only while the link allows it ([`LinkState::may_dial`]). Channels to a
-//!   lost agent are not used for its successor.
+//! - Channels to a lost agent are not used for its successor.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,13 +21,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rum_shared::bytes::handover;
-use rum_shared::transport::{Endpoint, Service, Stream};
+use rum_shared::transport::{Endpoint, Service, Stream, Transport};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 
-use crate::clock;
 use crate::plan::GuestPort;
 use crate::stream::client::LinkState;
 
@@ -125,42 +123,45 @@ impl Pool {
         *self.state() = State::default();
     }
 
-    /// Keeps the pool filled from `endpoint`, for ever. Cancel-safe.
-    pub async fn keep(&self, endpoint: &Endpoint, mut link: watch::Receiver<LinkState>) {
+    /// Keeps the pool filled through `transport`, for ever. Cancel-safe.
+    pub async fn keep(&self, transport: &Transport, mut link: watch::Receiver<LinkState>) {
+        let mut lost = link.clone();
         loop {
             // The sender is gone: rum is stopping, and the owner of this future will drop it.
-            let Ok(_) = link.wait_for(|state| state.may_dial(clock::now())).await else {
+            let Ok(_) = link.wait_for(|state| *state != LinkState::Down).await else {
                 return std::future::pending().await;
             };
-            self.fill_until_lost(endpoint, &mut link).await;
+            tokio::select! {
+                biased;
+                _ = lost.wait_for(|state| *state == LinkState::Down) => {}
+                () = self.fill_again(transport, &mut link) => {}
+            }
             // These channels lead to an agent that may be gone.
             self.state().channels.clear();
         }
     }
 
-    async fn fill_until_lost(&self, endpoint: &Endpoint, link: &mut watch::Receiver<LinkState>) {
+    /// Refills the pool after each use and at each sign of life, until the sender of `link` is gone.
+    async fn fill_again(&self, transport: &Transport, link: &mut watch::Receiver<LinkState>) {
         loop {
-            // Also runs at each sign of life, which shows that the agent may be dialled.
             link.mark_unchanged();
             self.state().channels.retain(is_quiet);
-            if link.borrow().may_dial(clock::now())
-                && let Err(error) = self.fill(endpoint).await
-            {
+            if let Err(error) = self.fill(transport).await {
                 tracing::debug!(%error, "nothing can be made ready for clients to come");
             }
             tokio::select! {
                 () = self.0.taken.notified() => {}
-                changed = link.changed() => if changed.is_err() || *link.borrow() == LinkState::Down {
+                changed = link.changed() => if changed.is_err() {
                     return;
                 }
             }
         }
     }
 
-    async fn fill(&self, endpoint: &Endpoint) -> io::Result<()> {
-        if let Endpoint::Unix { .. } = endpoint {
+    async fn fill(&self, transport: &Transport) -> io::Result<()> {
+        if let Endpoint::Unix { .. } = transport.endpoint() {
             if self.state().sockets.len() < LOW {
-                let mut sockets = handover::request(endpoint).await?;
+                let mut sockets = handover::request(transport).await?;
                 // Only this function adds sockets, and `request` returns at most one offer, so the
                 // bound holds.
                 self.state().sockets.append(&mut sockets);
@@ -168,7 +169,7 @@ impl Pool {
             return Ok(());
         }
         while self.state().channels.len() < CHANNELS {
-            let channel = endpoint.dial(Service::Channel).await?;
+            let channel = transport.dial(Service::Channel).await?;
             self.state().channels.push(channel);
         }
         Ok(())
@@ -191,17 +192,19 @@ fn is_quiet(channel: &Stream) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use rum_shared::transport::Gate;
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{UnixListener, UnixStream};
 
     use super::*;
+    use crate::clock;
 
     /// A `CONNECT` device whose connections all end here.
     struct Device {
         _dir: tempfile::TempDir,
         listener: UnixListener,
-        endpoint: Endpoint,
+        transport: Transport,
         link: watch::Sender<LinkState>,
         pool: Pool,
     }
@@ -212,10 +215,7 @@ mod tests {
             let socket = dir.path().join("vm");
             Self {
                 listener: UnixListener::bind(&socket).unwrap(),
-                endpoint: Endpoint::Connect {
-                    socket,
-                    gate: Gate::default(),
-                },
+                transport: Endpoint::Connect { socket }.into(),
                 _dir: dir,
                 link: watch::channel(LinkState::Down).0,
                 pool: Pool::default(),
@@ -226,12 +226,17 @@ mod tests {
             self.link.send_replace(LinkState::Streaming(clock::now()));
         }
 
-        /// Answers one dial.
+        /// Answers the dial of a channel.
         async fn dialled(&self) -> UnixStream {
+            self.answers(Service::Channel).await
+        }
+
+        async fn answers(&self, service: Service) -> UnixStream {
             let (mut stream, _) = self.listener.accept().await.unwrap();
-            let mut asked = [0; b"CONNECT 2223\n".len()];
+            let expected = format!("CONNECT {}\n", service.port());
+            let mut asked = vec![0; expected.len()];
             stream.read_exact(&mut asked).await.unwrap();
-            assert_eq!(&asked, b"CONNECT 2223\n");
+            assert_eq!(asked, expected.as_bytes());
             stream.write_all(b"OK 7\n").await.unwrap();
             stream
         }
@@ -239,7 +244,7 @@ mod tests {
         /// Runs the pool until `done`.
         async fn keeping<T>(&self, done: impl Future<Output = T>) -> T {
             tokio::select! {
-                () = self.pool.keep(&self.endpoint, self.link.subscribe()) => unreachable!(),
+                () = self.pool.keep(&self.transport, self.link.subscribe()) => unreachable!(),
                 done = done => done,
             }
         }
@@ -313,9 +318,11 @@ mod tests {
     #[tokio::test]
     async fn a_silent_agent_is_not_dialled() {
         let device = Device::new();
-        let long_ago = clock::now().checked_sub(std::time::Duration::from_secs(60));
-        let silent = LinkState::Streaming(long_ago.unwrap());
-        device.link.send_replace(silent);
+        let answer = device.answers(Service::Rpc);
+        let (_rpc, _answered) = tokio::join!(device.transport.dial(Service::Rpc), answer);
+        device.up();
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(60)).await;
         let dialled = async {
             tokio::select! {
                 biased;

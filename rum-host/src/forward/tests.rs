@@ -21,7 +21,6 @@ struct Fixture {
     _dir: tempfile::TempDir,
     agent: UnixListener,
     link: watch::Sender<LinkState>,
-    _successions: watch::Sender<u64>,
     cut: CancellationToken,
     forwarder: Forwarder,
     task: tokio::task::JoinHandle<usize>,
@@ -38,8 +37,7 @@ impl Fixture {
             net: None,
         };
         let link = watch::Sender::new(LinkState::Polling);
-        let successions = watch::Sender::new(0);
-        let dialer = Dialer::new(endpoint, link.subscribe(), successions.subscribe());
+        let dialer = Dialer::new(endpoint.into(), link.subscribe());
         let cut = CancellationToken::new();
         let forwarder = Forwarder::new(Destination::own(5000), &dialer, cut.clone());
         forwarder.bind(ANYWHERE, false, None).unwrap();
@@ -49,7 +47,6 @@ impl Fixture {
             _dir: dir,
             agent,
             link,
-            _successions: successions,
             cut,
             forwarder,
             task: tokio::spawn(task.run()),

@@ -15,12 +15,12 @@ async fn a_guest_of_somebody_else_is_dialled_and_left_alone() {
         .unwrap();
     let socket = PathBuf::from("/run/vm.sock");
     let cases = [
-        (GuestKind::Vsock { cid: 7 }, Endpoint::vsock(7)),
+        (GuestKind::Vsock { cid: 7 }, Endpoint::Vsock { cid: 7 }),
         (
             GuestKind::Unix {
                 socket: socket.clone(),
             },
-            Endpoint::connect(socket),
+            Endpoint::Connect { socket },
         ),
     ];
     for (kind, endpoint) in cases {

@@ -9,7 +9,8 @@ use super::GuestError;
 
 /// Where its agent is.
 pub fn endpoint(socket: &Path) -> Endpoint {
-    Endpoint::connect(socket)
+    let socket = socket.to_path_buf();
+    Endpoint::Connect { socket }
 }
 
 /// Why the agent cannot be dialled. Not tried by dialling: vhost-device-vsock ends for good when that

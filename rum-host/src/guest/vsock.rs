@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rum_shared::transport::{Endpoint, Service};
+use rum_shared::transport::{Endpoint, Service, Transport};
 
 use super::GuestError;
 
@@ -11,12 +11,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where its agent is.
 pub fn endpoint(cid: u32) -> Endpoint {
-    Endpoint::vsock(cid)
+    Endpoint::Vsock { cid }
 }
 
 /// Why the agent cannot be dialled, which is tried.
 pub async fn in_the_way(cid: u32) -> Option<GuestError> {
-    let dial = endpoint(cid);
+    let dial = Transport::from(endpoint(cid));
     let dialled = tokio::time::timeout(PATIENCE, dial.dial(Service::Rpc)).await;
     let why = match dialled {
         Ok(Ok(_)) => return None,

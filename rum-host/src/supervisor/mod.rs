@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rum_shared::listener::ListenerSet;
 use rum_shared::range::PortRange;
-use rum_shared::transport::Endpoint;
+use rum_shared::transport::Transport;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -60,8 +60,8 @@ const MISSING_AFTER: Duration = Duration::from_secs(20);
 /// Parameters of a supervisor.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the agent is.
-    pub endpoint: Endpoint,
+    /// What leads to the agent.
+    pub transport: Transport,
     /// The initial policy.
     pub policy: Policy,
     /// Later policies.
@@ -76,9 +76,9 @@ pub struct Options {
 
 impl Options {
     /// The defaults for `policy`.
-    pub fn new(endpoint: Endpoint, policy: Policy) -> Self {
+    pub fn new(transport: impl Into<Transport>, policy: Policy) -> Self {
         Self {
-            endpoint,
+            transport: transport.into(),
             policy,
             changes: None,
             stream: true,
@@ -124,7 +124,7 @@ enum Done {
 
 /// The loop's state.
 pub struct Supervisor {
-    endpoint: Endpoint,
+    transport: Transport,
     changes: Option<watch::Receiver<Policy>>,
     stream: bool,
     streams: Option<Streams>,
@@ -213,7 +213,7 @@ impl Supervisor {
     pub fn new(options: Options) -> Self {
         let notes = Notes::new(options.journal);
         Self {
-            endpoint: options.endpoint,
+            transport: options.transport,
             changes: options.changes,
             stream: options.stream,
             streams: None,
@@ -260,14 +260,12 @@ impl Supervisor {
         let (poll_now, poll_rx) = watch::channel(());
         let (range, range_rx) = watch::channel(self.range());
         let (retry_now, retry_rx) = watch::channel(());
-        let (successions, succeeded) = watch::channel(0);
-        let dialer = Dialer::new(self.endpoint.clone(), link, succeeded);
+        let dialer = Dialer::new(self.transport.clone(), link);
         let client = AgentClient {
-            endpoint: self.endpoint.clone(),
+            transport: self.transport.clone(),
             range: range_rx,
             stream: self.stream,
             retry_now: retry_rx,
-            successions,
         };
         let ready = dialer.clone();
         let streams = self.streams.take();

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::bytes::handover;
 use crate::destination::Destination;
 use crate::netns::NetCookie;
-use crate::transport::{Endpoint, Service, Stream};
+use crate::transport::{Endpoint, Service, Stream, Transport};
 
 /// Longest payload of one frame, in bytes. A reader need not buffer a frame, so this only
 /// tells lengths from nonsense.
@@ -117,17 +117,17 @@ pub async fn open(
     answered(stream, None).await
 }
 
-/// As [`open`], over a new stream to `endpoint`.
+/// As [`open`], over a new stream of `transport`.
 ///
 /// # Errors
-/// Those of [`Endpoint::dial`] and of [`open`].
+/// Those of [`Transport::dial`] and of [`open`].
 pub async fn dial(
-    endpoint: &Endpoint,
+    transport: &Transport,
     destination: Destination,
 ) -> io::Result<Result<Connected, DialStatus>> {
     let header = Header::Destination(destination).bytes();
-    let stream = endpoint.dial_saying(Service::Channel, &header).await?;
-    match endpoint {
+    let stream = transport.dial_saying(Service::Channel, &header).await?;
+    match transport.endpoint() {
         Endpoint::Unix { net, .. } => answered(stream, *net).await,
         // A device or a VM has no socket of this kernel to give.
         Endpoint::Vsock { .. } | Endpoint::Connect { .. } => plainly_answered(stream).await,

@@ -28,7 +28,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::bytes::channel::Header;
 use crate::netns::NetCookie;
-use crate::transport::{Endpoint, Service, Stream};
+use crate::transport::{Endpoint, Service, Stream, Transport};
 
 /// How many unconnected sockets an agent offers at once.
 pub const OFFER: usize = 16;
@@ -40,15 +40,16 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// # Errors
 /// The dial's and those of [`receive`], but for the socket's being connected;
 /// [`io::ErrorKind::TimedOut`] after 5 s. With any other descriptor among them all are closed.
-pub async fn request(endpoint: &Endpoint) -> io::Result<Vec<OwnedFd>> {
+pub async fn request(transport: &Transport) -> io::Result<Vec<OwnedFd>> {
     let requested = async {
         let header = Header::Sockets.bytes();
-        let Stream::Unix(stream) = endpoint.dial_saying(Service::Channel, &header).await? else {
+        let dialled = transport.dial_saying(Service::Channel, &header).await?;
+        let Stream::Unix(stream) = dialled else {
             return Ok(Vec::new());
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(OFFER))];
         let received = receive_all(&stream, &mut space).await?;
-        let net = match endpoint {
+        let net = match transport.endpoint() {
             Endpoint::Unix { net, .. } => *net,
             _ => None,
         };
@@ -263,13 +264,12 @@ mod tests {
         let [rpc, channel] = ["rpc", "channel"].map(|name| dir.path().join(name));
         let _deaf = tokio::net::UnixListener::bind(&channel).unwrap();
         let start = tokio::time::Instant::now();
-        let error = request(&Endpoint::Unix {
+        let endpoint = Endpoint::Unix {
             rpc,
             channel,
             net: None,
-        })
-        .await
-        .unwrap_err();
+        };
+        let error = request(&endpoint.into()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(start.elapsed(), REQUEST_DEADLINE);
     }

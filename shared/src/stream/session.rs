@@ -8,9 +8,8 @@
 //! driver, one task a call) have nothing left to wait for and end.
 //!
 //! Invariants: every wait has a deadline or ends with the session; a session receives a
-//! bounded amount ([`crate::stream::link`]), so a long-lived caller renews it when
-//! [`Session::is_worn`] says so or after [`CALLS_PER_SESSION`] calls: make the new one, then
-//! drop the old.
+//! bounded amount ([`crate::stream::link`]) and keeps what calls leave behind, so a long-lived
+//! caller renews it when [`Session::is_worn`] says so: make the new one, then drop the old.
 
 #[cfg(test)]
 mod tests;
@@ -100,6 +99,7 @@ pub struct Session<C> {
     client: C,
     caller: DriverCaller,
     usage: Arc<Usage>,
+    calls: AtomicU32,
     _running: AbortOnDropHandle<()>,
 }
 
@@ -122,6 +122,7 @@ impl<C: From<DriverCaller> + Clone> Session<C> {
             client: C::from(caller.clone()),
             caller,
             usage,
+            calls: AtomicU32::new(0),
             _running: AbortOnDropHandle::new(tokio::spawn(running.run())),
         })
     }
@@ -141,6 +142,7 @@ impl<C: From<DriverCaller> + Clone> Session<C> {
         deadline: Duration,
         call: impl Future<Output = Result<T, RoamError<E>>>,
     ) -> Result<T, SessionError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         tokio::select! {
             biased;
             answer = call => answer.map_err(SessionError::from),
@@ -154,9 +156,10 @@ impl<C: From<DriverCaller> + Clone> Session<C> {
         self.caller.closed().await;
     }
 
-    /// Half of what one session may receive is used up: make a new one before dropping this.
+    /// It has received half of what one session may, or made [`CALLS_PER_SESSION`] calls: make a new
+    /// one before dropping this.
     pub fn is_worn(&self) -> bool {
-        self.usage.is_worn()
+        self.usage.is_worn() || self.calls.load(Ordering::Relaxed) >= CALLS_PER_SESSION
     }
 }
 

@@ -1,4 +1,4 @@
-//! The host's side: from an [`Endpoint`] to a connected [`Stream`].
+//! The host's side: from an [`Endpoint`] through a [`Transport`] to a connected [`Stream`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,12 @@ use rustix::net::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio_vsock::{VsockAddr, VsockStream};
 
-use super::{Gate, Gated, Probe, Probed, Stream};
+use super::gate::{Gate, Gated};
+use super::probe::{Probe, Probed};
+use super::{Knocks, Stream};
 use crate::netns::NetCookie;
 use crate::{CHANNEL_PORT, RPC_PORT};
 
@@ -60,58 +63,93 @@ pub enum Endpoint {
     Vsock {
         /// The guest's CID.
         cid: u32,
-        /// What asks it which streams it still has.
-        probe: Probe,
     },
     /// A Unix socket that speaks `CONNECT port` (Firecracker and its kin).
     Connect {
         /// The device's socket.
         socket: PathBuf,
-        /// What holds back while the guest may be away.
-        gate: Gate,
     },
 }
 
 impl Endpoint {
-    /// [`Endpoint::Vsock`], with a probe of its own.
-    pub fn vsock(cid: u32) -> Self {
-        Self::Vsock {
-            cid,
-            probe: Probe::default(),
-        }
-    }
-
-    /// [`Endpoint::Connect`], with a gate of its own.
-    pub fn connect(socket: impl Into<PathBuf>) -> Self {
-        Self::Connect {
-            socket: socket.into(),
-            gate: Gate::default(),
-        }
-    }
-
     /// What is not there on this machine without which the guest cannot be reached, in words.
     pub fn missing(&self) -> Option<String> {
-        let Self::Connect { socket, .. } = self else {
+        let Self::Connect { socket } = self else {
             return None;
         };
         let missing = !socket.try_exists().unwrap_or(true);
         missing.then(|| format!("there is no socket {}", socket.display()))
     }
+}
 
-    /// What holds back while the guest may be away, where that is needed.
-    pub fn gate(&self) -> Option<&Gate> {
-        match self {
-            Self::Connect { gate, .. } => Some(gate),
-            Self::Unix { .. } | Self::Vsock { .. } => None,
+/// What leads to the agent at an [`Endpoint`]. Clones are the same one.
+///
+/// Some devices must be left alone while their guest may be away. That is decided here, so that the
+/// callers need not know: what may be sent at any time to other guests waits for no moment.
+#[derive(Debug, Clone)]
+pub struct Transport {
+    endpoint: Endpoint,
+    /// Only streams of a `CONNECT` device go through it.
+    pub(super) gate: Gate,
+    /// Knows the streams to a VM by its context id.
+    probe: Probe,
+    epoch: watch::Sender<u64>,
+}
+
+impl From<Endpoint> for Transport {
+    fn from(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            gate: Gate::default(),
+            probe: Probe::default(),
+            epoch: watch::Sender::default(),
         }
+    }
+}
+
+impl Transport {
+    /// Where it leads.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What hears the agent's knocks. For one at a time.
+    pub fn knocks(&self) -> Knocks {
+        Knocks::new(&self.endpoint, self.gate.clone())
+    }
+
+    /// Another agent has taken the place of one that fell silent: a new epoch begins.
+    pub fn succeeded(&self) {
+        self.epoch.send_modify(|epoch| *epoch += 1);
+    }
+
+    /// Changes when a new epoch begins. A guest that reboots inside its VM ends no stream: those of
+    /// an epoch that is over hang for ever. Of one that goes back to a snapshot the same agent answers, and
+    /// only its kernel can tell ([`Transport::probe`]).
+    pub fn epoch(&self) -> watch::Receiver<u64> {
+        self.epoch.subscribe()
+    }
+
+    /// Whether the agent sends a heartbeat each second, so that its silence means something.
+    pub fn expect_heartbeats(&self, heartbeats: bool) {
+        self.gate.guard(heartbeats);
+    }
+
+    /// Waits for about `period`, and until the guest is surely there.
+    pub async fn pause(&self, period: Duration) {
+        self.gate.pause(period).await;
+    }
+
+    /// Waits until the guest is surely there. For a dial of the RPC that can wait; all other dials
+    /// and writes wait by themselves.
+    pub async fn ready(&self) {
+        self.gate.until_just_heard().await;
     }
 
     /// The agent answers again: has the streams of before end that its guest no longer has, where the guest
     /// can be asked.
     pub fn probe(&self) {
-        if let Self::Vsock { probe, .. } = self {
-            probe.send();
-        }
+        self.probe.send();
     }
 
     /// Connects to `service`.
@@ -128,30 +166,33 @@ impl Endpoint {
     /// happens before anything can wait, which saves a turn through the event loop.
     ///
     /// # Errors
-    /// As [`Endpoint::dial`].
+    /// As [`Transport::dial`].
     pub async fn dial_saying(&self, service: Service, first: &[u8]) -> io::Result<Stream> {
         let dialled = async {
-            match self {
-                Self::Unix { rpc, channel, .. } => {
+            match &self.endpoint {
+                Endpoint::Unix { rpc, channel, .. } => {
                     let path = match service {
                         Service::Rpc => rpc,
                         Service::Channel => channel,
                     };
                     unix(path, first).await.map(Stream::Unix)
                 }
-                Self::Vsock { cid, probe } => {
+                Endpoint::Vsock { cid } => {
                     let addr = VsockAddr::new(*cid, service.port());
                     let connected = VsockStream::connect(addr).await;
                     let stream = connected.map_err(|e| no_vsock(e, addr))?;
-                    let mut stream = Probed::new(stream, probe);
+                    let mut stream = Probed::new(stream, &self.probe);
                     stream.write_all(first).await?;
                     Ok(Stream::Probed(stream))
                 }
-                Self::Connect { socket, gate } => {
-                    let _turn = gate.turn(service).await;
+                Endpoint::Connect { socket } => {
+                    let _permit = match service {
+                        Service::Rpc => None,
+                        Service::Channel => self.gate.turn().await,
+                    };
                     let ask_for = format!("CONNECT {}\n", service.port());
                     let stream = unix(socket, ask_for.as_bytes()).await?;
-                    let mut stream = Gated::new(stream, service, gate);
+                    let mut stream = Gated::new(stream, service, &self.gate);
                     let answer = read_connect_answer(&mut stream, service.port()).await;
                     stream.answered();
                     answer?;

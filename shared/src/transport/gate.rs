@@ -1,26 +1,25 @@
 //! The gate of a `CONNECT` transport: while the guest may be away, nothing moves on it from here.
 //!
-//! vhost-device-vsock (0.3.0) ends for good when anything happens on its host's side while the
-//! guest's driver is away: its worker finds a queue that is not ready, and gives up. That is the
-//! time from a reset to the next boot's driver, and that for which QEMU holds the machine
-//! (`stop`). A byte will do, and so will a close or a `CONNECT`. It also panics when a `CONNECT`
-//! is closed before its `OK`.
+//! vhost-device-vsock (0.3.0) exits when anything happens on its host's side while the guest's driver
+//! is away: its worker finds a queue that is not ready, and gives up. The driver is away from a reset
+//! to the next boot, and while QEMU holds the machine (`stop`). A byte is enough, and so is a close or
+//! a `CONNECT`. The device also panics when a `CONNECT` is closed before its `OK`.
 //!
 //! So the gate is open only for [`SILENCE`] after the agent was heard: a knock, or bytes on a
-//! stream of the RPC, which brings a heartbeat each second. While it is shut, writes wait, and
-//! streams that are dropped are *parked*: kept as they are. The next sign of life, which may be a
-//! byte on a parked stream of the RPC, opens it: writes go on, parked streams are closed. A
-//! `CONNECT` that is given up is parked until it was answered, gate open or not.
+//! stream of the RPC, which brings a heartbeat each second. While the gate is shut, writes and dials
+//! wait, and streams that are dropped are *parked*: kept as they are. The next sign of life, which may
+//! be a byte on a parked stream of the RPC, opens the gate: writes go on, parked streams are closed. A
+//! `CONNECT` that is given up is parked until it is answered, gate open or not.
 //!
-//! What is left: what moves between a reset and the end of [`SILENCE`]. rum itself then has
-//! nothing to say, since it polls right after a heartbeat, but a client may.
+//! The gate does not cover the time between a reset and the end of [`SILENCE`]. rum itself sends
+//! nothing then, since it polls right after a heartbeat ([`Gate::pause`]), but a client may.
 //!
-//! A device and a guest answer one `CONNECT` after the other. So that clients without number, who have
-//! waited for the guest to come back, leave room for the RPC, no more than [`MAX_CONNECTS`] channels
-//! wait for their answer at once.
+//! A device and a guest answer one `CONNECT` after the other. No more than [`MAX_CONNECTS`] channels
+//! wait for their answer at once, so that many clients, which have waited for the guest to come back,
+//! leave room for the RPC.
 //!
-//! Invariants: a stream is closed by [`Gate`] or by its peer, never both; at most [`MAX_PARKED`]
-//! are kept.
+//! Invariants: a gate that has heard nothing yet is open, so one that no stream goes through never
+//! shuts; a stream is closed by [`Gate`] or by its peer, never both; at most [`MAX_PARKED`] are kept.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -32,14 +31,16 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep};
 
 use super::Service;
 use crate::stream::rpc::HEARTBEAT;
 
 /// An agent that was not heard for so long may be away: a heartbeat, and room for a busy guest.
 pub const SILENCE: Duration = HEARTBEAT.saturating_add(Duration::from_millis(500));
+/// A guest cannot have gone away so soon after its agent was heard.
+const FRESH: Duration = Duration::from_millis(100);
 /// Most streams that are kept, each of which is a descriptor; the oldest goes first.
 const MAX_PARKED: usize = 1024;
 /// Bytes that are read at once from a parked stream.
@@ -49,39 +50,36 @@ const MAX_CONNECTS: usize = 64;
 
 /// A gate, shared by all streams to one guest.
 #[derive(Debug, Clone)]
-pub struct Gate {
-    state: Arc<Mutex<State>>,
-    connects: Arc<Semaphore>,
+pub(super) struct Gate(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    connects: Semaphore,
+    /// Wakes those who wait for the next sign of life.
+    signs: Notify,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self {
-            state: Arc::default(),
-            connects: Arc::new(Semaphore::new(MAX_CONNECTS)),
-        }
+        Self(Arc::new(Shared {
+            state: Mutex::default(),
+            connects: Semaphore::new(MAX_CONNECTS),
+            signs: Notify::new(),
+        }))
     }
 }
-
-/// It is no part of where a guest is.
-impl PartialEq for Gate {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Gate {}
 
 #[derive(Debug, Default)]
 struct State {
     /// When the agent was last heard. None: not yet, and nothing is held back.
     heard: Option<Instant>,
-    /// The agent has no heartbeat, so that its silence says nothing.
+    /// The agent sends no heartbeats, so that its silence means nothing.
     unguarded: bool,
     /// Streams that wait to write, by their number.
     writers: HashMap<u64, Waker>,
     parked: VecDeque<Parked>,
-    /// Whoever waits for a sign of life.
+    /// Whoever waits for a byte on a parked stream.
     waiting: Option<Waker>,
     last_number: u64,
 }
@@ -94,52 +92,86 @@ struct Parked {
 }
 
 impl State {
+    /// The last sign of life, where the next one is sure to come.
+    fn sign(&self) -> Option<Instant> {
+        self.heard.filter(|_| !self.unguarded)
+    }
+
+    fn was_heard_within(&self, time: Duration) -> bool {
+        self.sign().is_none_or(|heard| heard.elapsed() <= time)
+    }
+
     fn is_open(&self) -> bool {
-        let fresh = |heard: Instant| heard.elapsed() <= SILENCE;
-        self.unguarded || self.heard.is_none_or(fresh)
+        self.was_heard_within(SILENCE)
     }
 }
 
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics half-way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.0.state.lock();
+        state.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `CONNECT` may be said to `service`, and until its answer is there what is returned
-    /// is to be kept.
-    pub(super) async fn turn(&self, service: Service) -> Option<OwnedSemaphorePermit> {
-        match service {
-            Service::Rpc => None,
-            // Never closed.
-            Service::Channel => self.connects.clone().acquire_owned().await.ok(),
+    /// Waits for permission to send `CONNECT` for a channel. Hold the permit until the answer is there.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed.
+        let permit = self.0.connects.acquire().await.ok();
+        self.until_heard_within(SILENCE).await;
+        permit
+    }
+
+    /// Waits until the agent was heard just now.
+    pub(super) async fn until_just_heard(&self) {
+        self.until_heard_within(FRESH).await;
+    }
+
+    async fn until_heard_within(&self, time: Duration) {
+        loop {
+            // Made before the look: from then on it misses no sign.
+            let sign = self.0.signs.notified();
+            if self.lock().was_heard_within(time) {
+                return;
+            }
+            sign.await;
         }
     }
 
+    /// Waits for about `period`: until right after a sign of life, if the agent gives any. Then the
+    /// guest is surely there for what is sent next.
+    pub(super) async fn pause(&self, period: Duration) {
+        if self.lock().sign().is_none() {
+            return sleep(period).await;
+        }
+        sleep(period / 2).await;
+        self.0.signs.notified().await;
+    }
+
     /// The agent was heard: opens the gate for [`SILENCE`], and closes what is parked.
-    pub fn heard(&self) {
+    pub(super) fn heard(&self) {
         let mut state = self.lock();
         state.heard = Some(Instant::now());
         state.writers.drain().for_each(|(_, waker)| waker.wake());
         // One that was never answered stays until it is.
         let answered = |p: &Parked| p.answered || !is_silent(&p.stream);
         state.parked.retain(|parked| !answered(parked));
+        drop(state);
+        self.0.signs.notify_waiters();
     }
 
-    /// Whether the agent sends heartbeats. If not, its silence says nothing, and the gate stays
-    /// open.
-    pub fn guard(&self, heartbeats: bool) {
+    /// Whether the agent sends heartbeats. If not, the gate stays open.
+    pub(super) fn guard(&self, heartbeats: bool) {
         self.lock().unguarded = !heartbeats;
     }
 
     /// Completes when bytes arrive on a parked stream of the RPC: the agent lives, and still takes
     /// it for a session. Cancel-safe; for one caller at a time.
-    pub async fn sign_of_life(&self) {
+    pub(super) async fn sign_of_life(&self) {
         std::future::poll_fn(|cx| {
             let mut state = self.lock();
             state.waiting = Some(cx.waker().clone());
             let mut alive = false;
-            // Its end is no sign: the device may say so by itself. Nothing hears of its close.
+            // An end proves nothing: the device can cause it. Nor does the device see the close then.
             state.parked.retain(|parked| match parked.read(cx) {
                 Poll::Ready(Ok(0) | Err(_)) => false,
                 Poll::Ready(Ok(_)) => {
@@ -164,7 +196,7 @@ impl Gate {
     }
 
     fn park(&self, parked: Parked) {
-        // What has arrived by now is no sign of life of later.
+        // What has arrived by now proves nothing about later.
         if parked.service == Service::Rpc {
             while matches!(parked.stream.try_read(&mut [0; CHUNK]), Ok(1..)) {}
         }

@@ -1,8 +1,7 @@
-//! Knocks: an agent of which nobody has a stream connects to port [`KNOCK_PORT`] of the host and closes.
+//! Knocks: an agent whose stream nobody reads connects to port [`KNOCK_PORT`] of the host and closes.
 //!
-//! A `CONNECT` device turns that into a connection to `SOCKET_2224`, so there the host waits
-//! for a knock instead of polling a guest that is still booting. A knock carries no fact: it
-//! only wakes.
+//! A `CONNECT` device turns that into a connection to `SOCKET_2224`. There the host waits for a
+//! knock instead of dialling a guest that is still booting. A knock carries no fact: it only wakes.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
+use tokio::time::Instant;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 use super::dial::{Endpoint, unix, within_deadline};
@@ -22,8 +22,7 @@ use crate::KNOCK_PORT;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a try to listen where another process does.
 const LISTEN_PAUSE: Duration = Duration::from_millis(500);
-
-/// How often is looked whether the socket can still be found.
+/// How often it looks whether the socket can still be found.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Where an agent knocks.
@@ -53,53 +52,64 @@ impl KnockTarget {
     }
 }
 
-/// Waits for knocks; its socket file goes when it is dropped.
+/// Hears the knocks of one agent; its socket file goes when it is dropped.
 ///
-/// Only one process can: another one that asks the same guest may be first (`rum ports` without a
-/// `rum up`, for some seconds). So it is tried again. And a socket whose file is gone, or another
-/// one, would hear nothing for ever: so that is looked for, and it is made anew.
+/// Only one process can listen: another one that asks the same guest may be first (`rum ports` without
+/// a `rum up`, for some seconds). So this one tries again. And a socket whose file is gone or replaced
+/// would hear nothing for ever: so that is looked for, and the socket is made anew.
 #[derive(Debug)]
 pub struct Knocks {
+    /// None where no knock can arrive.
+    path: Option<PathBuf>,
     listener: Option<UnixListener>,
     /// Device and inode of the file, while there is a listener.
     file: Option<(u64, u64)>,
-    path: PathBuf,
+    /// When to look for the file, or to try to listen, again.
+    look_at: Instant,
     gate: Gate,
     warned: bool,
 }
 
-impl Endpoint {
-    /// What hears the knocks of the agent behind this endpoint; `None` where none can arrive
-    /// (the others are polled).
-    pub fn knocks(&self) -> Option<Knocks> {
-        let Self::Connect { socket, gate } = self else {
-            return None;
+impl Knocks {
+    pub(super) fn new(endpoint: &Endpoint, gate: Gate) -> Self {
+        let path = match endpoint {
+            Endpoint::Connect { socket } => {
+                let mut path = OsString::from(socket);
+                path.push(format!("_{KNOCK_PORT}"));
+                Some(path.into())
+            }
+            Endpoint::Unix { .. } | Endpoint::Vsock { .. } => None,
         };
-        let mut path = OsString::from(socket);
-        path.push(format!("_{KNOCK_PORT}"));
-        Some(Knocks {
+        Self {
+            path,
             listener: None,
             file: None,
-            path: PathBuf::from(path),
-            gate: gate.clone(),
+            look_at: Instant::now(),
+            gate,
             warned: false,
-        })
+        }
     }
-}
 
-impl Knocks {
+    /// Whether the agent knocks where this hears it. Others are dialled again and again.
+    pub fn can_arrive(&self) -> bool {
+        self.path.is_some()
+    }
+
     /// Begins to listen, unless it does where it can be found. Call it inside a tokio runtime. False if
     /// it cannot now, which is logged once.
-    pub fn listen(&mut self) -> bool {
+    pub(super) fn listen(&mut self) -> bool {
+        let Some(path) = &self.path else {
+            return false;
+        };
         if self.listener.is_some() && !self.is_in_place() {
-            tracing::debug!(path = %self.path.display(), "the knock socket's file was taken away");
+            tracing::debug!(path = %path.display(), "the knock socket's file was taken away");
             self.listener = None;
         }
         if self.listener.is_none() {
-            match bind_unix(&self.path) {
+            match bind_unix(path) {
                 Ok(listener) => {
                     self.listener = Some(listener);
-                    self.file = identity(&self.path);
+                    self.file = identity(path);
                 }
                 Err(error) if !std::mem::replace(&mut self.warned, true) => {
                     tracing::warn!(%error, "cannot listen for the agent's knock, trying without");
@@ -107,45 +117,52 @@ impl Knocks {
                 Err(_) => {}
             }
         }
-        self.listener.is_some()
+        let is_there = self.listener.is_some();
+        self.look_at = Instant::now() + if is_there { LOOK_PERIOD } else { LISTEN_PAUSE };
+        is_there
     }
 
-    /// Completes with the next knock, or another sign of life (see [`Gate`]), which opens the
-    /// gate. Cancel-safe.
-    pub async fn next(&mut self) {
+    /// Waits until the agent may be dialled: for its knock, or a byte on a stream that is parked, either
+    /// of which opens the gate. Does not wait where no knock can be heard. Cancel-safe.
+    pub async fn ready(&mut self) {
+        if !self.listen() {
+            return;
+        }
         let gate = self.gate.clone();
         tokio::select! {
             () = gate.sign_of_life() => gate.heard(),
-            () = self.knock() => {}
+            () = self.next() => {}
         }
     }
 
-    /// Completes with the next knock, which opens the gate. Cancel-safe.
-    pub async fn knock(&mut self) {
+    /// Completes with the next knock, which opens the gate; where none can arrive, never. Cancel-safe.
+    pub async fn next(&mut self) {
+        if !self.can_arrive() {
+            return std::future::pending().await;
+        }
         loop {
-            self.listen();
-            let error = match &self.listener {
-                None => {
-                    tokio::time::sleep(LISTEN_PAUSE).await;
-                    continue;
-                }
-                Some(listener) => {
-                    match tokio::time::timeout(LOOK_PERIOD, listener.accept()).await {
-                        Ok(Ok(_)) => break,
-                        Ok(Err(error)) => error,
-                        Err(_) => continue,
-                    }
-                }
+            if self.look_at <= Instant::now() {
+                self.listen();
+            }
+            let Some(listener) = &self.listener else {
+                tokio::time::sleep_until(self.look_at).await;
+                continue;
             };
-            tracing::debug!(%error, "a knock could not be accepted");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+            match tokio::time::timeout_at(self.look_at, listener.accept()).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a knock could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                Err(_) => {}
+            }
         }
         self.gate.heard();
     }
 
-    /// Forgets the knocks that have arrived: those of before or during a session that has ended
-    /// would count for a guest that boots later. Bounded, so that a guest that never stops
-    /// knocking cannot hold the host here.
+    /// Forgets the knocks that have arrived: one from before the end of a session would count for a
+    /// guest that boots later. Bounded, so that a guest that never stops knocking cannot hold the
+    /// host here.
     pub fn clear(&mut self) {
         if let Some(listener) = &self.listener {
             // Not through tokio, which asks the kernel only after it was told of a readiness.
@@ -155,7 +172,7 @@ impl Knocks {
 
     /// Whether the path still leads to what was bound there.
     fn is_in_place(&self) -> bool {
-        self.file.is_some() && self.file == identity(&self.path)
+        self.file.is_some() && self.file == self.path.as_deref().and_then(identity)
     }
 }
 
@@ -167,11 +184,11 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 impl Drop for Knocks {
     fn drop(&mut self) {
-        if self.listener.is_none() || !self.is_in_place() {
-            return;
-        }
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(%error, path = %self.path.display(), "knock socket not removed");
+        if let (Some(path), Some(_)) = (&self.path, &self.listener)
+            && self.is_in_place()
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::debug!(%error, path = %path.display(), "knock socket not removed");
         }
     }
 }

@@ -1,8 +1,9 @@
 //! How host and agent reach each other: one small seam that the rest does not see.
 //!
-//! The host dials an [`Endpoint`] (`dial`), the agent binds a [`ListenAddr`] (`listen`),
-//! and both hold a [`Stream`]. Ready-knocks, the only thing an agent ever says unasked, are in
-//! `knock`. Steps 3 (RPC) and 6 (bytes) of the data flow run over these streams.
+//! The host dials the [`Transport`] of an [`Endpoint`] (`dial`), the agent binds a [`ListenAddr`]
+//! (`listen`), and both hold a [`Stream`]. Knocks, the only thing that an agent says unasked, are in
+//! `knock`; what a `CONNECT` device needs is in `gate`. Steps 3 (RPC) and 6 (bytes) of the data flow
+//! run over these streams.
 //!
 //! Three transports: Unix sockets (an agent on the same kernel), AF_VSOCK (vsock(7)), and the
 //! Unix-socket vsock of Firecracker, Cloud Hypervisor and vhost-device-vsock, which speaks
@@ -28,11 +29,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio_vsock::VsockStream;
 
-pub use dial::{DIAL_DEADLINE, Endpoint, Service, read_connect_answer};
-pub use gate::{Gate, Gated, SILENCE};
+pub use dial::{DIAL_DEADLINE, Endpoint, Service, Transport, read_connect_answer};
+pub use gate::{Gated, SILENCE};
 pub use knock::{KnockTarget, Knocks};
 pub use listen::{Acceptor, BACKLOG, ListenAddr};
-pub use probe::{Probe, Probed};
+pub use probe::Probed;
 
 /// A connected byte stream between host and agent.
 #[derive(Debug)]

@@ -30,20 +30,11 @@ const BUFFER_MAX_SIZE: libc::c_int = 2;
 
 /// All streams to one guest.
 #[derive(Debug, Clone, Default)]
-pub struct Probe(Arc<Mutex<HashSet<RawFd>>>);
-
-/// It is no part of where a guest is.
-impl PartialEq for Probe {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Probe {}
+pub(super) struct Probe(Arc<Mutex<HashSet<RawFd>>>);
 
 impl Probe {
     /// Asks the guest for each stream whether it has its other end. What it does not have is reset soon after.
-    pub fn send(&self) {
+    pub(super) fn send(&self) {
         for fd in self.lock().iter() {
             // SAFETY: it is open for as long as it is registered, and the lock is held.
             let socket = unsafe { BorrowedFd::borrow_raw(*fd) };

@@ -17,7 +17,7 @@ use rum_host::supervisor::{Options, Stop, Supervisor};
 use rum_host::ui::notice::Notice;
 use rum_shared::stream::rpc::RumAgentClient;
 use rum_shared::stream::session::{Limits, Session};
-use rum_shared::transport::{Endpoint, Service};
+use rum_shared::transport::{Endpoint, Service, Transport};
 use rum_tests::client::{connect, exchange};
 use rum_tests::netns::in_netns;
 use tokio::sync::watch;
@@ -37,10 +37,12 @@ fn main() -> ExitCode {
 }
 
 async fn run() {
-    let endpoint = Endpoint::vsock(VMADDR_CID_LOCAL);
+    let transport = Transport::from(Endpoint::Vsock {
+        cid: VMADDR_CID_LOCAL,
+    });
     // The agent may still be starting.
     let stream = loop {
-        match endpoint.dial(Service::Rpc).await {
+        match transport.dial(Service::Rpc).await {
             Ok(stream) => break stream,
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -57,8 +59,8 @@ async fn run() {
         ..Policy::default()
     };
     let (_stop, stopped) = watch::channel(Stop::Run);
-    let asked = endpoint.clone();
-    let supervisor = Supervisor::new(Options::new(endpoint, policy));
+    let asked = transport.clone();
+    let supervisor = Supervisor::new(Options::new(transport, policy));
     supervisor
         .run(stopped, |notice| {
             println!("{notice}");
@@ -78,13 +80,13 @@ async fn run() {
 }
 
 /// A connection goes on when the guest, which has it, is asked about it.
-fn still_served(port: u16, endpoint: &Endpoint) {
+fn still_served(port: u16, transport: &Transport) {
     let mut stream = connect(port);
     for byte in *b"abc" {
         stream.write_all(&[byte]).expect("connected");
         let mut answer = [0];
         stream.read_exact(&mut answer).expect("echo");
         assert_eq!(answer, [byte]);
-        endpoint.probe();
+        transport.probe();
     }
 }

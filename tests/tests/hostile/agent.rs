@@ -154,7 +154,7 @@ fn rum_says_what_it_saw_and_serves_the_next() {
             // It falls silent, and knocks as one would that has no session.
             (
                 tells([snapshot(vec![])]),
-                "Agent lost: the agent is there anew",
+                "Agent lost: the agent asks for a new connection",
             ),
             (
                 falls_silent(host.device.clone()),

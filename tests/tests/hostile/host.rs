@@ -10,7 +10,7 @@ use rum_agent::forward::MAX_READY;
 use rum_shared::stream::link::MAX_SESSION_FRAMES;
 use rum_shared::stream::rpc::{PROTOCOL, RumAgentClient};
 use rum_shared::stream::session::{Limits, Session};
-use rum_shared::transport::{Endpoint, Service};
+use rum_shared::transport::{Endpoint, Service, Transport};
 use rum_tests::netns::in_netns;
 use rum_tests::rum::{Rum, Setup, binary};
 use rum_tests::wait::{DEADLINE, until};
@@ -48,14 +48,14 @@ impl Agent {
             .enable_all()
             .build()
             .expect("a runtime");
-        let endpoint = Endpoint::Unix {
+        let transport = Transport::from(Endpoint::Unix {
             rpc: self.rpc.clone(),
             channel: self.channel.clone(),
             net: None,
-        };
+        });
         until("a session", || {
             runtime.block_on(async {
-                let stream = endpoint.dial(Service::Rpc).await.ok()?;
+                let stream = transport.dial(Service::Rpc).await.ok()?;
                 let session = Session::<RumAgentClient>::connect(stream, Limits::HOST);
                 let session = session.await.ok()?;
                 let client = session.client().clone();

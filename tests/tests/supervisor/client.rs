@@ -8,7 +8,7 @@ use rum_host::stream::client::{AgentClient, AgentEvent, LinkState, POLL_PERIOD};
 use rum_shared::range::PortRange;
 use rum_shared::stream::rpc::HEARTBEAT_DEADLINE;
 use rum_shared::stream::session::Limits;
-use rum_shared::transport::{Endpoint, SILENCE};
+use rum_shared::transport::{Endpoint, Transport};
 use rum_tests::fake_agent::FakeAgent;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -38,15 +38,14 @@ impl Client {
         let (retry_now, retry_rx) = watch::channel(());
         let (poll_now, poll_rx) = watch::channel(());
         let client = AgentClient {
-            endpoint: Endpoint::Unix {
+            transport: Transport::from(Endpoint::Unix {
                 rpc: dir.path().join("rpc"),
                 channel: dir.path().join("channel"),
                 net: None,
-            },
+            }),
             range,
             stream: true,
             retry_now: retry_rx,
-            successions: watch::Sender::default(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(client.run(events_tx, link_tx, poll_rx));
@@ -156,16 +155,6 @@ async fn an_agent_without_a_heartbeat_is_lost() {
     let (reason, _, took) = client.lost().await;
     assert_eq!(reason, "no heartbeat for 4 s");
     assert!(is(took + ago, HEARTBEAT_DEADLINE), "{took:?} + {ago:?}");
-}
-
-#[test]
-fn an_agent_that_should_have_been_heard_is_not_dialled() {
-    let now = std::time::Instant::now();
-    let state = LinkState::Streaming(now);
-    assert!(state.may_dial(now + SILENCE));
-    assert!(!state.may_dial(now + SILENCE + Duration::from_millis(1)));
-    assert!(LinkState::Polling.may_dial(now + SILENCE * 2));
-    assert!(!LinkState::Down.may_dial(now));
 }
 
 #[tokio::test]

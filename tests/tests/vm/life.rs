@@ -32,7 +32,7 @@ fn a_killed_agent_is_replaced_by_the_next() {
     });
 }
 
-/// The device tells nobody that the guest rebooted: silence does, or the agent that is there anew,
+/// The device tells nobody that the guest rebooted: silence does, or the knock of the new agent,
 /// whichever is first (a guest boots in about as long as silence may last). It also stops for good
 /// when a single byte comes from the host while the driver is away, so that rum must not say one.
 #[test]

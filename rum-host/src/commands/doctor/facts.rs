@@ -216,7 +216,8 @@ async fn ask(guest: &Guest) -> Tried<GuestFacts> {
     if !status.success() {
         return Err(No::new(format!("`true` in the guest ended with {status}")));
     }
-    let (_session, info) = client::connect(guest.endpoint()).await.map_err(No::new)?;
+    let transport = guest.endpoint().clone().into();
+    let (_session, info) = client::connect(&transport).await.map_err(No::new)?;
     Ok(GuestFacts {
         hint: info.hint,
         source: info.source,

@@ -61,7 +61,7 @@ async fn dial(guest: &RunningGuest, port: u16) -> Result<Stream, (RumError, bool
         channel: socket,
         net: None,
     };
-    let status = match channel::dial(&endpoint, Destination::own(port)).await {
+    let status = match channel::dial(&endpoint.into(), Destination::own(port)).await {
         Ok(Ok(Connected::Framed(channel))) => return Ok(channel),
         // `rum up` hands no socket over.
         Ok(Ok(Connected::Direct(_))) => DialStatus::Failed,

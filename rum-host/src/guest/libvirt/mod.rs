@@ -170,10 +170,10 @@ impl Libvirt {
     fn endpoint(&self, description: &Description) -> Result<Endpoint, RumError> {
         if let Some(socket) = &self.spec.socket {
             let socket = socket.clone();
-            return Ok(Endpoint::connect(socket));
+            return Ok(Endpoint::Connect { socket });
         }
         match description.vsock.map(|vsock| vsock.cid) {
-            Some(Some(cid)) => Ok(Endpoint::vsock(cid)),
+            Some(Some(cid)) => Ok(Endpoint::Vsock { cid }),
             Some(None) => Err(self.trouble().no_cid()),
             None => Err(self.trouble().no_vsock(true)),
         }

@@ -178,8 +178,10 @@ impl Qemu {
         let tell = link.tell.clone();
         let (launcher, running) = start::start(guest, spec, dir, &state, &tell).await?;
         let endpoint = match launcher.device() {
-            Device::Vhost { cid } => Endpoint::vsock(cid),
-            Device::User => Endpoint::connect(dir.vsock_socket()),
+            Device::Vhost { cid } => Endpoint::Vsock { cid },
+            Device::User => Endpoint::Connect {
+                socket: dir.vsock_socket(),
+            },
         };
         let kernel = matches!(spec.boot, Boot::Kernel { .. });
         let mut this = Self {

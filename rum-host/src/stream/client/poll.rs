@@ -1,45 +1,75 @@
 //! The safety net of step 3: asks the agent each second what listens, on a connection of its own, so
-//! that what the stream missed is found; or as the only way, of an agent without a stream.
+//! that what the stream missed is found.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use rum_shared::range::PortRange;
-use rum_shared::stream::session::{CALLS_PER_SESSION, SessionError};
+use rum_shared::stream::session::SessionError;
 use tokio::sync::{mpsc, watch};
 
-use super::{
-    Agent, AgentClient, AgentEvent, CALL_DEADLINE, Ended, Gone, LinkState, Over, POLL_PERIOD,
-    connect,
-};
+use super::connection::End;
+use super::{Agent, AgentClient, AgentEvent, CALL_DEADLINE, connect};
 use crate::clock;
-use crate::stream::validate::{clean_error, clean_ports};
+use crate::stream::validate::clean_ports;
+
+/// Distance of two reconciliation polls.
+pub const POLL_PERIOD: Duration = Duration::from_secs(1);
 
 impl AgentClient {
-    /// For agents without `watch_ports`: the polls are the truth.
-    pub(super) async fn poll_as_truth(
+    /// Polls as long as a stream stands, and no longer: the next one may be another boot's.
+    pub(super) async fn poll_beside(
         &self,
-        session: &Agent,
         events: &mpsc::Sender<AgentEvent>,
-        heard: &mut Option<Instant>,
-    ) -> Ended {
-        for _ in 0..CALLS_PER_SESSION {
-            let polled = self.poll(session, true).await.map_err(clean_error)?;
-            heard.get_or_insert_with(clock::now);
-            if events.send(polled).await.is_err() {
-                return Ok(Over::Gone);
-            }
-            let mut wanted = self.range.clone();
-            let range = *wanted.borrow_and_update();
+        poll_now: &mut watch::Receiver<()>,
+    ) -> End {
+        let mut session: Option<Agent> = None;
+        loop {
+            let closed = async {
+                match &session {
+                    Some(session) => session.closed().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                () = session.closed() => return Err("the connection was closed".to_owned().into()),
-                Ok(_) = wanted.wait_for(|wanted| *wanted != range) => {}
-                () = tokio::time::sleep(POLL_PERIOD) => {}
+                () = self.transport.pause(POLL_PERIOD) => {}
+                Ok(()) = poll_now.changed() => {}
+                // The stream will notice, too, now that it asks: until then nothing is dialled.
+                () = closed => {
+                    self.transport.probe();
+                    session = None;
+                    continue;
+                }
+            }
+            if session.as_ref().is_none_or(Agent::is_worn) {
+                self.transport.ready().await;
+                // The old session is dropped only once the new one stands.
+                match connect(&self.transport).await {
+                    Ok((new, _)) => session = Some(new),
+                    Err(error) => tracing::debug!(%error, "the poll cannot connect"),
+                }
+            }
+            let Some(current) = &session else { continue };
+            match self.poll(current, false).await {
+                Ok(polled) => {
+                    if let Err(stopped) = events.send(polled).await {
+                        return stopped.into();
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a poll failed");
+                    self.transport.probe();
+                    session = None;
+                }
             }
         }
-        Ok(Over::Worn)
     }
 
-    async fn poll(&self, session: &Agent, authoritative: bool) -> Result<AgentEvent, SessionError> {
+    /// Asks once what listens.
+    pub(super) async fn poll(
+        &self,
+        session: &Agent,
+        authoritative: bool,
+    ) -> Result<AgentEvent, SessionError> {
         let sent = clock::now();
         let range = *self.range.borrow();
         let client = session.client().clone();
@@ -56,83 +86,5 @@ impl AgentClient {
             outside,
             authoritative,
         })
-    }
-
-    /// Waits until it is time for the next poll. Where a byte must not go out while the guest is
-    /// away, that is right after a sign of life, which comes each second.
-    async fn poll_time(&self, link: &mut watch::Receiver<LinkState>) {
-        if self.endpoint.gate().is_none() {
-            return tokio::time::sleep(POLL_PERIOD).await;
-        }
-        tokio::time::sleep(POLL_PERIOD / 2).await;
-        link.mark_unchanged();
-        // Its sender lives as long as this.
-        let _ = link.changed().await;
-    }
-
-    /// The safety net: polls while the stream is up, on a connection of its own.
-    pub(super) async fn run_poll(
-        &self,
-        events: &mpsc::Sender<AgentEvent>,
-        mut link: watch::Receiver<LinkState>,
-        mut poll_now: watch::Receiver<()>,
-    ) -> Gone {
-        let mut session: Option<Agent> = None;
-        let mut calls = 0u32;
-        let mut pace = link.clone();
-        loop {
-            if !link.borrow().is_streaming() {
-                // The next stream may be another boot's.
-                session = None;
-            }
-            // The senders live as long as `run`, and this future is dropped with it.
-            let _ = link.wait_for(|s| s.is_streaming()).await;
-            let closed = async {
-                match &session {
-                    Some(session) => session.closed().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = self.poll_time(&mut pace) => {}
-                Ok(()) = poll_now.changed() => {}
-                // The stream will notice, too, now that it asks: until then nothing is dialled.
-                () = closed => {
-                    self.endpoint.probe();
-                    session = None;
-                    continue;
-                }
-            }
-            let dials = session.is_none() || calls >= CALLS_PER_SESSION;
-            if dials && self.endpoint.gate().is_some() && !link.borrow().is_fresh(clock::now()) {
-                // There is no hurry: dial right after a sign of life, see `may_dial`.
-                link.mark_unchanged();
-                let _ = link.changed().await;
-            }
-            if !link.borrow().is_streaming() {
-                continue;
-            }
-            if dials {
-                // The old session is dropped only once the new one stands.
-                match connect(&self.endpoint).await {
-                    Ok((new, _)) => (session, calls) = (Some(new), 0),
-                    Err(error) => tracing::debug!(%error, "the poll cannot connect"),
-                }
-            }
-            let Some(current) = &session else { continue };
-            calls += 1;
-            match self.poll(current, false).await {
-                Ok(polled) => {
-                    if events.send(polled).await.is_err() {
-                        return Gone;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "a poll failed");
-                    self.endpoint.probe();
-                    session = None;
-                }
-            }
-        }
     }
 }

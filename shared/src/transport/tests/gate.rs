@@ -1,10 +1,12 @@
 //! What holds back while the guest may be away.
 
+use std::path::PathBuf;
+
 use super::*;
 
-/// A device that lets the test play it: the host's end, behind `endpoint`, and the device's.
+/// A device that lets the test play it: the host's end, behind `transport`, and the device's.
 async fn gated(
-    endpoint: &Endpoint,
+    transport: &Transport,
     device: &UnixListener,
     service: Service,
 ) -> (Stream, UnixStream) {
@@ -17,7 +19,7 @@ async fn gated(
         stream.write_all(b"OK 1\n").await.unwrap();
         stream
     };
-    let (host, device) = tokio::join!(endpoint.dial(service), serve);
+    let (host, device) = tokio::join!(transport.dial(service), serve);
     (host.unwrap(), device)
 }
 
@@ -32,12 +34,12 @@ async fn nothing_moves_while_the_guest_may_be_away() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let device = UnixListener::bind(&socket).unwrap();
-    let endpoint = Endpoint::connect(&socket);
-    let gate = endpoint.gate().unwrap().clone();
-    let mut knocks = endpoint.knocks().unwrap();
+    let transport = Transport::from(Endpoint::Connect { socket });
+    let gate = transport.gate.clone();
+    let mut knocks = transport.knocks();
     assert!(knocks.listen());
-    let (mut rpc, mut rpc_device) = gated(&endpoint, &device, Service::Rpc).await;
-    let (mut channel, mut channel_device) = gated(&endpoint, &device, Service::Channel).await;
+    let (mut rpc, mut rpc_device) = gated(&transport, &device, Service::Rpc).await;
+    let (mut channel, mut channel_device) = gated(&transport, &device, Service::Channel).await;
 
     // Bytes of the RPC open it, for a while.
     rpc_device.write_all(b"x").await.unwrap();
@@ -54,7 +56,7 @@ async fn nothing_moves_while_the_guest_may_be_away() {
     drop(rpc);
     assert_eq!(gate.parked(), 1);
     assert!(nothing_came(&rpc_device) && nothing_came(&channel_device));
-    let mut next = Box::pin(knocks.next());
+    let mut next = Box::pin(knocks.ready());
     assert!(futures_poll(next.as_mut()).await.is_pending());
 
     // A heartbeat on the session that the agent takes for one.
@@ -82,9 +84,9 @@ async fn a_dial_that_is_given_up_is_closed_only_when_it_was_answered() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let device = UnixListener::bind(&socket).unwrap();
-    let endpoint = Endpoint::connect(&socket);
-    let gate = endpoint.gate().unwrap();
-    let mut dial = Box::pin(endpoint.dial(Service::Channel));
+    let transport = Transport::from(Endpoint::Connect { socket });
+    let gate = &transport.gate;
+    let mut dial = Box::pin(transport.dial(Service::Channel));
     assert!(futures_poll(dial.as_mut()).await.is_pending());
     let mut asked = device.accept().await.unwrap().0;
     drop(dial);
@@ -106,9 +108,9 @@ async fn a_heartbeat_opens_the_gate_for_a_heartbeat_and_a_half() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let device = UnixListener::bind(&socket).unwrap();
-    let endpoint = Endpoint::connect(&socket);
-    let gate = endpoint.gate().unwrap();
-    let (mut host, _device) = gated(&endpoint, &device, Service::Rpc).await;
+    let transport = Transport::from(Endpoint::Connect { socket });
+    let gate = &transport.gate;
+    let (mut host, _device) = gated(&transport, &device, Service::Rpc).await;
     tokio::time::pause();
     gate.heard();
     assert_eq!(SILENCE, Duration::from_millis(1500));
@@ -126,9 +128,9 @@ async fn without_heartbeats_silence_says_nothing() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let device = UnixListener::bind(&socket).unwrap();
-    let endpoint = Endpoint::connect(&socket);
-    let gate = endpoint.gate().unwrap();
-    let (mut host, _device) = gated(&endpoint, &device, Service::Rpc).await;
+    let transport = Transport::from(Endpoint::Connect { socket });
+    let gate = &transport.gate;
+    let (mut host, _device) = gated(&transport, &device, Service::Rpc).await;
     gate.heard();
     tokio::time::pause();
     tokio::time::advance(SILENCE * 2).await;
@@ -139,12 +141,73 @@ async fn without_heartbeats_silence_says_nothing() {
     assert!(futures_poll(write.as_mut()).await.is_pending());
 }
 
+#[tokio::test]
+async fn an_agent_that_should_have_been_heard_is_not_dialled() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("v.sock");
+    let device = UnixListener::bind(&socket).unwrap();
+    let transport = Transport::from(Endpoint::Connect { socket });
+    let gate = &transport.gate;
+    tokio::time::pause();
+    let asked = async || {
+        let mut dial = Box::pin(transport.dial(Service::Channel));
+        assert!(futures_poll(dial.as_mut()).await.is_pending());
+        (dial, rustix::net::accept(&device).is_ok())
+    };
+    assert!(asked().await.1, "nothing was heard yet");
+    gate.heard();
+    tokio::time::advance(SILENCE).await;
+    assert!(asked().await.1);
+    tokio::time::advance(Duration::from_millis(1)).await;
+    let (mut waits, was_asked) = asked().await;
+    assert!(!was_asked);
+    // The next sign of life lets it go on.
+    gate.heard();
+    assert!(futures_poll(waits.as_mut()).await.is_pending());
+    assert!(rustix::net::accept(&device).is_ok());
+    tokio::time::advance(SILENCE * 2).await;
+    gate.guard(false);
+    assert!(asked().await.1, "its silence means nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_wait_is_sent_right_after_a_sign_of_life() {
+    let socket = PathBuf::from("v.sock");
+    let transport = Transport::from(Endpoint::Connect { socket });
+    let gate = &transport.gate;
+    let second = Duration::from_secs(1);
+    // Nothing was heard yet: nothing is waited for.
+    transport.ready().await;
+    let start = tokio::time::Instant::now();
+    transport.pause(second).await;
+    assert_eq!(start.elapsed(), second);
+
+    gate.heard();
+    transport.ready().await;
+    tokio::time::advance(Duration::from_millis(101)).await;
+    let mut ready = Box::pin(transport.ready());
+    let mut pause = Box::pin(transport.pause(second));
+    assert!(futures_poll(ready.as_mut()).await.is_pending());
+    assert!(futures_poll(pause.as_mut()).await.is_pending());
+    gate.heard();
+    assert!(futures_poll(ready.as_mut()).await.is_ready());
+    // Another sign so soon after the last poll is no reason for the next.
+    assert!(futures_poll(pause.as_mut()).await.is_pending());
+    tokio::time::advance(second * 10).await;
+    assert!(futures_poll(pause.as_mut()).await.is_pending());
+    gate.heard();
+    assert!(futures_poll(pause.as_mut()).await.is_ready());
+    gate.guard(false);
+    tokio::time::advance(second).await;
+    assert!(futures_poll(pin!(transport.ready())).await.is_ready());
+}
+
 #[tokio::test(start_paused = true)]
 async fn many_channels_that_wait_for_an_answer_leave_room_for_the_rpc() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let device = UnixListener::bind(&socket).unwrap();
-    let endpoint = Endpoint::connect(&socket);
+    let transport = Transport::from(Endpoint::Connect { socket });
     let asked = async || {
         let mut stream = device.accept().await.unwrap().0;
         let mut word = [0; "CONNECT 2223\n".len()];
@@ -152,12 +215,12 @@ async fn many_channels_that_wait_for_an_answer_leave_room_for_the_rpc() {
         (stream, String::from_utf8_lossy(&word).into_owned())
     };
     let mut dials: Vec<_> = (0..100)
-        .map(|_| Box::pin(endpoint.dial(Service::Channel)))
+        .map(|_| Box::pin(transport.dial(Service::Channel)))
         .collect();
     for dial in &mut dials {
         assert!(futures_poll(dial.as_mut()).await.is_pending());
     }
-    let mut rpc = Box::pin(endpoint.dial(Service::Rpc));
+    let mut rpc = Box::pin(transport.dial(Service::Rpc));
     assert!(futures_poll(rpc.as_mut()).await.is_pending());
     let mut unanswered = vec![];
     let mut rpc_device = loop {

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ async fn connect_to(answer: &'static [u8], close: bool) -> (io::Result<Stream>, 
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let device = UnixListener::bind(&socket).unwrap();
-    let endpoint = Endpoint::connect(socket);
+    let transport = Transport::from(Endpoint::Connect { socket });
     let serve = async {
         let (mut stream, _) = device.accept().await.unwrap();
         let mut request = vec![];
@@ -35,7 +36,7 @@ async fn connect_to(answer: &'static [u8], close: bool) -> (io::Result<Stream>, 
             (!close).then_some(stream),
         )
     };
-    let (dialled, (request, _kept)) = tokio::join!(endpoint.dial(Service::Channel), serve);
+    let (dialled, (request, _kept)) = tokio::join!(transport.dial(Service::Channel), serve);
     (dialled, request)
 }
 
@@ -99,15 +100,15 @@ async fn a_full_backlog_is_waited_for() {
         unreachable!("that is what was bound");
     };
     rustix::net::listen(listener, 0).unwrap();
-    let endpoint = Endpoint::Unix {
+    let transport = Transport::from(Endpoint::Unix {
         rpc,
         channel,
         net: None,
-    };
-    let _first = endpoint.dial(Service::Channel).await.unwrap();
+    });
+    let _first = transport.dial(Service::Channel).await.unwrap();
     let start = tokio::time::Instant::now();
     // Nobody accepts: until the deadline.
-    let error = endpoint.dial(Service::Channel).await.unwrap_err();
+    let error = transport.dial(Service::Channel).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     assert_eq!(start.elapsed(), DIAL_DEADLINE);
     // Somebody does, and it is tried again soon.
@@ -115,7 +116,7 @@ async fn a_full_backlog_is_waited_for() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         acceptor.accept().await.unwrap()
     };
-    let (second, _accepted) = tokio::join!(endpoint.dial(Service::Channel), accept);
+    let (second, _accepted) = tokio::join!(transport.dial(Service::Channel), accept);
     second.unwrap();
     let late = start.elapsed() - DIAL_DEADLINE - Duration::from_secs(1);
     assert!(late <= Duration::from_millis(2), "{late:?}");
@@ -126,17 +127,17 @@ async fn unix_endpoints_have_a_socket_a_service() {
     let dir = TempDir::new().unwrap();
     let [rpc, channel] = ["rpc", "channel"].map(|name| dir.path().join(name));
     let mut acceptor = ListenAddr::Unix(channel.clone()).bind().unwrap();
-    let endpoint = Endpoint::Unix {
+    let transport = Transport::from(Endpoint::Unix {
         rpc,
         channel,
         net: None,
-    };
-    let mut dialled = endpoint.dial(Service::Channel).await.unwrap();
+    });
+    let mut dialled = transport.dial(Service::Channel).await.unwrap();
     let (mut accepted, cid) = acceptor.accept().await.unwrap();
     assert_eq!(cid, None);
     dialled.write_all(b"x").await.unwrap();
     assert_eq!(accepted.read_u8().await.unwrap(), b'x');
-    let error = endpoint.dial(Service::Rpc).await.unwrap_err();
+    let error = transport.dial(Service::Rpc).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
 }
 
@@ -212,35 +213,40 @@ async fn cleared_knocks_wake_nobody() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("v.sock");
     let path = dir.path().join("v.sock_2224");
-    let endpoint = Endpoint::connect(socket);
-    let mut knocks = endpoint.knocks().unwrap();
+    let mut knocks = Transport::from(Endpoint::Connect { socket }).knocks();
     assert!(knocks.listen());
     let target = KnockTarget::Unix(path.clone());
     target.knock().await.unwrap();
-    tokio::time::timeout(PATIENCE, knocks.next()).await.unwrap();
+    tokio::time::timeout(PATIENCE, knocks.ready())
+        .await
+        .unwrap();
     for _ in 0..3 {
         target.knock().await.unwrap();
     }
     knocks.clear();
-    let mut next = Box::pin(knocks.next());
+    let mut next = Box::pin(knocks.ready());
     assert!(futures_poll(next.as_mut()).await.is_pending());
     target.knock().await.unwrap();
     tokio::time::timeout(PATIENCE, next).await.unwrap();
     drop(knocks);
     assert!(!path.exists());
     target.knock().await.unwrap_err();
-    assert!(Endpoint::vsock(3).knocks().is_none());
+    let mut none = Transport::from(Endpoint::Vsock { cid: 3 }).knocks();
+    assert!(!none.can_arrive());
+    none.ready().await;
+    assert!(futures_poll(pin!(none.next())).await.is_pending());
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_cannot_listen_for_knocks_tries_again() {
     let dir = TempDir::new().unwrap();
-    let endpoint = Endpoint::connect(dir.path().join("v.sock"));
+    let socket = dir.path().join("v.sock");
+    let transport = Transport::from(Endpoint::Connect { socket });
     let path = dir.path().join("v.sock_2224");
-    let [mut first, mut second] = [(); 2].map(|()| endpoint.knocks().unwrap());
+    let [mut first, mut second] = [(); 2].map(|()| transport.knocks());
     assert!(first.listen());
     assert!(!second.listen());
-    let mut heard = Box::pin(second.knock());
+    let mut heard = Box::pin(second.next());
     assert!(futures_poll(heard.as_mut()).await.is_pending());
     drop(first);
     let target = KnockTarget::Unix(path.clone());
@@ -251,17 +257,18 @@ async fn who_cannot_listen_for_knocks_tries_again() {
     };
     tokio::join!(heard, knocking);
     // Who does not listen removes nobody's file.
-    drop(endpoint.knocks());
+    drop(transport.knocks());
     assert!(path.exists());
 }
 
 #[tokio::test(start_paused = true)]
 async fn knocks_are_heard_after_their_socket_was_taken_away() {
     let dir = TempDir::new().unwrap();
-    let endpoint = Endpoint::connect(dir.path().join("v.sock"));
+    let socket = dir.path().join("v.sock");
+    let transport = Transport::from(Endpoint::Connect { socket });
     let path = dir.path().join("v.sock_2224");
     let target = KnockTarget::Unix(path.clone());
-    let mut knocks = endpoint.knocks().unwrap();
+    let mut knocks = transport.knocks();
     assert!(knocks.listen());
     std::fs::remove_file(&path).unwrap();
     let knocking = async {
@@ -269,7 +276,7 @@ async fn knocks_are_heard_after_their_socket_was_taken_away() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::join!(knocks.knock(), knocking);
+    tokio::join!(knocks.next(), knocking);
 
     // Another's is left alone, and is none of ours.
     std::fs::remove_file(&path).unwrap();
