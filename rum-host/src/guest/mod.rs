@@ -1,11 +1,11 @@
-//! Guests: where the programs run whose ports are forwarded. One file a kind.
+//! Guests: where the programs run whose ports are forwarded. One file per kind.
 //!
-//! A kind says where its agent is to be dialled ([`Guest::endpoint`]) and, if rum started the
-//! guest, how it ends. Beyond that the rest of rum knows no difference: new kinds are a file here
-//! and an arm in [`Guest`]'s functions.
+//! A kind says where its agent is dialled ([`Guest::endpoint`]) and, if rum started the guest, how
+//! it ends. The rest of rum does not tell kinds apart: a new kind is a file here and an arm in
+//! [`Guest`]'s functions.
 //!
-//! Invariant: a guest that rum started is gone when its [`Guest`] is dropped (at once, without
-//! asking) or stopped ([`Guest::stop`]).
+//! Invariant: a guest that rum started is gone once its [`Guest`] is stopped ([`Guest::stop`]) or
+//! dropped (killed at once).
 
 use std::ffi::OsString;
 use std::io;
@@ -60,24 +60,24 @@ mod tests;
 mod unix;
 mod vsock;
 
-/// What kind of guest, with what the kind needs to know.
+/// The kind of a guest, with its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuestKind {
     /// Namespaces on this machine, made by rum.
     Namespace(Isolation),
     /// A VM that rum boots.
     Qemu(Box<qemu::Spec>),
-    /// A running VM with an agent in it, by its context id.
+    /// A running VM with an agent in it, addressed by its context id (CID).
     Vsock {
         /// The VM's CID.
         cid: u32,
     },
-    /// A running VM whose vsock is a Unix socket on the host.
+    /// A running VM whose vsock device is a Unix socket on the host.
     Unix {
         /// The device's socket.
         socket: PathBuf,
     },
-    /// A domain of libvirt with an agent in it.
+    /// A libvirt domain with an agent in it.
     Libvirt(libvirt::Spec),
 }
 
@@ -95,7 +95,7 @@ impl GuestKind {
 }
 
 impl GuestKind {
-    /// Where the agent of a guest is to be dialled that rum does not start; None for the others.
+    /// Endpoint of the agent in a guest that rum does not start; None for the other kinds.
     pub fn running_endpoint(&self) -> Option<Endpoint> {
         match self {
             Self::Namespace(_) | Self::Qemu(_) | Self::Libvirt(_) => None,
@@ -104,7 +104,7 @@ impl GuestKind {
         }
     }
 
-    /// Makes the relative paths of a VM's files start at `dir`, the configuration's directory.
+    /// Resolves the relative paths of a VM's files against `dir`, the configuration's directory.
     pub fn resolve(&mut self, dir: &Path) {
         if let Self::Qemu(spec) = self {
             let home = std::env::var_os("HOME").map(PathBuf::from);
@@ -112,19 +112,19 @@ impl GuestKind {
         }
     }
 
-    /// Whether it has a disk of its own, which a start can discard.
+    /// Whether the guest has a disk of its own, which a start can discard.
     pub fn has_disk(&self) -> bool {
         matches!(self, Self::Qemu(spec) if matches!(spec.boot, qemu::Boot::Image(_)))
     }
 }
 
-/// [`GuestKind::name`] of the kind in which rum can run commands.
+/// [`GuestKind::name`] of the only kind in which rum can run commands.
 pub(crate) const NAMESPACE: &str = "namespace";
 
-/// The guest that is wanted.
+/// The guest to start or to find.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestSpec {
-    /// Its name, that of its runtime directory too.
+    /// The guest's name, also that of its runtime directory.
     pub name: String,
     /// Its kind.
     pub kind: GuestKind,
@@ -132,19 +132,19 @@ pub struct GuestSpec {
     pub reset: bool,
 }
 
-/// What ties a guest that is being started to the rest of rum.
+/// Connects a guest that is being started to the rest of rum.
 #[derive(Debug, Clone)]
 pub struct Link {
-    /// For an agent that rum starts itself on this machine.
+    /// Arguments of an agent that rum itself starts on this machine.
     pub agent_args: Vec<String>,
-    /// The way to the user.
+    /// Reports progress to the user.
     pub tell: Tell,
-    /// How often the guest's agent has been connected to.
+    /// How often rum has connected to the guest's agent.
     pub agent: watch::Receiver<u64>,
 }
 
 impl Link {
-    /// For a guest of which nobody wants to hear.
+    /// For a guest whose progress nobody follows.
     pub fn unheard(agent_args: Vec<String>) -> Self {
         Self {
             agent_args,
@@ -154,16 +154,16 @@ impl Link {
     }
 }
 
-/// Why there is no guest, or no command in it.
+/// Why a guest cannot be started, or a command cannot run in it.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// Its runtime directory.
+    /// The runtime directory cannot be used.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
     /// A helper process could not set the guest up.
     #[error("cannot start the guest: {}", .0.message)]
     Setup(Failure),
-    /// A domain of libvirt, in its own words.
+    /// A libvirt domain cannot be used; libvirt's error has its own words.
     #[error(transparent)]
     Libvirt(RumError),
     /// A VM cannot be started.
@@ -174,7 +174,7 @@ pub enum GuestError {
     Io {
         /// What was tried.
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// rum cannot run commands in this kind of guest.
@@ -194,16 +194,16 @@ pub enum GuestError {
         /// Those that are.
         running: Vec<String>,
     },
-    /// It is asked inside a guest, to which the guests outside are hidden.
+    /// The command runs inside a guest, which hides the guests outside.
     #[error("this is inside the guest `{guest}`, which hides the `rum up` outside")]
     Inside {
-        /// The guest that we are in.
+        /// The guest around this process.
         guest: String,
     },
     /// No guest runs.
     #[error("no guest is running")]
     NoneRunning,
-    /// More than one runs, and none was named.
+    /// Several guests run and the user named none.
     #[error("more than one guest is running: {}", .running.join(", "))]
     Ambiguous {
         /// Their names.
@@ -215,7 +215,7 @@ pub enum GuestError {
         /// The guest.
         name: String,
     },
-    /// Its runtime directory was removed, and what is in it now does not lead into it.
+    /// The guest's runtime directory was removed, and the present one does not lead into the guest.
     #[error(
         "nothing leads into guest `{name}` any more: its runtime directory was removed while it ran"
     )]
@@ -249,7 +249,7 @@ impl GuestError {
         }))
     }
 
-    /// With a hint, if it is about a VM.
+    /// Adds a hint to an error about a VM.
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         if let Self::Vm(error) = &mut self {
             error.hint = Some(hint.into());
@@ -257,7 +257,7 @@ impl GuestError {
         self
     }
 
-    /// With the last lines of a log, if it is about a VM.
+    /// Adds the last lines of a log to an error about a VM.
     pub(crate) fn with_lines(mut self, lines: Vec<String>) -> Self {
         if let Self::Vm(error) = &mut self {
             error.lines = lines;
@@ -265,7 +265,7 @@ impl GuestError {
         self
     }
 
-    /// Lines to be shown below the hint.
+    /// Lines to show below the hint.
     pub(crate) fn example(&self) -> Option<String> {
         match self {
             Self::Vm(error) if !error.lines.is_empty() => Some(error.lines.join("\n")),
@@ -301,33 +301,33 @@ impl GuestError {
                 "what runs in it and its forwards go on; to enter it, end it with `rum down --name {name}` \
                  and start `rum up` again"
             )),
-            // It has its own.
+            // A libvirt error has its own hint.
             Self::Libvirt(_) => None,
         }
     }
 }
 
-/// How a guest came to its end.
+/// How a guest ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestEnd {
-    /// For instance "its init was killed by signal 9"; in words that follow "the guest ended:".
+    /// Completes the sentence "the guest ended:", for instance "its init was killed by signal 9".
     pub reason: String,
-    /// It was ended from inside, in the usual way: a power-off, which is no failure.
+    /// The guest was ended from inside in the usual way: a power-off, which is no failure.
     pub by_itself: bool,
 }
 
 /// How [`Guest::stop`] went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// Nothing was to be stopped, or everything ended when asked.
+    /// Nothing had to be stopped, or everything ended when asked.
     Clean,
     /// What was left at the deadline was killed.
     Killed,
-    /// Something did not even end when killed, which only the kernel can help.
+    /// Something did not end even when killed: it is stuck in the kernel.
     Stuck,
 }
 
-/// A guest that is there.
+/// A running guest.
 #[derive(Debug)]
 pub struct Guest {
     endpoint: Endpoint,
@@ -335,21 +335,21 @@ pub struct Guest {
     running: Running,
 }
 
-/// What rum holds of a guest.
+/// What rum keeps of a running guest, by kind.
 #[derive(Debug)]
 enum Running {
     Namespace(Box<namespace::Namespace>),
     Qemu(Box<qemu::Qemu>),
     Libvirt(Box<libvirt::Libvirt>),
-    /// Somebody else's.
+    /// rum did not start this guest.
     Found,
 }
 
-/// Time for what runs in the guest to end after SIGTERM.
+/// Time for the guest's processes to end after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What of this machine keeps a guest of this kind from being started, as [`Guest::start`] would find it.
-/// Nothing is started. A namespace can only be tried, which `rum doctor` does.
+/// Why this machine cannot start a guest of this kind: the errors of [`Guest::start`]. Starts
+/// nothing. A namespace guest can only be tried, which `rum doctor` does.
 pub async fn in_the_way(kind: &GuestKind) -> Vec<GuestError> {
     match kind {
         GuestKind::Namespace(_) => vec![],
@@ -364,8 +364,8 @@ pub async fn in_the_way(kind: &GuestKind) -> Vec<GuestError> {
 }
 
 impl Guest {
-    /// Starts the guest, or finds it; its agent can be dialled when this returns, though one in a
-    /// VM may keep the dialler waiting. Publishes in `dir` what `rum exec` needs.
+    /// Starts or finds the guest, and publishes in `dir` what `rum exec` needs. The agent can be
+    /// dialled when this returns, though an agent in a VM may take time to answer.
     pub async fn start(
         spec: &GuestSpec,
         dir: &Arc<RuntimeDir>,
@@ -405,15 +405,15 @@ impl Guest {
         Ok(this)
     }
 
-    /// Where the agent is to be dialled.
+    /// Where the agent is dialled.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Starts `command` inside, in the directory `workdir` (ours if it is empty), in our process group and with our standard streams and
-    /// environment. The child is a process of rum's outside the guest: its exit code is the
-    /// command's (128 + N after signal N; 125, 126 and 127 as from env(1)), SIGTERM to it reaches
-    /// the command, and if it is killed so is the command.
+    /// Starts `command` in the guest, in the directory `workdir` (empty: the caller's), in our
+    /// process group, with our standard streams and environment. The child is a process of rum
+    /// outside the guest. Its exit code is the command's: 128 + N after signal N; 125, 126 and 127
+    /// as in env(1). SIGTERM to the child reaches the command; killing the child kills the command.
     pub fn spawn(&self, command: &[OsString], workdir: &Path) -> Result<Child, GuestError> {
         match &self.running {
             Running::Namespace(guest) => guest.spawn(command, workdir),
@@ -425,7 +425,7 @@ impl Guest {
         }
     }
 
-    /// The guest's first process as seen from here, for kinds that have one on this machine.
+    /// Id of the guest's first process on this machine, for kinds that have one.
     pub fn init_pid(&self) -> Option<u32> {
         match &self.running {
             Running::Namespace(guest) => Some(guest.init().pid()),
@@ -433,7 +433,7 @@ impl Guest {
         }
     }
 
-    /// Whether the guest has begun to end, and what ends in it ends for that reason.
+    /// Whether the guest has begun to end, so that this is why its processes end.
     pub fn is_ending(&self) -> bool {
         match &self.running {
             Running::Namespace(guest) => guest.is_ending(),
@@ -441,8 +441,8 @@ impl Guest {
         }
     }
 
-    /// Completes when the guest has ended by itself; never for one that rum did not start. May
-    /// be dropped and called again.
+    /// Completes when the guest has ended by itself; never for a guest that rum did not start.
+    /// Cancel-safe.
     pub async fn ended(&mut self) -> GuestEnd {
         match &mut self.running {
             Running::Namespace(guest) => guest.ended().await,
@@ -461,8 +461,8 @@ impl Guest {
         }
     }
 
-    /// Ends the guest if rum started it: asks everything inside to end (SIGTERM; a VM's power
-    /// button), kills what is left after `deadline`, and returns when it is gone.
+    /// Ends the guest if rum started it. Asks everything inside to end (SIGTERM, or a VM's power
+    /// button), kills what is left after `deadline`, and returns when the guest is gone.
     pub async fn stop(self, deadline: Duration) -> Stopped {
         match self.running {
             Running::Namespace(guest) => guest.stop(deadline).await,

@@ -1,8 +1,8 @@
-//! Kind `namespace`: namespaces on this machine, seen from rum's side.
+//! Kind `namespace`: namespaces on this machine, from rum's side.
 //!
-//! rum binds the agent's two sockets in the runtime directory and hands them down, listening,
-//! through keeper and init to the agent (see [`crate::guest::process`] for who is who). So they exist
-//! before the agent does, and whoever dials while it is started again waits in their backlog.
+//! rum binds the agent's two sockets in the runtime directory. It passes them on, listening,
+//! through keeper and init to the agent (see [`crate::guest::process`]). So the sockets exist
+//! before the agent, and a client that dials while the agent restarts waits in their backlog.
 //!
 //! The pipe to the keeper is the lifeline: the guest lives as long as rum keeps it open.
 
@@ -34,11 +34,11 @@ use crate::runtime_dir::{self, ProcessId, RuntimeDir};
 use crate::signals;
 use crate::stack;
 
-/// Setting up takes milliseconds; on a machine where it takes longer than this something is wrong.
+/// Setting up takes milliseconds. A machine that needs longer than this has a problem.
 const START_DEADLINE: Duration = Duration::from_secs(20);
-/// How long to wait for what was killed. Only a process stuck in the kernel takes longer.
+/// How long to wait for a killed process. Only a process stuck in the kernel takes longer.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
-/// Connections that may wait for the agent: as many as the default of net.core.somaxconn.
+/// Connections that may wait for the agent: the default of net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
 /// A running guest.
@@ -47,7 +47,7 @@ pub struct Namespace {
     name: String,
     isolation: Isolation,
     dir: PathBuf,
-    /// The pipe that init lets go of first when it ends.
+    /// Reading end of the pipe that init closes first when the guest ends.
     alive: OwnedFd,
     keeper: Child,
     lifeline: Option<ChildStdin>,
@@ -55,7 +55,7 @@ pub struct Namespace {
     init: ProcessId,
     pidfd: AsyncFd<OwnedFd>,
     end: Option<GuestEnd>,
-    /// The files of the agent's sockets.
+    /// The socket files of the agent.
     _places: [OwnedFd; 2],
 }
 
@@ -90,7 +90,8 @@ impl Namespace {
         let stdout = keeper.stdout.take().expect("its standard output is a pipe");
         let mut status = StatusLines::new(stdout);
 
-        // Ours are closed on return: when the agent and those above it are gone, dialling fails.
+        // Our copies of the sockets are closed on return: once the agent and its parents are gone,
+        // dialling fails.
         let (init, net) = tokio::time::timeout(START_DEADLINE, status.started())
             .await
             .unwrap_or_else(|_| Err(failure("its helper processes do not answer")))
@@ -101,7 +102,7 @@ impl Namespace {
         if !keeper.id().is_some_and(|keeper| init.is_child_of(keeper)) {
             return Err(ended(io::ErrorKind::NotFound.into()));
         }
-        // SAFETY: an `OwnedFd` always says the same descriptor, and the `AsyncFd` owns it.
+        // SAFETY: an `OwnedFd` keeps its descriptor number, and the `AsyncFd` owns it.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
             .map_err(|error| io_error("watch the guest")(error.into()))?;
         let alive = runtime_dir::open_alive(dir.path()).map_err(io_error("watch the guest"))?;
@@ -148,7 +149,7 @@ impl Namespace {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        // No writer is left.
+        // Ready (POLLHUP) once the pipe has no writer.
         let mut fds = [PollFd::new(&self.alive, PollFlags::empty())];
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
@@ -158,9 +159,10 @@ impl Namespace {
         if let Some(end) = &self.end {
             return end.clone();
         }
-        // Both: a keeper that was killed is gone before everything inside is.
+        // Wait for the pidfd and the keeper: a killed keeper is gone before the processes inside
+        // are.
         let _ = self.pidfd.readable().await;
-        // Wakes up a keeper that is stopped.
+        // Its end of file also wakes a stopped keeper.
         self.lifeline = None;
         let keeper = self.keeper.wait().await;
         let reason = match (self.status.ended().await, keeper) {
@@ -179,7 +181,7 @@ impl Namespace {
     /// As [`super::Guest::stop`].
     pub async fn stop(mut self, deadline: Duration) -> Stopped {
         if let Some(lifeline) = &mut self.lifeline {
-            // A keeper that does not read it any more has ended.
+            // The write fails only if the keeper has ended.
             let _ = lifeline.write_all(&[TERMINATE]).await;
         }
         if tokio::time::timeout(deadline, self.ended()).await.is_ok() {
@@ -206,7 +208,7 @@ pub(super) fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> GuestE
 
 fn listen(path: &Path) -> Result<UnixListener, GuestError> {
     let bind = || {
-        // Nobody else gets into the directory: there is no moment in which the mode matters.
+        // Only this user can enter the directory, so the mode does not matter until it is set.
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         rustix::net::listen(&listener, BACKLOG)?;
@@ -215,8 +217,8 @@ fn listen(path: &Path) -> Result<UnixListener, GuestError> {
     bind().map_err(io_error("make the agent's sockets"))
 }
 
-/// The file of a socket, which can be dialled by this descriptor even when no path leads to it any
-/// more: whoever removes the runtime directory does not end what goes through the forwards.
+/// Opens the socket file. The descriptor can be dialled even when no path leads to the file any
+/// more, so removing the runtime directory does not break the forwards.
 fn pin(path: PathBuf) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
@@ -226,7 +228,7 @@ fn in_proc(file: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// Lets the child of `command` keep `fds`, under their numbers, and nobody else's child.
+/// Lets the child of `command`, and no other child, keep `fds` under their numbers.
 pub(super) fn inherit(command: &mut Command, fds: &[BorrowedFd<'_>]) {
     inherit_std(command.as_std_mut(), fds);
 }
@@ -236,7 +238,8 @@ fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
     let numbers: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let keep = move || {
         for number in &numbers {
-            // SAFETY: the child has what was open at the fork; what was not makes fcntl fail.
+            // SAFETY: the child has the descriptors that were open at the fork; for any other,
+            // fcntl fails.
             let fd = unsafe { BorrowedFd::borrow_raw(*number) };
             rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
@@ -244,12 +247,12 @@ fn inherit_std(command: &mut std::process::Command, fds: &[BorrowedFd<'_>]) {
         stack::restore()?;
         descriptors::restore()
     };
-    // SAFETY: between fork and exec of a process with many threads only what is safe in a signal
-    // handler may be done: a few system calls, no allocation, no lock.
+    // SAFETY: between fork and exec of a multi-threaded process only async-signal-safe calls are
+    // allowed: this makes a few system calls, allocates nothing and takes no lock.
     unsafe { command.pre_exec(keep) };
 }
 
-/// What it takes to enter a guest.
+/// What is needed to enter a guest.
 #[derive(Debug)]
 pub struct Entrance<'a> {
     /// The guest's name.
@@ -258,7 +261,7 @@ pub struct Entrance<'a> {
     pub dir: &'a Path,
     /// A pidfd of its first process.
     pub init: BorrowedFd<'a>,
-    /// How far it is kept apart.
+    /// How far the guest is isolated.
     pub isolation: Isolation,
 }
 
@@ -298,11 +301,11 @@ impl Entrance<'_> {
             .args(command);
         inherit_std(&mut enter, &[self.init, alive.as_fd()]);
         let hold = move || {
-            // Open for as long as the command line is there.
+            // Keeps the pipe open as long as the `Command` lives.
             let _ = &alive;
             Ok(())
         };
-        // SAFETY: it does nothing.
+        // SAFETY: the closure does nothing.
         unsafe { enter.pre_exec(hold) };
         Ok(enter)
     }
@@ -323,8 +326,8 @@ impl StatusLines {
         }
     }
 
-    /// The next line; None at the end, or after something that is no line of ours. Nothing is
-    /// lost if this is dropped.
+    /// The next line; None at the end of the pipe or after a line that is not a status line.
+    /// Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Status> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
@@ -341,7 +344,8 @@ impl StatusLines {
         }
     }
 
-    /// Init's id and the guest's network, once everything is set up.
+    /// Init's id and the guest's network namespace, once the helpers report that everything is set
+    /// up.
     async fn started(&mut self) -> Result<(u32, Option<NetCookie>), Failure> {
         let (mut init, mut net, mut ready) = (None, None, false);
         loop {
@@ -366,7 +370,7 @@ impl StatusLines {
         }
     }
 
-    /// What is said about the end, by somebody who has ended.
+    /// The reason of the end, as the helpers report it.
     async fn ended(&mut self) -> Option<String> {
         while let Some(status) = self.next().await {
             if let Status::Ended(text) = status {

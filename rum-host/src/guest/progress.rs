@@ -1,44 +1,44 @@
-//! What a guest tells of itself while rum starts and runs it, and the way it is told.
+//! Progress of a guest while rum starts and runs it, and how it is reported.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Something that happened to a guest of rum's own.
+/// An event of a guest that rum runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// A VM is being started.
     Booting {
-        /// By what: "KVM", "TCG".
+        /// The accelerator: "KVM" or "TCG".
         engine: &'static str,
-        /// Why not by something faster.
+        /// Why no faster accelerator is used.
         because: Option<String>,
     },
-    /// What the guest writes to its image goes to an overlay.
+    /// The guest's writes go to an overlay of its image.
     Overlay {
         /// The image.
         image: String,
-        /// Whether the overlay is a new one.
+        /// Whether the overlay is new.
         fresh: bool,
     },
-    /// Its processors run.
+    /// The VM's processors run.
     Running {
         /// Since the start.
         after: Duration,
     },
-    /// It boots still.
+    /// The VM is still booting.
     Boots {
         /// Since the start.
         after: Duration,
         /// The last line on its console, cleaned; None while there is none.
         line: Option<String>,
     },
-    /// Its agent answered for the first time.
+    /// The agent answered for the first time.
     AgentUp {
         /// Since the start.
         after: Duration,
     },
-    /// Its agent has not answered for so long that something is probably wrong.
+    /// The agent has not answered for so long that something is probably wrong.
     AgentLate {
         /// Since the start.
         after: Duration,
@@ -49,35 +49,36 @@ pub enum Progress {
     LogLine(String),
     /// The guest rebooted by itself, and its machine is started again.
     Rebooting {
-        /// After this pause, since it rebooted soon after each of its last starts.
+        /// Pause before the start; not zero if the guest rebooted soon after each of its last
+        /// starts.
         pause: Duration,
     },
-    /// A domain of libvirt is started, which may take a while.
+    /// A libvirt domain is being started, which may take a while.
     DomainStarting {
         /// Its name, cleaned.
         name: String,
     },
-    /// A domain of libvirt that was paused goes on.
+    /// A paused libvirt domain is resumed.
     DomainResuming {
         /// Its name, cleaned.
         name: String,
     },
-    /// It was asked to power off.
+    /// The guest was asked to power off.
     PoweringOff {
-        /// How long it has.
+        /// The time it has for that.
         deadline: Duration,
-        /// It boots still, as far as can be seen.
+        /// Whether it still seems to be booting.
         boots: bool,
     },
-    /// It did not, and was switched off.
+    /// The guest did not power off in time and was switched off.
     SwitchedOff {
-        /// How long it had.
+        /// The time it had.
         deadline: Duration,
     },
 }
 
 impl Progress {
-    /// Its name in JSON.
+    /// The event's name in JSON.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Booting { .. } => "guest-booting",
@@ -95,7 +96,7 @@ impl Progress {
         }
     }
 
-    /// Whether it tells of a problem.
+    /// Whether the event is about a problem.
     pub fn is_problem(&self) -> bool {
         matches!(self, Self::AgentLate { .. } | Self::LogLine(_))
     }
@@ -168,17 +169,17 @@ impl fmt::Display for Progress {
     }
 }
 
-/// The way to the user, for a guest.
+/// Reports a guest's progress to the user.
 #[derive(Clone)]
 pub struct Tell(Arc<dyn Fn(Progress) + Send + Sync>);
 
 impl Tell {
-    /// A way that calls `tell`, which must not block.
+    /// Reports by calling `tell`, which must not block.
     pub fn new(tell: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         Self(Arc::new(tell))
     }
 
-    /// Tells.
+    /// Reports one event.
     pub fn say(&self, progress: Progress) {
         (self.0)(progress);
     }

@@ -1,4 +1,4 @@
-//! Kinds that rum only dials; namespace guests have tests of their own in the package `rum-tests`.
+//! Kinds that rum only dials; the package `rum-tests` tests namespace guests.
 
 #![allow(clippy::unwrap_used)]
 use std::fs::Permissions;

@@ -1,4 +1,4 @@
-//! Kind `vsock`: a VM that somebody else runs, with an agent in it, reached by its context id.
+//! Kind `vsock`: a VM that rum did not start, with an agent in it, addressed by its context id.
 
 use std::time::Duration;
 
@@ -6,15 +6,15 @@ use rum_shared::transport::{Endpoint, Service, Transport};
 
 use super::GuestError;
 
-/// The kernel queues what is sent to a guest without a driver, for two seconds (vhost/vsock.c).
+/// The kernel queues packets to a guest without a driver for two seconds (vhost/vsock.c).
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Where its agent is.
+/// The agent's endpoint.
 pub fn endpoint(cid: u32) -> Endpoint {
     Endpoint::Vsock { cid }
 }
 
-/// Why the agent cannot be dialled, which is tried.
+/// Dials the agent; the error if that fails.
 pub async fn in_the_way(cid: u32) -> Option<GuestError> {
     let dial = Transport::from(endpoint(cid));
     let dialled = tokio::time::timeout(PATIENCE, dial.dial(Service::Rpc)).await;

@@ -1,13 +1,13 @@
-//! The holder of a guest's notifications: threads of init that let each `listen()` go on and tell
-//! the agent of it. Step 1 of the data flow where there is no tracepoint.
+//! The holder of a guest's seccomp notifications: threads of init that let each `listen()` go on
+//! and notify the agent of it. Step 1 of the data flow where there is no tracepoint.
 //!
-//! Every program enters through [`crate::guest::process::enter`], which installs a filter ([`crate::hint::seccomp`]) in
-//! the child that becomes the program and passes the descriptor here, over a socket whose abstract
-//! name belongs to the guest's network namespace. Why init holds it, and neither rum nor `rum
-//! exec`:
+//! Every program enters through [`crate::guest::process::enter`]. It installs a filter
+//! ([`crate::hint::seccomp`]) in the child that becomes the program, and passes the filter's
+//! descriptor to the holder over a socket. The socket's abstract name belongs to the guest's
+//! network namespace. Init holds the descriptor, neither rum nor `rum exec`, because:
 //! - a program must not outlive the holder, or its `listen()` fails with ENOSYS. Nothing outlives
-//!   init, neither what `rum exec` left behind nor what goes on after rum was stopped (SIGSTOP);
-//! - nothing inside can kill or stop PID 1, and no key of the terminal reaches it.
+//!   init: neither what `rum exec` left behind nor what runs on while rum is stopped (SIGSTOP);
+//! - no process inside can kill or stop PID 1, and no terminal signal reaches it.
 //!
 //! ```text
 //! enter                        holder                     agent
@@ -20,18 +20,19 @@
 //! ```
 //!
 //! # Invariants
-//! - A filter whose descriptor is not held here never gets to run a program: without `HELD` the
-//!   child ends and enter starts the program anew, without a filter.
-//! - A `listen()` waits for one turn of a thread that does nothing else: it polls, reads, looks at the
-//!   socket ([`crate::hint::socket`]), answers, and writes 16 bytes without waiting. One filter cannot
-//!   delay another.
-//! - The range that the agent wants to hear of is read after the answer: of what was let go on when
-//!   the agent widened it, either the holder tells or the looks show that follow a wider range.
-//! - Whoever connects and passes no filter is a program that nobody tells of: the agent then polls
-//!   fast. So a program of the guest gains nothing by calling here: it can make the agent poll, or
-//!   use up the [`MAX_FILTERS`] places, which makes it poll too.
-//! - The name is taken before any program runs inside, so none can pose as the holder; where there
-//!   is nothing to hold nobody listens behind it.
+//! - A filter whose descriptor is not held here never runs a program: without `HELD` the child
+//!   exits, and enter starts the program again without a filter.
+//! - A `listen()` waits for one turn of a thread that does nothing else: it polls, reads, inspects
+//!   the socket ([`crate::hint::socket`]), answers, and writes 16 bytes without blocking. One
+//!   filter cannot delay another.
+//! - The holder reads the agent's range after its answer. So a `listen()` that races with a wider
+//!   range is never lost: either the holder reports it, or the dump that follows the change finds
+//!   it.
+//! - A client that connects and passes no filter counts as an unmonitored program: the agent then
+//!   polls fast. So a program of the guest gains nothing by connecting here: it can make the agent
+//!   poll, or use up the [`MAX_FILTERS`] places, which makes the agent poll too.
+//! - The name is taken before any program runs inside, so no program can pose as the holder. Where
+//!   there is nothing to hold, the socket does not listen.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -58,32 +59,32 @@ use crate::hint::socket::Looker;
 
 /// Name of the holder's socket, in the abstract namespace (unix(7)) of the guest's network.
 const NAME: &[u8] = b"rum/holder";
-/// Filters that are held at once, each with a thread: one for each `rum exec` of which something
-/// still runs. What is started beyond is left to the poll.
+/// Filters held at once, each with a thread: one per `rum exec` of which something still runs. The
+/// poll covers programs beyond that.
 pub const MAX_FILTERS: usize = 128;
-/// How long the other side may take for its next step. Between two running processes it takes
-/// microseconds; a program that waits this long was started by a stopped process.
+/// How long the other side may take for its next step. Two running processes need microseconds;
+/// only a program started by a stopped process waits this long.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// After an accept that failed for want of something, descriptors or memory.
+/// Pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Stack of a holder's thread, in bytes: the loop is shallow.
+/// Stack of a holder thread, in bytes: the loop is shallow.
 const STACK: usize = 128 * 1024;
 
-/// To enter: pass the listener.
+/// To enter: send the descriptor.
 const READY: u8 = b'R';
-/// To enter: it is held, the program may start.
+/// To enter: the descriptor is held, the program may start.
 const HELD: u8 = b'H';
 
-/// Why a child that installed a filter must not go on: nobody holds its listener. No exec fails
-/// with it.
+/// Why a child that installed a filter must not go on: its descriptor is not held. No exec fails
+/// with this error.
 pub const UNHELD: Errno = Errno::OWNERDEAD;
 
-/// The socket that programs pass their filters to, before anybody listens to it.
+/// The socket for registering filters, before it listens.
 #[derive(Debug)]
 pub struct Door(OwnedFd);
 
 impl Door {
-    /// Takes the name.
+    /// Binds the name.
     pub fn new() -> io::Result<Self> {
         let socket = socket()?;
         rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(NAME)?)?;
@@ -104,19 +105,19 @@ fn socket() -> io::Result<OwnedFd> {
 /// The holder's state, shared by its threads and init.
 #[derive(Debug)]
 pub struct Holder {
-    /// To the agent; both ends, so that it outlives each agent.
+    /// Pipe to the agent; both ends, so that it outlives each agent.
     pipe: (OwnedFd, OwnedFd),
-    /// From the agent.
+    /// The range that the agent wants reports for.
     wanted: Wanted,
     held: AtomicUsize,
     untold: AtomicBool,
 }
 
 impl Holder {
-    /// Begins to hold: from now on [`find`] succeeds inside.
+    /// Starts the holder: from now on [`find`] succeeds inside.
     pub fn start(door: &Door) -> io::Result<Arc<Self>> {
         let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // A kernel that refuses keeps its default, which is more.
+        // If the kernel refuses, the pipe keeps its default size, which is larger.
         let _ = rustix::pipe::fcntl_setpipe_size(&pipe.1, PIPE);
         let holder = Arc::new(Self {
             pipe,
@@ -127,19 +128,19 @@ impl Holder {
         let socket = door.0.try_clone()?;
         rustix::net::listen(&socket, MAX_FILTERS as i32)?;
         let this = holder.clone();
-        // Ends with init, which is what every thread here is for.
+        // The thread ends with init, as every thread here.
         named().spawn(move || this.accept(&socket))?;
         Ok(holder)
     }
 
-    /// For an agent that starts now: the end of the pipe, and where to say what it wants. Until it
-    /// does, that is everything. No other agent may be running.
+    /// For an agent that starts now: the reading end of the pipe, and the memory where it publishes
+    /// the range it wants. Until it does, that is every port. No other agent may be running.
     pub fn for_agent(&self) -> [BorrowedFd<'_>; 2] {
         let _ = self.wanted.set(PortRange::ALL);
         [self.pipe.0.as_fd(), self.wanted.as_fd()]
     }
 
-    /// Tells an agent that starts now what it missed.
+    /// Reports again, to an agent that starts now, that programs run without a held filter.
     pub fn repeat(&self) {
         if self.untold.load(Ordering::Relaxed) {
             self.tell(0, 0, monotonic_ns());
@@ -170,7 +171,7 @@ impl Holder {
         self.tell(0, 0, monotonic_ns());
     }
 
-    /// Writes a record, unless the pipe is full: see [`rum_agent::kernel::listen_events`].
+    /// Writes a record, or drops it if the pipe is full: see [`rum_agent::kernel::listen_events`].
     fn tell(&self, pid: u32, port: u16, at_ns: u64) {
         let told = Told {
             at_ns,
@@ -205,13 +206,13 @@ impl Place {
         })
     }
 
-    /// Holds the filter that `peer` passes, for as long as anything runs under it.
+    /// Holds the filter that `peer` passes, as long as anything runs under it.
     fn serve(&self, peer: OwnedFd) {
         let Ok(listener) = receive_listener(&peer) else {
             return self.0.program_is_untold();
         };
         listener.share_processor();
-        // Who does not hear it ends, and the listener hangs up.
+        // A program that does not get `HELD` exits, which closes the descriptor.
         let _ = rustix::net::send(&peer, &[HELD], SendFlags::NOSIGNAL);
         drop(peer);
         let mut looker = Looker::default();
@@ -219,7 +220,7 @@ impl Place {
             let mut fds = [PollFd::new(&listener, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Err(Errno::INTR) => continue,
-                // Out of memory for a moment: reading waits as well.
+                // Out of memory for a moment: `receive` waits as well.
                 Err(_) => {}
                 Ok(_) if fds[0].revents().contains(PollFlags::IN) => {}
                 // Hung up: nothing runs under the filter any more.
@@ -227,7 +228,7 @@ impl Place {
             }
             match listener.receive() {
                 Ok(Some(call)) => {
-                    // The time before the answer: afterwards the program may listen already.
+                    // Taken before the answer: after it the program may listen at once.
                     let at_ns = monotonic_ns();
                     let port = looker.port(&call);
                     listener.answer(call);
@@ -266,12 +267,13 @@ fn receive_listener(peer: &OwnedFd) -> io::Result<Listener> {
     Listener::checked(fd.ok_or(Errno::BADF)?)
 }
 
-/// Enter's side: the way to the holder of the guest in whose network namespace we are, once it
-/// has a place. None: there is no holder, or none with a place, and the program goes without.
+/// Enter's side: connects to the holder of the guest whose network namespace this process is in,
+/// and waits for a place. None: there is no holder, or no place, and the program runs without a
+/// filter.
 pub fn find() -> Option<OwnedFd> {
     let connect = || -> io::Result<OwnedFd> {
         let socket = socket()?;
-        // Also for the connect, which waits while the backlog is full.
+        // The send timeout also bounds connect, which waits while the backlog is full.
         for side in [Timeout::Recv, Timeout::Send] {
             sockopt::set_socket_timeout(&socket, side, Some(PATIENCE))?;
         }
@@ -291,12 +293,12 @@ fn hear(socket: &OwnedFd, word: u8) -> io::Result<()> {
     }
 }
 
-/// In the child that becomes the program: installs the filter and has it held. Where none can be
-/// installed it goes without, which the holder takes note of. Needs CAP_SYS_ADMIN, which the exec
-/// takes from an ordinary user's program.
+/// In the child that becomes the program: installs the filter and registers it with the holder. If
+/// no filter can be installed the program runs without one, which the holder notes. Needs
+/// CAP_SYS_ADMIN, which the exec takes from an ordinary user's program.
 ///
 /// # Errors
-/// [`UNHELD`]: the filter is installed and nobody answers for it. This process must not go on.
+/// [`UNHELD`]: the filter is installed but not held. This process must exit.
 pub fn enlist(holder: &OwnedFd) -> io::Result<()> {
     let Ok(listener) = seccomp::install() else {
         return Ok(());
@@ -305,7 +307,7 @@ pub fn enlist(holder: &OwnedFd) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let fds = [listener.as_fd()];
-        // The space is for exactly this.
+        // The buffer has exactly this size.
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
         let data = [IoSlice::new(&[HELD])];
         rustix::net::sendmsg(holder, &data, &mut ancillary, SendFlags::NOSIGNAL)?;

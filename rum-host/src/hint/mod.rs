@@ -1,5 +1,5 @@
-//! Step 1 of the data flow, on the host's side: the `listen()` calls in the guest of an ordinary user, by seccomp
-//! notifications.
+//! Step 1 of the data flow, on the host's side: reports the `listen()` calls in an ordinary user's
+//! guest, through seccomp notifications.
 
 pub mod holder;
 pub mod seccomp;

@@ -1,20 +1,20 @@
-//! Seccomp user notification of listen(2): the system calls, and nothing else.
+//! Seccomp user notification of listen(2): only the system calls.
 //!
-//! A filter makes the kernel ask the holder of a descriptor, the [`Listener`], before a program
-//! may call `listen()`. The answer is always that it may ([`Listener::answer`]): seccomp is used as
-//! an event, not as a policy, so that what the program changes meanwhile in its memory or
-//! descriptors misleads nobody (the warning of seccomp_unotify(2) is about decisions).
+//! A filter makes the kernel ask the owner of a descriptor, the [`Listener`], before a program's
+//! `listen()` proceeds. The answer is always to continue ([`Listener::answer`]): seccomp serves as
+//! an event, not as a policy. So it does no harm if the program changes its memory or descriptors
+//! meanwhile (the warning of seccomp_unotify(2) is about decisions).
 //!
-//! Only the machine's own ABI is asked about: i386 has another `arch`, x32 another number, and
-//! both pass. While the asked program waits it does nothing else; when no process holds the
-//! descriptor any more, its `listen()` fails with ENOSYS, for ever.
+//! Only the machine's own ABI is filtered: i386 has another `arch`, x32 another number, and both
+//! pass. The calling thread is blocked until the answer. Once no process holds the descriptor any
+//! more, `listen()` fails with ENOSYS for good.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-/// `AUDIT_ARCH_*` of linux/audit.h: the only ABI that is asked about. None: no notifications.
+/// `AUDIT_ARCH_*` of linux/audit.h: the only ABI that is filtered. None: no notifications.
 const ARCH: Option<u32> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64")) {
     Some(0xC000_003E)
 } else if cfg!(all(target_arch = "aarch64", target_endian = "little")) {
@@ -28,26 +28,26 @@ const ARCH: Option<u32> = if cfg!(all(target_arch = "x86_64", target_pointer_wid
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 
-/// A call that waits for its answer.
+/// A system call that waits for its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     id: u64,
-    /// The thread that calls, in our PID namespace; 0 if that does not show it.
+    /// The calling thread's id in our PID namespace; 0 if it is not visible there.
     pub pid: u32,
-    /// The descriptor it wants to listen on.
+    /// The descriptor argument of `listen()`.
     pub fd: i32,
 }
 
-/// What the kernel asks through. It may be passed on as a descriptor.
+/// The notification descriptor of a filter. It may be passed to another process.
 #[derive(Debug)]
 pub struct Listener(OwnedFd);
 
-/// From now on the kernel asks before this thread, or what it starts, may `listen()`. Allocates
-/// nothing: may be called between fork and exec.
+/// Installs the filter: from now on the kernel asks before this thread, or anything it starts, may
+/// `listen()`. Allocates nothing: safe between fork and exec.
 ///
 /// # Errors
-/// EACCES without CAP_SYS_ADMIN and without no_new_privs; EBUSY if somebody is asked about this
-/// process already (by a container's runtime, or by another rum); EINVAL before Linux 5.0;
+/// EACCES without CAP_SYS_ADMIN and without no_new_privs; EBUSY if this process already has a
+/// notifying filter (of a container runtime, or of another rum); EINVAL before Linux 5.0;
 /// EOPNOTSUPP for a machine whose ABI is not known here (seccomp(2)).
 pub fn install() -> io::Result<Listener> {
     let arch = ARCH.ok_or(Errno::OPNOTSUPP)?;
@@ -76,8 +76,8 @@ pub fn install() -> io::Result<Listener> {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
-    // No mitigation that the program did not ask for; the answer cannot be disturbed by a signal
-    // that the program handles, where the kernel (5.19) knows how.
+    // SPEC_ALLOW: no speculation mitigation that the program did not ask for. WAIT_KILLABLE_RECV
+    // (Linux 5.19): a signal that the program handles does not interrupt a call being answered.
     let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     match set(
         flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
@@ -89,7 +89,7 @@ pub fn install() -> io::Result<Listener> {
 }
 
 fn set(flags: libc::c_ulong, program: &libc::sock_fprog) -> io::Result<Listener> {
-    // SAFETY: the program lives during the call, which copies it (seccomp(2)).
+    // SAFETY: the BPF program lives during the call, which copies it (seccomp(2)).
     let fd = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -99,17 +99,17 @@ fn set(flags: libc::c_ulong, program: &libc::sock_fprog) -> io::Result<Listener>
         )
     };
     match i32::try_from(fd) {
-        // SAFETY: a new descriptor, close-on-exec, which nobody else knows of.
+        // SAFETY: a new descriptor, close-on-exec, that nothing else uses.
         Ok(fd @ 0..) => Ok(Listener(unsafe { OwnedFd::from_raw_fd(fd) })),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
 impl Listener {
-    /// Takes what another process has sent.
+    /// Takes a descriptor that another process sent.
     ///
     /// # Errors
-    /// EINVAL if it is no such descriptor.
+    /// EINVAL if it is not a seccomp notification descriptor.
     pub fn checked(fd: OwnedFd) -> io::Result<Self> {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         match std::fs::read_link(path)?.as_os_str().as_encoded_bytes() {
@@ -118,26 +118,26 @@ impl Listener {
         }
     }
 
-    /// Has the kernel run whoever is asked, and then the program that waits, on the processor where the
-    /// other one stops: to wake an idle one takes several times as long as all the rest. Linux 6.6 and
-    /// newer; without it everything works, later.
+    /// Makes the kernel run the holder, and then the waiting program, on the processor where the
+    /// other one stops: waking an idle processor takes several times as long as all the rest. Linux
+    /// 6.6 and newer; without it everything works, but slower.
     pub fn share_processor(&self) {
         /// `SECCOMP_IOCTL_NOTIF_SET_FLAGS`: `_IOW('!', 4, __u64)` (linux/seccomp.h).
         const SET_FLAGS: libc::Ioctl = 0x4008_2104;
         const SYNC_WAKE_UP: libc::c_ulong = 1;
-        // SAFETY: the flags are the argument itself, no address.
+        // SAFETY: the flags are passed by value, not by address.
         let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), SET_FLAGS, SYNC_WAKE_UP) };
     }
 
-    /// The next call; waits for one. None if the one that waited is gone.
+    /// Waits for the next call. None if its thread is gone.
     ///
     /// # Errors
-    /// Those of seccomp_unotify(2), none of which passes.
+    /// Those of seccomp_unotify(2), none of which is transient.
     pub fn receive(&self) -> io::Result<Option<Call>> {
-        // SAFETY: a plain structure of integers, which the kernel wants to be zero.
+        // SAFETY: a plain structure of integers, which the kernel requires to be zero.
         let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-        // SAFETY: the request's number has the size of the structure in it, which is what the
-        // kernel writes (_IOWR, linux/seccomp.h); one that knows a longer one goes by that too.
+        // SAFETY: the request number encodes the structure's size, which is what the kernel writes
+        // (_IOWR, linux/seccomp.h), even a kernel that knows a longer one.
         let done = unsafe {
             libc::ioctl(
                 self.0.as_raw_fd(),
@@ -149,7 +149,7 @@ impl Listener {
             return Ok(Some(Call {
                 id: call.id,
                 pid: call.pid,
-                // As the kernel does (listen(2) takes an int).
+                // Truncates as the kernel does (listen(2) takes an int).
                 fd: call.data.args[0] as i32,
             }));
         }
@@ -160,8 +160,8 @@ impl Listener {
         }
     }
 
-    /// Lets `call` go on as if nobody had been asked. If its thread has been killed meanwhile
-    /// there is nobody to tell.
+    /// Lets `call` proceed as without a filter. An error is ignored: the thread was killed
+    /// meanwhile.
     pub fn answer(&self, call: Call) {
         let mut answer = libc::seccomp_notif_resp {
             id: call.id,

@@ -1,14 +1,15 @@
-//! What a program wants to listen on that the kernel asks about: its descriptor, looked at from
-//! outside while it waits.
+//! Finds the port of a pending `listen()`: duplicates the program's socket while the kernel holds
+//! the call.
 //!
-//! It saves the agent a look at everything for each `listen()` on a port that nobody wants to know
-//! of, and on a Unix socket. It is no fact: another thread of the program may put another socket in
-//! the place of this one before the call goes on. Such a port is found by the host's poll.
+//! This saves the agent a dump for each `listen()` on a port outside its range, and on a Unix
+//! socket. The result is only a hint: another thread of the program may replace the socket before
+//! the call goes on. The host's poll finds such a port.
 //!
-//! Invariant: nothing here waits for what a program of the guest does. Our duplicate may be the last of its
-//! file, when the program has closed its own meanwhile or was killed. To close that can take long: a
-//! connected socket with SO_LINGER waits for its peer, and what is no socket for whoever serves its file
-//! system. So a thread that may wait closes; when [`CLOSING`] wait for it, nothing else is looked at.
+//! Invariant: nothing here waits for a program of the guest. Our duplicate may be the last
+//! reference to its file, if the program closed its own meanwhile or was killed. Closing it can
+//! then take long: a connected socket with SO_LINGER waits for its peer, and another file for its
+//! file system. So a thread of its own closes it. While [`CLOSING`] files wait for that thread, no
+//! further socket is inspected.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,32 +28,32 @@ use crate::hint::seccomp::Call;
 /// `PIDFD_THREAD` (pidfd_open(2), Linux 6.9): any thread, not only the first of a process.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL as u32);
 
-/// Duplicates that wait to be closed, of the programs under one filter: a burst of `listen()` finds room,
-/// and those of all filters fit into the usual limit of descriptors twice.
+/// Duplicates that wait to be closed, of the programs under one filter. Enough for a burst of
+/// `listen()`; those of all filters together are half the usual limit of descriptors.
 const CLOSING: usize = 4;
-/// Stack of the thread that closes, in bytes: it does nothing else.
+/// Stack of the closing thread, in bytes: it does nothing else.
 const STACK: usize = 32 * 1024;
 
-/// Looks at descriptors.
+/// Inspects the sockets of programs.
 #[derive(Debug, Default)]
 pub struct Looker {
-    /// Who asked last: mostly it is the same.
+    /// The last process that called `listen()`: mostly the next is the same.
     last: Option<(u32, OwnedFd)>,
-    /// What was looked at.
+    /// The duplicate last inspected.
     file: Option<OwnedFd>,
     closer: Closer,
 }
 
 impl Looker {
-    /// Lets go of what was looked at. To be called when the program no longer waits.
+    /// Closes the duplicate. Called when the program no longer waits.
     pub fn let_go(&mut self) {
         if let Some(file) = self.file.take() {
             self.closer.close(file);
         }
     }
 
-    /// The TCP port that `call` is about; 0 for one that is not known (yet), none where it is no
-    /// TCP socket.
+    /// TCP port of `call`; `Some(0)` if not known (yet), None if the descriptor is not a TCP
+    /// socket.
     pub fn port(&mut self, call: &Call) -> Option<u16> {
         self.look(call).unwrap_or(Some(0))
     }
@@ -63,7 +64,7 @@ impl Looker {
             return Err(Errno::BUSY.into());
         }
         let file = match self.take(call) {
-            // The number may be somebody else's by now.
+            // The id may belong to another process by now.
             Err(Errno::SRCH) if self.last.take().is_some() => self.take(call)?,
             other => other?,
         };
@@ -77,7 +78,7 @@ impl Looker {
         })
     }
 
-    /// A duplicate of the descriptor.
+    /// Duplicates the descriptor.
     fn take(&mut self, call: &Call) -> rustix::io::Result<OwnedFd> {
         let (_, process) = match self.last.take().filter(|(pid, _)| *pid == call.pid) {
             Some(last) => self.last.insert(last),
@@ -87,12 +88,12 @@ impl Looker {
     }
 }
 
-/// Closes files, and waits for them where that takes long.
+/// Closes files on a thread of its own where that may take long.
 #[derive(Debug, Default)]
 struct Closer {
     queue: Option<Sender<OwnedFd>>,
     waiting: Arc<AtomicUsize>,
-    /// What could not be handed over for want of a thread. It takes the room of what waits.
+    /// Files that wait because no thread could be started. They count towards [`CLOSING`].
     kept: Vec<OwnedFd>,
 }
 
@@ -110,7 +111,8 @@ impl Closer {
     }
 }
 
-/// The thread ends with the queue. If there is none, nobody takes anything from the queue.
+/// Starts the thread, which ends with the queue. If it cannot be started, nothing takes from the
+/// queue.
 fn start(waiting: &Arc<AtomicUsize>) -> Sender<OwnedFd> {
     let (queue, files) = mpsc::channel();
     let waiting = waiting.clone();
@@ -120,7 +122,7 @@ fn start(waiting: &Arc<AtomicUsize>) -> Sender<OwnedFd> {
             waiting.fetch_sub(1, Ordering::AcqRel);
         }
     };
-    // Its failure drops the receiver, which the sender sees.
+    // On failure the receiver is dropped, which the sender notices.
     let _ = thread::Builder::new()
         .name("rum-closer".to_owned())
         .stack_size(STACK)
@@ -131,7 +133,7 @@ fn start(waiting: &Arc<AtomicUsize>) -> Sender<OwnedFd> {
 fn open(pid: u32) -> rustix::io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?;
     match pidfd_open(pid, THREAD) {
-        // An older kernel knows processes only.
+        // A kernel before 6.9 opens processes only.
         Err(Errno::INVAL) => pidfd_open(pid, PidfdFlags::empty()),
         other => other,
     }
@@ -149,10 +151,10 @@ mod tests {
 
     use super::*;
 
-    /// How long a socket lingers, far above anything that a loaded machine needs to let go of it.
+    /// How long a socket lingers: far longer than a loaded machine needs to close one.
     const LINGER: Duration = Duration::from_secs(120);
 
-    /// A socket whose last close takes as long as [`LINGER`], or until the other end is gone.
+    /// A socket whose last close takes [`LINGER`], or until the other end is gone.
     fn lingering() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,20 +1,21 @@
-//! The way of a command into a running guest.
+//! Runs a command in a running guest.
 //!
 //! This process moves into the guest's namespaces, starts the command there and waits for it
-//! outside the PID namespace; its exit code is the command's, 128 + N after signal N, or one of
-//! 125, 126 and 127 as from env(1). The command gets the caller's environment, standard streams,
-//! signal mask and ignored signals; `RUM_GUEST` is added, every other descriptor is closed. An ordinary
-//! user's command has his ids and no capabilities. Its working directory is the caller's, the very
-//! one: where the guest has none or another under that path, nothing is run, unless the caller names
-//! a directory.
+//! outside the PID namespace. Its exit code is the command's, 128 + N after signal N, or one of
+//! 125, 126 and 127 as in env(1). The command gets the caller's environment plus `RUM_GUEST`, its
+//! standard streams, signal mask and ignored signals; every other descriptor is closed. The command
+//! of an ordinary user has the user's ids and no capabilities. Its working directory is the
+//! caller's, the same inode: if the guest has none or a different one under that path, the command
+//! does not run, unless the caller names a directory.
 //!
-//! Signals: what the terminal sends reaches the command by itself. What a process sends is passed
-//! on ([`FORWARDED`]). With [`Job::Own`] the command gets a process group of its own, as a shell
-//! does it for its jobs, so that the group's id means something inside the guest too; and when
-//! the command stops, so does this process, for the shell that started it to notice.
+//! Signals: those of the terminal reach the command directly. Those that a process sends are passed
+//! on ([`FORWARDED`]). With [`Job::Own`] the command gets a process group of its own, like a job of
+//! a shell, so that the group id is valid inside the guest too. When the command stops, this
+//! process stops as well, so that the calling shell notices.
 //!
-//! Invariant: this process, the only one that can reap the command, is not stopped while the guest is
-//! being ended. It has the kernel continue it for that ([`waking`]), and does not stop once it was.
+//! Invariant: this process, the only one that can reap the command, is never stopped while the
+//! guest is being ended. The kernel continues it for that ([`waking`]), and it does not stop again
+//! afterwards.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -40,7 +41,7 @@ use crate::hint::holder::UNHELD;
 use crate::signals as inherited_signals;
 use crate::stack;
 
-/// Signals that the command gets when somebody sends them to us.
+/// Signals that a process sends to us and we pass on to the command.
 const FORWARDED: [Signal; 7] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -50,24 +51,24 @@ const FORWARDED: [Signal; 7] = [
     Signal::SIGUSR2,
     Signal::SIGTSTP,
 ];
-/// Variable that tells a command in which guest it is.
+/// Environment variable that names the guest in which a command runs.
 const GUEST_VARIABLE: &str = "RUM_GUEST";
-/// A siginfo's code is above 0 when the kernel made the signal, a terminal's for instance
+/// `si_code` is above 0 when the kernel generated the signal, for instance for a terminal
 /// (sigaction(2)).
 const LAST_USER_CODE: i32 = 0;
 
-/// In which process group a command runs.
+/// The process group in which a command runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
-    /// In that of the caller, who gets the keys of the terminal as well.
+    /// The caller's group, which receives the terminal's signals as well.
     Shared,
-    /// In one of its own, provided that all three standard streams are a terminal (a member of a
-    /// pipeline must not take the terminal away from the others) which is ours to give.
+    /// A group of its own, if all three standard streams are one terminal that is ours to give. A
+    /// member of a pipeline must not take the terminal from the others.
     Own,
 }
 
 impl Job {
-    /// Its word on the hidden command line.
+    /// The value's word on the hidden command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::Shared => "shared",
@@ -76,8 +77,8 @@ impl Job {
     }
 }
 
-/// Runs a command in a guest: `PIDFD ALIVE_FD JOB ISOLATION DIR NAME CMD…`, where an empty DIR is the
-/// caller's.
+/// Runs a command in a guest: `PIDFD ALIVE_FD JOB ISOLATION DIR NAME CMD…`, where an empty DIR
+/// means the caller's.
 pub fn run(args: Vec<OsString>) -> ExitCode {
     enter(args).unwrap_or_else(|failure| {
         let mut text = format!("error: {}\n", failure.message);
@@ -89,8 +90,9 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     })
 }
 
-/// To the caller, for a second at most: this process's signals are blocked. It has no other thread, since none
-/// may be in another PID namespace than its children (clone(2)).
+/// Writes to the caller's stderr, for one second at most because this process's signals are
+/// blocked. No writer thread: a process with several threads cannot fork into another PID namespace
+/// (clone(2)).
 fn tell(text: &str) {
     lines::say_without_thread(text);
 }
@@ -115,10 +117,11 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
     let mut watched: SigSet = FORWARDED.into_iter().collect();
     watched.add(Signal::SIGCHLD);
     watched.add(Signal::SIGCONT);
-    // Blocked, it lets a background process give the terminal away (tcsetpgrp(3)).
+    // With SIGTTOU blocked, a background process can hand over the terminal (tcsetpgrp(3)).
     watched.add(Signal::SIGTTOU);
     let signals = signals::watch(&watched)?;
-    // The one that we stop with, also if our caller ignores it.
+    // The signal with which this process stops itself, so its default is restored in case the
+    // caller ignores it.
     // SAFETY: no handler is installed.
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGTSTP, SigHandler::SigDfl) };
     let mut terminal = (job == Job::Own).then(Terminal::ours).flatten();
@@ -167,32 +170,32 @@ fn enter(args: Vec<OsString>) -> Result<ExitCode, Failure> {
 
 /// Takes over the inherited descriptor `fd`.
 fn inherited(fd: i32) -> Result<OwnedFd, Failure> {
-    // SAFETY: only looked at; a number that is not open makes fcntl fail.
+    // SAFETY: used for one fcntl, which fails if the number is not open.
     rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).map_err(|_| bad_arguments())?;
-    // SAFETY: it is open, as just seen, and nothing else in this process knows of it.
+    // SAFETY: it is open, as just checked, and nothing else in this process uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Marks everything but the standard streams, so that a command inside holds nothing of the
-/// host's that its caller did not mean it to have.
+/// Marks everything but the standard streams close-on-exec, so that a command inside gets no
+/// descriptor of the host that its caller did not pass.
 fn close_on_exec() -> io::Result<()> {
     for fd in open_descriptors()? {
-        // SAFETY: only looked at; the one that read the directory is closed by now, which makes
-        // fcntl fail.
+        // SAFETY: used for one fcntl, which fails for the descriptor that read the directory: it is
+        // closed by now.
         let _ = rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::CLOEXEC);
     }
     Ok(())
 }
 
-/// Moves into the namespaces of the process behind `pidfd`. Those for its children apply to ours.
-/// The working directory is the root directory of the guest's mounts afterwards.
+/// Moves into the namespaces of the process behind `pidfd`, including those for its children.
+/// Afterwards the working directory is the root directory of the guest's mounts.
 fn move_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
     let spaces = ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
-    // A root's guest has no user namespace of its own, and to enter the one we are in is refused
-    // with EINVAL (setns(2)).
+    // A guest of root has no user namespace of its own, and setns(2) refuses with EINVAL to enter
+    // the current one.
     let result =
         rustix::thread::move_into_thread_name_spaces(pidfd, spaces | ThreadNameSpaceType::USER);
     match result {
@@ -205,11 +208,11 @@ fn move_into(pidfd: BorrowedFd<'_>) -> Result<(), Failure> {
     })
 }
 
-/// Where the command is to run.
+/// The working directory of the command.
 enum Workdir {
-    /// In a directory that was named, whatever it is inside.
+    /// A named directory, whatever the guest has there.
     Named(PathBuf),
-    /// In the caller's, which is this file.
+    /// The caller's directory, identified by device and inode.
     Callers { path: PathBuf, id: FileId },
 }
 
@@ -217,7 +220,7 @@ enum Workdir {
 type FileId = (u64, u64);
 
 impl Workdir {
-    /// To be called outside.
+    /// Must be called before this process enters the guest.
     fn of(named: OsString) -> Result<Self, Failure> {
         if !named.is_empty() {
             return Ok(Self::Named(named.into()));
@@ -226,13 +229,13 @@ impl Workdir {
         look()
             .map(|(path, id)| Self::Callers { path, id })
             .map_err(|error: io::Error| {
-                // As the kernel tells it of one that was deleted.
+                // The kernel's name of the directory, also if it was deleted.
                 let path = std::fs::read_link("/proc/self/cwd").unwrap_or_else(|_| ".".into());
                 no_workdir(&path, &error)
             })
     }
 
-    /// To be called inside.
+    /// Must be called after this process entered the guest.
     fn go(self) -> Result<(), Failure> {
         let (path, id) = match self {
             Self::Named(path) => (path, None),
@@ -263,7 +266,7 @@ fn no_workdir(path: &std::path::Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(&what, why).hint("name another directory of the guest with --workdir")
 }
 
-/// What is to be done between fork and exec.
+/// The steps between fork and exec.
 struct Prepare {
     mask: SigSet,
     own_group: bool,
@@ -275,7 +278,8 @@ fn start(mut command: Command, to_do: Prepare) -> io::Result<Child> {
     let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // The parent is out of sight in the new PID namespace: getppid would say 0 either way.
+        // getppid returns 0 in the new PID namespace whether or not the parent lives, so the pipe
+        // is polled instead.
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
@@ -286,7 +290,7 @@ fn start(mut command: Command, to_do: Prepare) -> io::Result<Child> {
         if let Some(holder) = &to_do.holder {
             holder::enlist(holder)?;
         }
-        // Not before: the filter wants CAP_SYS_ADMIN.
+        // Drop capabilities after installing the filter, which needs CAP_SYS_ADMIN.
         if !to_do.privileged {
             rights::reduce()?;
         }
@@ -298,14 +302,15 @@ fn start(mut command: Command, to_do: Prepare) -> io::Result<Child> {
         stack::restore()?;
         Ok(to_do.mask.thread_set_mask()?)
     };
-    // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
+    // SAFETY: this process has one thread, so its child may do whatever the parent could.
     unsafe { command.pre_exec(prepare) };
     command.spawn()
 }
 
 fn not_started(program: &OsStr, error: &io::Error) -> Result<ExitCode, Failure> {
     let code = match error.raw_os_error().map(Errno::from_raw_os_error) {
-        // fork into a PID namespace without its first process (pid_namespaces(7)).
+        // fork fails with ENOMEM in a PID namespace whose first process has ended
+        // (pid_namespaces(7)).
         Some(Errno::NOMEM) => {
             return Err(Failure::new(
                 "cannot enter the guest",
@@ -314,7 +319,7 @@ fn not_started(program: &OsStr, error: &io::Error) -> Result<ExitCode, Failure> 
         }
         Some(Errno::AGAIN) => return Err(Failure::io("cannot start a process", error)),
         Some(Errno::NOENT) => EXIT_NOT_FOUND,
-        // All that execvp(3) says when it may not look into a directory of the PATH either.
+        // execvp(3) also reports EACCES when it may not search a directory of the PATH.
         Some(Errno::ACCESS) if !is_there(program) => EXIT_NOT_FOUND,
         _ => EXIT_NOT_EXECUTABLE,
     };
@@ -332,7 +337,7 @@ fn is_there(program: &OsStr) -> bool {
     is_path || std::env::split_paths(&path).any(|dir| dir.join(program).exists())
 }
 
-/// Waits for the command's end, passes signals on to it, and stops when it does.
+/// Waits for the command's end, passes signals on to it, and stops when it stops.
 fn wait(
     child: &Child,
     signals: &SignalFd,
@@ -350,7 +355,7 @@ fn wait(
             let Ok(signal) = Signal::try_from(number) else {
                 continue;
             };
-            // The command is not reaped yet, so the id is still its own.
+            // The command is not reaped yet, so its id cannot have been reused.
             if signal == Signal::SIGCONT {
                 go_on(pid, terminal.as_deref_mut());
             } else if info.ssi_code <= LAST_USER_CODE && FORWARDED.contains(&signal) {
@@ -372,39 +377,40 @@ fn wait(
     }
 }
 
-/// The command has stopped: stop too, for whoever waits for us, unless somebody has us go on since. In a
-/// process group that no shell looks after (orphaned, see setpgid(2)) nobody would, so there we do not.
+/// The command has stopped: stop too, so that the parent notices, unless a SIGCONT arrived since.
+/// Does nothing in an orphaned process group (setpgid(2)): no shell would continue us there.
 fn stop_too(terminal: Option<&mut Terminal>) {
     if let Some(terminal) = terminal {
         terminal.take_back();
     }
-    // SIGTSTP is blocked, so it waits. A SIGCONT from here on takes it back (signal(7)); one that came
-    // before waits as well, and is read by the caller next.
+    // SIGTSTP is blocked, so it stays pending. A later SIGCONT discards it (signal(7)); an earlier
+    // SIGCONT is pending as well, and the caller reads it next.
     if nix::sys::signal::raise(Signal::SIGTSTP).is_err() {
         return;
     }
     let stop: SigSet = std::iter::once(Signal::SIGTSTP).collect();
     let waiting = pending();
     if !waiting.contains(Signal::SIGCONT) {
-        // Here we stop.
+        // This process stops here.
         let _ = stop.thread_unblock();
         let _ = stop.thread_block();
     } else if waiting.contains(Signal::SIGTSTP) {
-        // It waits, so this does not. Nobody sent it: it is not to be passed on.
+        // The signal is pending, so this does not block. We raised it ourselves: it is not passed
+        // on.
         let _ = stop.wait();
     }
 }
 
-/// The signals that wait for this process.
+/// The pending signals of this process.
 fn pending() -> SigSet {
     let mut set = SigSet::empty().as_ref().to_owned();
-    // SAFETY: the kernel writes a set there.
+    // SAFETY: the kernel writes a signal set there.
     unsafe { libc::sigpending(&raw mut set) };
-    // SAFETY: it was a set before, and is one if the call succeeded.
+    // SAFETY: it was a valid set before the call, and stays one.
     unsafe { SigSet::from_sigset_t_unchecked(set) }
 }
 
-/// Somebody has us go on, and so the command.
+/// This process was continued: continue the command.
 fn go_on(pid: Pid, terminal: Option<&mut Terminal>) {
     match terminal {
         Some(terminal) => {
@@ -421,15 +427,16 @@ fn nix_pid(pid: Pid) -> nix::unistd::Pid {
     nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get())
 }
 
-/// The terminal that all three standard streams are, and our process group, which had it.
+/// The terminal behind all three standard streams, and our process group, which owned it.
 struct Terminal {
     group: Pid,
-    /// Whether the command has it. A shell that has us in the background has taken it.
+    /// Whether the command has the terminal. A shell that moves us into the background takes it
+    /// back.
     is_given: bool,
 }
 
 impl Terminal {
-    /// None if it is not ours to give. The command takes it when it starts.
+    /// None if the terminal is not ours to give. The command takes it when it starts.
     fn ours() -> Option<Self> {
         let stdin = rustix::stdio::stdin();
         let group = rustix::process::getpgrp();
@@ -444,12 +451,12 @@ impl Terminal {
 
     fn take_back(&mut self) {
         if std::mem::take(&mut self.is_given) {
-            // It may have hung up meanwhile: then there is nothing to take.
+            // Fails if the terminal has hung up meanwhile, which needs no handling.
             let _ = rustix::termios::tcsetpgrp(rustix::stdio::stdin(), self.group);
         }
     }
 
-    /// Only if a shell has put us into the foreground.
+    /// Gives the terminal to `group`, but only if a shell has put us into the foreground.
     fn give_to(&mut self, group: Pid) {
         let stdin = rustix::stdio::stdin();
         if rustix::termios::tcgetpgrp(stdin) == Ok(self.group) {

@@ -1,12 +1,12 @@
-//! Which user and group ids there are in the guest of an ordinary user.
+//! User and group ids in the guest of an ordinary user.
 //!
-//! His own are mapped to themselves, so that files keep their owner and programs that refuse root
-//! run; or to root's, if he wants that. Where /etc/subuid and /etc/subgid give him ranges, the other ids from 0 on are mapped to those,
-//! by newuidmap(1) and newgidmap(1), as podman does it; without, there are no others: a group such as
-//! `tty` cannot be given to anything then.
+//! The user's own ids are mapped to themselves, so that files keep their owner and programs that
+//! refuse root run; or to root's, on request. If /etc/subuid and /etc/subgid give the user ranges,
+//! newuidmap(1) and newgidmap(1) map the other ids from 0 on to those, as podman does. Otherwise no
+//! other ids exist inside: nothing can then belong to a group such as `tty`.
 //!
-//! Both programs must run outside of the user namespace, and it must be there before: a child that is
-//! forked beforehand waits for it.
+//! Both programs must run outside the user namespace, after it was made. So a child forked
+//! beforehand waits for the namespace and then runs them.
 
 use std::fs;
 use std::io;
@@ -18,10 +18,10 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::{ForkResult, Pid as NixPid};
 use rustix::pipe::PipeFlags;
 
-/// Ranges of a user that are used; newuidmap(1) takes more, and nobody has more.
+/// Most ranges of a user that are used; newuidmap(1) accepts more, but no real setup has more.
 const MAX_RANGES: usize = 16;
 
-/// What is mapped by whom.
+/// How one kind of id is mapped.
 struct Kind {
     program: &'static str,
     ranges: &'static str,
@@ -38,17 +38,17 @@ const GROUPS: Kind = Kind {
     ranges: "/etc/subgid",
     map: "gid_map",
 };
-/// What the child's exit code says.
+/// The child's exit code: one bit for each program that succeeded.
 const DONE: [i32; 2] = [1, 2];
 
-/// The child that maps.
+/// The child that runs the mapping programs.
 pub struct Mapper {
     child: NixPid,
     go: OwnedFd,
     own: [Own; 2],
 }
 
-/// An id of the user's.
+/// One of the user's own ids.
 #[derive(Debug, Clone, Copy)]
 struct Own {
     outside: u32,
@@ -56,8 +56,8 @@ struct Own {
 }
 
 impl Mapper {
-    /// Starts it; `root`: the user becomes root. To be called before this process, which has one thread, is in
-    /// the user namespace.
+    /// Starts the child; `root`: the user becomes root. Must be called before this process, which
+    /// has one thread, enters the user namespace.
     pub fn start(root: bool) -> io::Result<Self> {
         let own = [
             rustix::process::geteuid().as_raw(),
@@ -69,27 +69,27 @@ impl Mapper {
         });
         let target = rustix::process::getpid().as_raw_pid();
         let (wait, go) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
+        // SAFETY: this process has one thread, so its child may do whatever the parent could.
         match unsafe { nix::unistd::fork() }? {
             ForkResult::Child => {
                 drop(go);
                 let code = match rustix::io::read(&wait, &mut [0; 1]) {
                     Ok(1) => by_programs(target, own),
-                    // There will be no user namespace.
+                    // End of file: no user namespace was made.
                     _ => 0,
                 };
-                // SAFETY: ends the process, without a word to what it shares with its parent.
+                // SAFETY: ends the child without running exit handlers of the parent.
                 unsafe { libc::_exit(code) }
             }
             ForkResult::Parent { child } => Ok(Self { child, go, own }),
         }
     }
 
-    /// Maps the ids of the user namespace that this process is now in. It must be dumpable: whoever
-    /// maps checks whose /proc/PID is.
+    /// Maps the ids of the user namespace that this process is now in. This process must be
+    /// dumpable, because the mapping programs check the owner of /proc/PID.
     ///
     /// # Errors
-    /// The user's own ids cannot be mapped either; with the file that could not be written.
+    /// Not even the user's own ids could be mapped; with the file that could not be written.
     pub fn map(self) -> Result<(), (&'static str, io::Error)> {
         let _ = rustix::io::write(&self.go, &[1]);
         drop(self.go);
@@ -102,7 +102,7 @@ impl Mapper {
             write(USERS.map, &format!("{} {} 1", uid.inside, uid.outside))?;
         }
         if code & DONE[1] == 0 {
-            // A gid map may be written without privilege only once setgroups(2) is off
+            // Without privilege, a gid map can be written only once setgroups(2) is off
             // (user_namespaces(7)).
             write("setgroups", "deny")?;
             write(GROUPS.map, &format!("{} {} 1", gid.inside, gid.outside))?;
@@ -115,7 +115,7 @@ fn write(file: &'static str, text: &str) -> Result<(), (&'static str, io::Error)
     fs::write(format!("/proc/self/{file}"), text).map_err(|error| (file, error))
 }
 
-/// In the child: runs both programs on the process `target`. Which of them could.
+/// In the child: runs both programs on the process `target`. Returns which of them succeeded.
 fn by_programs(target: i32, own: [Own; 2]) -> i32 {
     let uid = own[0].outside;
     let name = user_name(uid);
@@ -141,7 +141,7 @@ fn by_programs(target: i32, own: [Own; 2]) -> i32 {
     code
 }
 
-/// The name of the user `uid`: that of /etc/passwd, else what the environment says. newuidmap(1) checks it.
+/// Name of the user `uid` from /etc/passwd, else from the environment. newuidmap(1) checks it.
 fn user_name(uid: u32) -> Option<String> {
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let known = users.lines().find_map(|line| {
@@ -152,7 +152,7 @@ fn user_name(uid: u32) -> Option<String> {
     known.or_else(|| std::env::var("USER").ok())
 }
 
-/// The ranges, first id and count, that a file as subuid(5) gives the user.
+/// The user's ranges (first id, count) in the text of a subuid(5) file.
 fn ranges(text: &str, uid: u32, name: Option<&str>) -> Vec<(u32, u32)> {
     let uid = uid.to_string();
     let of_user = text.lines().filter_map(|line| {
@@ -165,7 +165,8 @@ fn ranges(text: &str, uid: u32, name: Option<&str>) -> Vec<(u32, u32)> {
     of_user.take(MAX_RANGES).collect()
 }
 
-/// Maps `own` and the other ids, from 0 on, to `ranges`: first id inside, first outside, count.
+/// Extents (first id inside, first outside, count) that map `own`, and the other ids from 0 on to
+/// `ranges`.
 fn extents(own: Own, ranges: &[(u32, u32)]) -> Vec<[u32; 3]> {
     let mut extents = vec![[own.inside, own.outside, 1]];
     let own = own.inside;
@@ -177,7 +178,7 @@ fn extents(own: Own, ranges: &[(u32, u32)]) -> Vec<[u32; 3]> {
             }
             let free = match own.checked_sub(inside) {
                 Some(below) => below,
-                // The largest id means none (chown(2)).
+                // The largest id is reserved: -1 means "no change" (chown(2)).
                 None => u32::MAX - inside,
             };
             let length = count.min(free);
@@ -193,9 +194,9 @@ fn extents(own: Own, ranges: &[(u32, u32)]) -> Vec<[u32; 3]> {
     extents
 }
 
-/// The id of the group that terminals belong to.
+/// Id of the group that owns terminals.
 pub fn tty_group() -> u32 {
-    /// Debian's, and nearly everybody's.
+    /// The id on Debian and most other distributions.
     const USUAL: u32 = 5;
     let groups = fs::read_to_string(Path::new("/etc/group")).unwrap_or_default();
     let tty = groups.lines().find_map(|line| line.strip_prefix("tty:"));
@@ -233,7 +234,7 @@ mod tests {
             extents(same(1001), &[(100_000, 65_536)]),
             [[1001, 1001, 1], [0, 100_000, 1001], [1002, 101_001, 64_535]]
         );
-        // Two ranges, of which the first ends before it.
+        // Two ranges; the first ends below the user's own id.
         assert_eq!(
             extents(same(10), &[(100, 4), (200, 10)]),
             [[10, 10, 1], [0, 100, 4], [4, 200, 6], [11, 206, 4]]
@@ -242,7 +243,7 @@ mod tests {
         assert_eq!(extents(same(9), &[(100, 2)]), [[9, 9, 1], [0, 100, 2]]);
         assert_eq!(extents(same(2), &[(100, 2)]), [[2, 2, 1], [0, 100, 2]]);
         assert_eq!(extents(same(7), &[]), [[7, 7, 1]]);
-        // No id is mapped twice, whatever the ranges.
+        // No id is mapped twice, whatever the ranges are.
         let all = extents(same(u32::MAX - 1), &[(1, u32::MAX - 1), (1, u32::MAX - 1)]);
         assert_eq!(all, [[u32::MAX - 1, u32::MAX - 1, 1], [0, 1, u32::MAX - 1]]);
     }

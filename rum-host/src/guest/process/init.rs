@@ -1,10 +1,11 @@
-//! Init: PID 1 of a guest. Starts the agent, starts it again when it ends, reaps everything.
+//! Init: PID 1 of a guest. Starts the agent, restarts it when it ends, and reaps every process.
 //!
-//! It never runs a command of the user's, so that nothing a command does ends the guest. It reads
-//! no signal but SIGCHLD: asked to end the guest it is through its lifeline only.
+//! Init never runs a command of the user, so no command's end ends the guest. It reads no signal
+//! but SIGCHLD; only its lifeline asks it to end the guest.
 //!
-//! Where the agent has no tracepoint, further threads hold the programs' notifications
-//! ([`crate::hint::holder`]); they block every signal too, and share nothing with this loop but a pipe.
+//! If the agent has no tracepoint, further threads handle the seccomp notifications of the guest's
+//! programs ([`crate::hint::holder`]). They block every signal too, and share only a pipe with this
+//! loop.
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -34,16 +35,16 @@ use super::{
 use crate::hint::holder::{Door, Holder};
 use crate::hint::seccomp;
 
-/// Pause before an agent is started again that died twice within [`WELL`]; doubled with each
-/// further time up to [`MAX_PAUSE`]. Its sockets stay open meanwhile, so that who dials waits in
-/// the backlog.
+/// Pause before restarting an agent that died twice within [`WELL`]; doubled each further time, up
+/// to [`MAX_PAUSE`]. The agent's sockets stay open meanwhile, so clients wait in the backlog.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause: an agent that cannot start costs little, one that can again is soon back.
+/// Longest pause: a broken agent costs little, and a repaired one is back soon.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// An agent that lived this long was well, and is started again at once: that is no more often.
+/// An agent that ran this long was healthy, so it is restarted at once. The longest pause bounds
+/// the restart rate either way.
 const WELL: Duration = MAX_PAUSE;
-/// While the guest is being ended: how often to look whether anybody is left, since the end of
-/// the processes that were started from outside is not announced to init.
+/// Interval at which init checks for remaining processes while the guest ends. Init gets no SIGCHLD
+/// for processes that were started from outside.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Runs init: `ALIVE_FD AGENT_ARGS…`.
@@ -57,20 +58,20 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// What there is of the agent.
+/// State of the agent.
 enum Agent {
     Running { pid: Pid, since: Instant },
     StartAt(Instant),
 }
 
-/// The pauses before an agent is started again.
+/// The pauses between restarts of the agent.
 #[derive(Debug, Default)]
 struct Pauses {
     next: Duration,
 }
 
 impl Pauses {
-    /// The agent died that has lived so long. The pause before the next.
+    /// Pause before the next start, given how long the dead agent had lived.
     fn after(&mut self, lived: Duration) -> Duration {
         if lived >= WELL {
             self.next = Duration::ZERO;
@@ -81,22 +82,23 @@ impl Pauses {
     }
 }
 
-/// How the guest is being ended.
+/// How far the guest's end has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
-    /// Everybody was asked.
+    /// Every process got SIGTERM.
     Asked,
-    /// Everybody is killed.
+    /// Every process gets SIGKILL.
     Killed,
 }
 
 struct Init {
     args: Vec<OsString>,
-    /// The pipe `alive`: what is written there, and our end, continues every [enter](super::enter).
+    /// Writing end of the pipe `alive`: a byte, and init's end, continue every
+    /// [enter](super::enter).
     alive: OwnedFd,
     signals: SignalFd,
     holder: Option<Arc<Holder>>,
-    /// Its name stays taken also where nobody listens.
+    /// Keeps the socket name taken even where no holder listens.
     _door: Door,
     agent: Agent,
     pauses: Pauses,
@@ -105,7 +107,8 @@ struct Init {
 
 impl Init {
     fn new(args: Vec<OsString>) -> Result<Self, Failure> {
-        // Elsewhere, to end the guest would be to end every process of the user.
+        // Outside a PID namespace of its own, ending the guest would kill every process of the
+        // user.
         if !rustix::process::getpid().is_init() {
             return Err(bad_arguments());
         }
@@ -158,7 +161,7 @@ impl Init {
                     Some(TERMINATE) => self.terminate(),
                     Some(KILL) => self.ending = Some(Ending::Killed),
                     Some(_) => {}
-                    // The keeper is gone. Our end is the end of everything inside.
+                    // The keeper is gone. Init's end ends everything inside.
                     None => return Ok(()),
                 }
             }
@@ -209,7 +212,7 @@ impl Init {
         });
     }
 
-    /// Asks everybody; who is stopped is woken up to hear it.
+    /// Sends SIGTERM to every process, and continues the stopped ones so that they receive it.
     fn terminate(&mut self) {
         self.ending = Some(Ending::Asked);
         for signal in [Signal::SIGTERM, Signal::SIGCONT] {
@@ -217,27 +220,28 @@ impl Init {
         }
     }
 
-    /// Whether it is being ended and nobody is left.
+    /// Whether the guest is being ended and no process is left.
     fn is_over(&self) -> bool {
         let signal = match self.ending {
             None => return false,
             Some(Ending::Asked) => None,
-            // Again each time: somebody may just have come in from outside.
+            // Repeated, since a process may just have entered from outside.
             Some(Ending::Killed) => Some(Signal::SIGKILL),
         };
-        // Who is stopped outside does not reap what has ended inside. It is full only if that went on for
-        // minutes, and then our end does the same.
+        // A stopped [enter](super::enter) does not reap its command, so each round writes the byte
+        // that continues it. The pipe is full only after minutes of this; init's end then has the
+        // same effect.
         let _ = rustix::io::write(&self.alive, &[ENDING]);
         signal_everybody(signal) == Err(nix::errno::Errno::ESRCH)
     }
 }
 
-/// From PID 1, -1 is everybody else in the PID namespace (kill(2)).
+/// From PID 1, the target -1 is every other process in the PID namespace (kill(2)).
 fn signal_everybody(signal: Option<Signal>) -> nix::Result<()> {
     signal::kill(NixPid::from_raw(-1), signal)
 }
 
-/// To whoever reads rum's stderr, if anybody does.
+/// Writes to rum's stderr, whether or not anyone reads it.
 fn tell(line: &str) {
     lines::stderr(lines::lost_line).say(format!("rum: {line}\n"));
 }
@@ -249,8 +253,8 @@ fn describe(status: WaitStatus) -> String {
     }
 }
 
-/// Whether the agent is to be woken by notifications: it is told to be, or has no tracepoint and
-/// nobody is asked about us already. To be called before there is another thread.
+/// Whether seccomp notifications wake the agent: on request, or if there is no tracepoint and no
+/// other supervisor is active. Must be called before there is another thread.
 fn wants_holder(args: &[OsString]) -> bool {
     let told = std::iter::once(&OsString::new())
         .chain(args)
@@ -259,7 +263,7 @@ fn wants_holder(args: &[OsString]) -> bool {
     match cli::Args::try_parse_from(told).map(|args| args.hint) {
         Ok(Some(hint)) => hint == HintKind::Seccomp,
         Ok(None) => !has_tracepoint() && can_install(),
-        // The agent says it.
+        // The agent reports the bad argument itself.
         Err(_) => false,
     }
 }
@@ -274,14 +278,14 @@ fn has_tracepoint() -> bool {
     })
 }
 
-/// Tries in a child, which is all that the filter is for: it stays with who installed it.
+/// Installs a filter in a child as a trial: a filter cannot be removed from its process.
 fn can_install() -> bool {
-    // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
+    // SAFETY: this process has one thread, so its child may do whatever the parent could.
     match unsafe { nix::unistd::fork() } {
         Ok(ForkResult::Child) => {
             let installed =
                 rustix::thread::set_no_new_privs(true).is_ok() && seccomp::install().is_ok();
-            // SAFETY: ends the process, without a word to what it shares with its parent.
+            // SAFETY: ends the child without running exit handlers of the parent.
             unsafe { libc::_exit(i32::from(!installed)) }
         }
         Ok(ForkResult::Parent { child }) => {
@@ -306,13 +310,14 @@ fn start_agent(args: &[OsString], holder: Option<&Holder>) -> Result<Agent, Fail
     }
     let prepare = move || {
         for fd in fds.into_iter().flatten() {
-            // SAFETY: the child has what was open at the fork, and the holder never closes it.
+            // SAFETY: the child has the descriptors that were open at the fork, and the holder
+            // never closes this one.
             let fd = unsafe { BorrowedFd::borrow_raw(fd) };
             rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
         Ok(SigSet::empty().thread_set_mask()?)
     };
-    // SAFETY: two system calls; there may be other threads, whose locks are not touched.
+    // SAFETY: the closure makes two system calls and takes no lock that another thread may hold.
     unsafe { command.pre_exec(prepare) };
     let child = command
         .spawn()
@@ -321,7 +326,7 @@ fn start_agent(args: &[OsString], holder: Option<&Holder>) -> Result<Agent, Fail
         holder.repeat();
     }
     Ok(Agent::Running {
-        // Reaped with everybody else's children, by its id: std's handle is not needed.
+        // Reaped by id with all other children: std's handle is not needed.
         pid: Pid::from_child(&child),
         since: Instant::now(),
     })

@@ -1,7 +1,7 @@
-//! The keeper: makes a guest's namespaces and sees to it that the guest ends with rum.
+//! The keeper: makes a guest's namespaces and ensures that the guest ends with rum.
 //!
-//! It is inside the guest's namespaces but for the PID namespace, so that it outlives whatever
-//! happens there, and cleans up after it. It waits for two things only: its lifeline and init.
+//! The keeper is inside all of the guest's namespaces but the PID namespace, so it outlives every
+//! process inside and cleans up after them. It waits for only two things: its lifeline and init.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -24,7 +24,7 @@ use super::{
 use crate::runtime_dir;
 
 /// Time for init to end when rum is gone: it kills everything inside and removes the shared memory
-/// that is left. It takes milliseconds.
+/// that is left, which takes milliseconds.
 const KILL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Runs the keeper: `DIR LOCK_FD RPC_FD CHANNEL_FD ISOLATION AGENT_ARGS…`.
@@ -47,17 +47,17 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let isolation = super::isolation(&mut args)?;
     let failed = |error| Failure::new("cannot open the runtime directory", error);
     let dir = runtime_dir::open_private(path).map_err(failed)?;
-    // Else we would remove somebody's files.
+    // A directory that is not ours may hold files of somebody else, which the cleanup would remove.
     if !runtime_dir::is_at(&lock, &dir) {
         return Err(bad_arguments());
     }
-    // The guest's mounts, which become ours, hide the directory.
+    // Opened first: the guest's mounts, which become ours, hide the directory.
     let (base, name) = runtime_dir::open_base(path).map_err(failed)?;
     let kept = [dir.as_raw_fd(), base.as_raw_fd(), lock.as_raw_fd()];
     close_all_but(&[kept.as_slice(), sockets.as_slice()].concat())
         .map_err(|error| Failure::new("cannot look at /proc/self/fd", error))?;
 
-    // No signal but SIGKILL and SIGSTOP ends or stops the keeper; and no terminal sends it any.
+    // Only SIGKILL and SIGSTOP end or stop the keeper, and no terminal sends it a signal.
     let _blocked = signals::watch(&SigSet::all())?;
     let _ = rustix::process::setsid();
     waking::by(rustix::stdio::stdin())
@@ -67,7 +67,7 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
 
     let caller = Caller::now();
     let guest = setup::unshare(isolation.root).and_then(|()| {
-        // Not before: its own /proc/self/uid_map would be root's.
+        // After the id mapping: a non-dumpable process's /proc/self/uid_map belongs to root.
         rights::guard();
         if let Some(net) = setup::net_cookie() {
             Status::Net(net.0).send();
@@ -84,34 +84,37 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
         start(alive, agent, furnishing)
     });
     let ended = guest.and_then(|(child, lifeline)| wait(child, lifeline));
-    // Also when nothing was started: whoever asked for the guest may be gone already. The lock
-    // is held until here, so that nobody else is at home in the directory.
+    // Also when nothing was started: rum may be gone already. The lock is held until here, so no
+    // other guest uses the directory.
     runtime_dir::clean(dir.as_fd(), base.as_fd(), name);
     drop(lock);
     Status::Ended(describe(ended?)).send();
     Ok(())
 }
 
-/// Closes what rum's caller left open in it, which is nobody's business here or further below.
+/// Closes the descriptors that rum's caller left open, which neither the keeper nor its children
+/// need.
 fn close_all_but(kept: &[i32]) -> std::io::Result<()> {
     for fd in open_descriptors()?.filter(|fd| !kept.contains(fd)) {
-        // SAFETY: nothing in this process has opened it or knows of it: it just begins. The one that
-        // reads the directory is closed by now, and closing it again fails.
+        // SAFETY: this process just begins and has opened none of them. The descriptor that read
+        // the directory is closed by now; closing it again fails.
         unsafe { libc::close(fd) };
     }
     Ok(())
 }
 
-/// Takes over the inherited descriptor `fd`; the guest does not get it.
+/// Takes over the inherited descriptor `fd` and marks it close-on-exec, so the guest does not get
+/// it.
 pub(super) fn inherited(fd: i32) -> Result<OwnedFd, Failure> {
-    // SAFETY: only looked at; a number that is not open makes fcntl fail.
+    // SAFETY: used for one fcntl, which fails if the number is not open.
     rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, FdFlags::CLOEXEC)
         .map_err(|_| bad_arguments())?;
-    // SAFETY: it is open, as just seen, and nothing else in this process knows of it.
+    // SAFETY: it is open, as just checked, and nothing else in this process uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Starts init, which finishes setting up between fork and exec, and alone has `alive` from then on.
+/// Starts init, which completes the setup between fork and exec. From then on only init has
+/// `alive`.
 fn start(
     alive: OwnedFd,
     agent: Vec<OsString>,
@@ -132,13 +135,13 @@ fn start(
             std::io::Error::other("reported")
         })
     };
-    // SAFETY: this process has one thread, so that its child may do whatever it could do itself.
+    // SAFETY: this process has one thread, so its child may do whatever the parent could.
     unsafe { command.pre_exec(enclose) };
     let mut child = command
         .spawn()
-        // After a failure reported by the child this is a second line: rum shows the first.
+        // If the child itself reported a failure, this is a second line: rum shows the first.
         .map_err(|error| Failure::io("cannot start the guest's init", &error))?;
-    // And with it our copy of the pipe.
+    // The command holds our copy of the pipe.
     drop(command);
     Status::Init(child.id()).send();
     let lifeline = child.stdin.take().expect("its standard input is a pipe");
@@ -159,7 +162,7 @@ fn wait(mut child: Child, lifeline: ChildStdin) -> Result<ExitStatus, Failure> {
         ];
         let watched = if kill_at.is_none() { 2 } else { 1 };
         let left = kill_at.map(|at: Instant| at.saturating_duration_since(Instant::now()));
-        // A second at most.
+        // At most one second.
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds[..watched], timeout.as_ref()) {
             Ok(0) => {
@@ -175,12 +178,12 @@ fn wait(mut child: Child, lifeline: ChildStdin) -> Result<ExitStatus, Failure> {
         }
         match read_lifeline() {
             Some(TERMINATE) => {
-                // If init does not listen any more it has ended, which is seen next.
+                // The write fails only if init has ended, which the loop sees next.
                 let _ = rustix::io::write(&lifeline, &[TERMINATE]);
             }
             Some(_) => {}
             None => {
-                // In vain if init has ended, as above.
+                // The write fails only if init has ended, as above.
                 let _ = rustix::io::write(&lifeline, &[KILL]);
                 kill_at = Some(Instant::now() + KILL_DEADLINE);
             }
@@ -191,7 +194,7 @@ fn wait(mut child: Child, lifeline: ChildStdin) -> Result<ExitStatus, Failure> {
         .map_err(|error| Failure::new("cannot wait for the guest's init", error))
 }
 
-/// The next byte of our lifeline, once poll has said that there is something; None at its end.
+/// The next byte of our lifeline, once poll reports it readable; None at end of file.
 pub fn read_lifeline() -> Option<u8> {
     let mut byte = [0];
     loop {

@@ -1,4 +1,4 @@
-//! The processes that rum turns itself into to make a namespace guest.
+//! The processes that make up a namespace guest: rum itself, re-executed in hidden modes.
 //!
 //! ```text
 //! rum ──┬─ __rum-keeper            outside the PID namespace, inside the others
@@ -8,35 +8,36 @@
 //!            └─ CMD                inside
 //! ```
 //!
-//! Each is `/proc/self/exe` with a hidden first argument, because setns(2) into a user namespace
-//! and a fork that is more than an exec want a process with a single thread: `main` calls
-//! [`dispatch_internal`] before it makes any other. And because the exec at each step is what
-//! drops the capabilities that an ordinary user has in a user namespace of his own. The agent
-//! then goes on as the small program that rum carries ([`crate::guest::payload::become_agent`]).
+//! Each is `/proc/self/exe` with a hidden first argument, for two reasons. First, setns(2) into a
+//! user namespace, and a fork that does more than exec, need a single-threaded process: `main`
+//! calls [`dispatch_internal`] before it starts any thread. Second, the exec at each step drops the
+//! capabilities that an ordinary user has in their own user namespace. The agent then executes the
+//! small program that rum embeds ([`crate::guest::payload::become_agent`]).
 //!
 //! # Nothing inside outlives rum
-//! - **rum ends**, in whatever way: only rum holds the other end of the keeper's standard input,
-//!   the *lifeline*. At its end of file the keeper has init kill everything and end, and kills init
-//!   with SIGKILL if it does not at once.
-//! - **the keeper ends**: init's standard input is a lifeline too, only the keeper holds it; and
+//! - **rum ends**, in whatever way: only rum has the other end of the keeper's standard input, the
+//!   *lifeline*. At its end of file the keeper asks init to kill everything and end, and kills init
+//!   with SIGKILL if it takes too long.
+//! - **the keeper ends**: init's standard input is a lifeline too, which only the keeper holds; and
 //!   init's parent death signal is SIGKILL.
 //! - **init ends**: the kernel kills everything in its PID namespace, and the keeper sees it.
-//! - **both of the upper two end at once**: init still ends with the keeper. Only the files in
-//!   the runtime directory stay, for the next guest of that name to take over.
+//! - **rum and the keeper end at once**: init still ends with the keeper. Only the files in the
+//!   runtime directory stay, and the next guest of that name takes them over.
 //! - **an enter ends**: the parent death signal of its command is SIGKILL.
-//! - **one of them is stopped**: what wakes it up for its part in this is the kernel, see [`waking`].
+//! - **one of them is stopped**: the kernel continues it for its part in this, see [`waking`].
 //!
-//! The keeper has no parent death signal: that fires when the *thread* that spawned it ends, and
-//! a thread of an asynchronous runtime may end at any time. The lifeline knows the process.
+//! The keeper has no parent death signal: that signal fires when the *thread* that spawned the
+//! keeper ends, and a thread of an asynchronous runtime may end at any time. The lifeline depends
+//! on the process.
 //!
 //! # And VMs
-//! A VM's programs (QEMU, perhaps a vsock device) are children of a [`WARDEN`], which is to them
-//! what the keeper is to init.
+//! A VM's programs (QEMU, perhaps a vsock device) are children of a [`WARDEN`], which does for them
+//! what the keeper does for init.
 //!
-//! Keeper, init and agent are a session of their own: no key of the terminal reaches them.
-//! Through the lifelines go bytes, too: [`TERMINATE`], and [`KILL`] to init.
+//! Keeper, init and agent have a session of their own, so no terminal signal reaches them. The
+//! lifelines also carry bytes: [`TERMINATE`], and [`KILL`] to init.
 //!
-//! Everything that is in a user's way is reported in words, see [`status`].
+//! The helpers report every problem of the user's in words, see [`status`].
 
 use std::ffi::{CStr, OsString};
 use std::fmt;
@@ -65,18 +66,20 @@ pub const KEEPER: &str = "__rum-keeper";
 pub const INIT: &str = "__rum-init";
 /// Hidden first argument of the agent; what follows is the agent's own command line.
 pub const AGENT: &str = "__rum-agent";
-/// Hidden first argument of the warden of a VM: `DIR LOCK_FD (COUNT PROGRAM ARGS…)…`.
+/// Hidden first argument of a VM's warden: `DIR LOCK_FD (COUNT PROGRAM ARGS…)…`.
 pub const WARDEN: &str = "__rum-warden";
-/// Hidden first argument of a command's way into the guest: `PIDFD ALIVE_FD JOB ISOLATION DIR NAME CMD…`.
+/// Hidden first argument of the process that runs a command in the guest: `PIDFD ALIVE_FD JOB
+/// ISOLATION DIR NAME CMD…`.
 pub const ENTER: &str = "__rum-enter";
 
-/// The program to re-execute: still this one when its file was replaced, and found from inside.
+/// The program to re-execute: valid even after its file was replaced, and reachable from inside.
 pub const SELF: &str = "/proc/self/exe";
 
-/// In a lifeline: ask every process inside to end (SIGTERM), then end when they have.
+/// In a lifeline: send SIGTERM to every process inside, then end once they have ended.
 pub const TERMINATE: u8 = b'T';
 
-/// In the pipe `alive` of a guest: the guest is being ended. Nobody reads it, it wakes up.
+/// In a guest's pipe `alive`: the guest is being ended. No process reads the byte; writing it
+/// continues the stopped ones.
 pub const ENDING: u8 = b'E';
 
 /// In init's lifeline: kill everything inside at once, then end.
@@ -85,7 +88,7 @@ pub const KILL: u8 = b'K';
 /// In a warden's lifeline: start the next program.
 pub const START: u8 = b'S';
 
-/// Exit code when rum itself fails, as of env(1) and docker-run(1).
+/// Exit code when rum itself fails, as in env(1) and docker-run(1).
 pub const EXIT_FAILED: u8 = 125;
 /// Exit code when the command was found but cannot be run.
 pub const EXIT_NOT_EXECUTABLE: u8 = 126;
@@ -109,7 +112,7 @@ impl Failure {
         }
     }
 
-    /// With what can be done about it if a limit is what it is about.
+    /// Adds a hint if the error is about a limit.
     fn io(what: &str, error: &std::io::Error) -> Self {
         Self {
             hint: limits::hint(error).map(str::to_owned),
@@ -123,15 +126,15 @@ impl Failure {
     }
 }
 
-/// Runs this process in one of the hidden modes and returns how it ended, or returns None if the
-/// command line names none of them. To be called first in `main`, with a single thread.
+/// Runs this process in the hidden mode that the command line names, and returns its exit code;
+/// None if it names none. Must be called first in `main`, while there is a single thread.
 ///
 /// `agent` is the agent's entry point; it gets its arguments without the program's name.
 pub fn dispatch_internal(agent: impl FnOnce(Vec<OsString>) -> ExitCode) -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     let mode = args.next()?;
     let args = args.collect();
-    // Only what `ps` and `top` show.
+    // The name is only what `ps` and `top` show.
     let show_as = |name: &CStr| {
         let _ = rustix::thread::set_name(name);
     };
@@ -175,8 +178,8 @@ fn number(args: &mut impl Iterator<Item = OsString>) -> Result<i32, Failure> {
         .ok_or_else(bad_arguments)
 }
 
-/// What this process has open beside the standard streams. Collected: the descriptor that reads the
-/// directory is among them, and closed when this returns.
+/// The descriptors of this process other than the standard streams. Collected first: the list
+/// includes the descriptor that reads the directory, which is closed on return.
 fn open_descriptors() -> std::io::Result<impl Iterator<Item = i32>> {
     let open: Vec<_> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -185,7 +188,7 @@ fn open_descriptors() -> std::io::Result<impl Iterator<Item = i32>> {
     Ok(open.into_iter())
 }
 
-/// Reads how far the guest is kept apart.
+/// Reads the guest's isolation.
 fn isolation(args: &mut impl Iterator<Item = OsString>) -> Result<Isolation, Failure> {
     args.next()
         .and_then(|word| Isolation::parse(word.to_str()?))

@@ -1,13 +1,14 @@
-//! What a guest sees of the file system: the caller's, but for a few things.
+//! What a guest sees of the file system: the caller's, with these exceptions.
 //!
-//! - **/proc** is the guest's own. As root the host's does not lie beneath it, nor is it mounted
-//!   anywhere else, so that no `umount` uncovers it. In the guest of an ordinary user it lies beneath and the
-//!   kernel keeps it there: mounts that a user namespace inherits are locked (mount_namespaces(7)).
-//! - **rum's runtime directories** are empty: no control socket and no agent's socket is in reach.
-//!   A `rum up` inside makes its own in there.
+//! - **/proc** is the guest's own. For root, the host's /proc is neither beneath it nor mounted
+//!   anywhere else, so no `umount` uncovers it. In the guest of an ordinary user the host's lies
+//!   beneath and cannot be uncovered: mounts that a user namespace inherits are locked
+//!   (mount_namespaces(7)).
+//! - **rum's runtime directories** are empty: no control socket and no agent socket is reachable. A
+//!   `rum up` inside creates its own there.
 //! - **/tmp and /var/tmp**, with `private_tmp`; **/dev/pts**, with `private_pts`.
 //!
-//! All of it goes with the mount namespace, and so with the guest.
+//! All of it goes away with the mount namespace, and so with the guest.
 
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -22,7 +23,8 @@ use super::ids;
 use super::setup::Furnishing;
 use crate::runtime_dir;
 
-/// Largest size of what lies over a runtime directory: a `rum up` inside has sockets there.
+/// Largest size of the file system that hides a runtime directory: a `rum up` inside has its
+/// sockets there.
 const HIDDEN_SIZE: &str = "1m";
 /// The directories of `private_tmp` (systemd.exec(5), PrivateTmp=).
 const TMP: [&str; 2] = ["/tmp", "/var/tmp"];
@@ -30,15 +32,15 @@ const TMP: [&str; 2] = ["/tmp", "/var/tmp"];
 /// Arranges the new mount namespace.
 pub fn arrange(furnishing: &Furnishing) -> Result<(), Failure> {
     let caller = furnishing.caller;
-    // Slave rather than private: nothing done inside is seen outside, yet what the host unmounts
-    // does not stay busy for as long as the guest lives.
+    // Slave rather than private: nothing done inside is visible outside, yet a file system that the
+    // host unmounts does not stay busy as long as the guest lives.
     rustix::mount::mount_change(
         "/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
     .map_err(|error| Failure::new("cannot cut the guest's mounts off from the host's", error))?;
     own_proc(caller.is_privileged)?;
-    // Looked for before /tmp is empty, hidden afterwards where they are still to be seen.
+    // Looked up before /tmp is covered, and hidden afterwards where they are still visible.
     let hidden = runtime_dir::to_hide(&furnishing.path, caller.uid);
     if furnishing.isolation.private_tmp {
         private_tmp()?;
@@ -58,11 +60,11 @@ pub fn arrange(furnishing: &Furnishing) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `is_root`: the mounts belong to no user namespace of their own.
+/// Mounts the guest's own /proc. `is_root`: the mounts belong to no user namespace of their own.
 fn own_proc(is_root: bool) -> Result<(), Failure> {
     let failed = |error: Errno| match error {
-        // The kernel shows no more of /proc than what was visible before (mount_too_revealing
-        // in fs/namespace.c).
+        // The kernel refuses a new /proc that would reveal more than the visible one
+        // (mount_too_revealing in fs/namespace.c).
         Errno::PERM => Failure::new("cannot mount the guest's own /proc", error).hint(
             "parts of /proc are covered by other mounts, as container runtimes do it: start \
              the container with a plain /proc (podman run --security-opt unmask=ALL, \
@@ -77,7 +79,7 @@ fn own_proc(is_root: bool) -> Result<(), Failure> {
     };
     mount_proc(Path::new("/proc")).map_err(failed)?;
     for other in others.iter().filter(|other| *other != Path::new("/proc")) {
-        // The host's is gone from there either way.
+        // A failure is ignored: the host's /proc is gone from there either way.
         let _ = mount_proc(other);
     }
     Ok(())
@@ -88,15 +90,15 @@ fn mount_proc(at: &Path) -> rustix::io::Result<()> {
     rustix::mount::mount("proc", at, "proc", flags, None)
 }
 
-/// Unmounts the host's /proc wherever it is, with what is mounted in it. Returns where it was. What cannot
-/// be unmounted is covered: in a container that has a user namespace its mounts are locked.
+/// Unmounts the host's /proc everywhere, with the mounts inside it, and returns where it was.
+/// Covers what cannot be unmounted: mounts are locked in a container that has a user namespace.
 fn take_proc_away() -> Vec<PathBuf> {
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mounts: Vec<_> = mounts
         .split(|byte| *byte == b'\n')
         .filter_map(proc_mount)
         .collect();
-    // The last one first: it may lie in or over another.
+    // In reverse order, since a later mount may lie in or over an earlier one.
     for mount in mounts.iter().rev() {
         let _ = rustix::mount::unmount(&mount.at, UnmountFlags::DETACH);
     }
@@ -108,11 +110,11 @@ fn take_proc_away() -> Vec<PathBuf> {
 #[derive(Debug, PartialEq, Eq)]
 struct ProcMount {
     at: PathBuf,
-    /// Not only a part of it.
+    /// The root of the /proc is mounted, not only a part of it.
     whole: bool,
 }
 
-/// Reads a line of mountinfo (proc_pid_mountinfo(5)); None if it is no /proc.
+/// Parses a line of mountinfo (proc_pid_mountinfo(5)); None if it is not a /proc.
 fn proc_mount(line: &[u8]) -> Option<ProcMount> {
     let fields: Vec<_> = line.split(|byte| *byte == b' ').collect();
     let dash = fields.iter().position(|field| *field == b"-")?;
@@ -125,7 +127,7 @@ fn proc_mount(line: &[u8]) -> Option<ProcMount> {
     })
 }
 
-/// Space, tab, newline and backslash are written as `\040` and so on.
+/// Decodes mountinfo's octal escapes: `\040` and so on for space, tab, newline and backslash.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut rest = text;
     let mut plain = Vec::with_capacity(text.len());
@@ -148,7 +150,7 @@ fn private_tmp() -> Result<(), Failure> {
         let Ok(stat) = fs::metadata(dir) else {
             continue;
         };
-        // /var/tmp may be a link to /tmp.
+        // /var/tmp may be a symbolic link to /tmp.
         if done == Some((stat.dev(), stat.ino())) {
             continue;
         }
@@ -160,12 +162,13 @@ fn private_tmp() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Terminals whose group is known inside. Those of the machine have its group `tty`, which is nobody's in
-/// a user namespace; sshd then cannot give the terminal to that group, and gives none.
+/// Mounts a devpts whose group exists inside. The machine's terminals belong to the group `tty`,
+/// which a user namespace may not map; sshd then cannot give a terminal to that group, and
+/// allocates none.
 fn private_pts() -> Result<(), Failure> {
     let group = ids::tty_group();
     let options = format!("newinstance,ptmxmode=0666,mode=0620,gid={group}");
-    // Digits and words: no zero byte.
+    // The string has no zero byte: it is digits and words.
     let options = std::ffi::CString::new(options).unwrap_or_default();
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     let what = "cannot make the guest's own terminals";
@@ -177,7 +180,7 @@ fn private_pts() -> Result<(), Failure> {
         Some(options.as_c_str()),
     )
     .map_err(|error| match error {
-        // The kernel's words for a group that is not mapped.
+        // The kernel's error for a group that is not mapped.
         Errno::INVAL => Failure::new(what, format_args!("the group tty ({group}) is not mapped"))
             .hint(
                 "install newuidmap (Debian's package uidmap) and give the user ranges: \
@@ -192,7 +195,7 @@ fn private_pts() -> Result<(), Failure> {
     rustix::mount::mount_bind("/dev/pts/ptmx", ptmx).map_err(|error| Failure::new(what, error))
 }
 
-/// Mounts an empty directory over `dir`, with a mark in it for a `rum` inside.
+/// Mounts an empty directory over `dir`, with a marker file for a `rum` inside.
 fn hide(dir: &Path, guest: &[u8]) -> std::io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let options = std::ffi::CString::new(format!("mode=0700,size={HIDDEN_SIZE}"))?;

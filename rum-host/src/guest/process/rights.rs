@@ -1,11 +1,11 @@
-//! What a program in a guest may do, beyond what its user may.
+//! Capabilities of the programs in a guest, and the protection of the helper processes.
 //!
-//! - [`bound`] and [`reduce`]: root's programs keep the capabilities that a container's root has
-//!   by default (Docker's list). The others lead out of the namespaces: with CAP_SYS_ADMIN a program
-//!   unmounts what covers the host, with CAP_SYS_PTRACE it reads a process outside. The bounding set
-//!   keeps them from coming back, by a set-user-ID program for instance. `no_new_privs` is not set, so sudo
-//!   and su work.
-//! - [`guard`]: no program of the same user attaches to a helper, or takes its descriptors.
+//! - [`bound`] and [`reduce`]: root's programs keep the capabilities that root in a container has
+//!   by default (Docker's list). The others break out of the namespaces: with CAP_SYS_ADMIN a
+//!   program unmounts what covers the host, with CAP_SYS_PTRACE it reads a process outside. The
+//!   bounding set keeps a program from regaining them, for instance through a set-user-ID file.
+//!   `no_new_privs` is not set, so sudo and su work.
+//! - [`guard`]: no program of the same user can attach to a helper or take its descriptors.
 
 use rustix::process::DumpableBehavior;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -26,18 +26,18 @@ const CONTAINER: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::AUDIT_WRITE);
 
-/// Capabilities that a kernel may know.
+/// Upper bound of the capability numbers.
 const BITS: u32 = u64::BITS;
 
-/// Takes everything but [`CONTAINER`] from the bounding set: nothing that this process executes
-/// from now on has it. This process still does.
+/// Removes everything but [`CONTAINER`] from the bounding set, so no program that this process
+/// executes from now on gets it. This process keeps its own capabilities.
 ///
 /// # Errors
 /// EPERM without CAP_SETPCAP.
 pub fn bound() -> rustix::io::Result<()> {
     for bit in 0..BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        // An error: the kernel does not know it.
+        // An error means that the kernel does not know the capability.
         let has = rustix::thread::capability_is_in_bounding_set(capability).unwrap_or(false);
         if has && !CONTAINER.contains(capability) {
             rustix::thread::remove_capability_from_bounding_set(capability)?;
@@ -46,11 +46,11 @@ pub fn bound() -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Takes everything but [`CONTAINER`] from this process. Two system calls: may be called between
-/// fork and exec.
+/// Removes everything but [`CONTAINER`] from this process. Two system calls: safe between fork and
+/// exec.
 ///
 /// # Errors
-/// None that is known: nothing is added.
+/// No known ones, since capabilities are only dropped.
 pub fn reduce() -> rustix::io::Result<()> {
     let now = rustix::thread::capabilities(None)?;
     rustix::thread::set_capabilities(
@@ -58,15 +58,15 @@ pub fn reduce() -> rustix::io::Result<()> {
         CapabilitySets {
             effective: now.effective.intersection(CONTAINER),
             permitted: now.permitted.intersection(CONTAINER),
-            // What root executes has these as well. The ambient set shrinks with them.
+            // Programs that root executes keep these as well. The ambient set shrinks accordingly.
             inheritable: now.inheritable.intersection(CONTAINER),
         },
     )
 }
 
-/// From now on until its next exec nobody without CAP_SYS_PTRACE attaches to this process, reads its
-/// memory or takes its descriptors (ptrace(2), "Ptrace access mode checking"). `rum exec` still enters: whoever
-/// made a user namespace has all capabilities in it.
+/// Until the next exec, no process without CAP_SYS_PTRACE can attach to this process, read its
+/// memory or take its descriptors (ptrace(2), "Ptrace access mode checking"). `rum exec` can still
+/// enter: the creator of a user namespace has all capabilities in it.
 pub fn guard() {
     // Never fails (prctl(2)).
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);

@@ -1,12 +1,13 @@
-//! Making the namespaces of a guest, in two halves.
+//! Makes the namespaces of a guest, in two halves.
 //!
-//! The keeper calls [`unshare`]: as root network, PID, mount and UTS namespaces; as an ordinary
-//! user a user namespace too, in which his uid and gid are mapped to themselves ([`super::ids`]; a
-//! mapped root, who is refused by programs such as PostgreSQL's initdb, is there for the asking). The UTS namespace keeps a host name that is
-//! set inside from the host. The IPC namespace stays the caller's: see [`super::sysv`].
+//! The keeper calls [`unshare`]. Root gets network, PID, mount and UTS namespaces. An ordinary user
+//! gets a user namespace too, in which their uid and gid are mapped to themselves ([`super::ids`]);
+//! or to root on request, which programs such as PostgreSQL's initdb refuse. The UTS namespace
+//! keeps a host name that is set inside from the host. The IPC namespace stays the caller's: see
+//! [`super::sysv`].
 //!
-//! Its child, the first process of the new PID namespace, calls [`furnish`] before it executes
-//! init: only there can the guest's own /proc be mounted, and only until the exec does an
+//! The keeper's child, the first process of the new PID namespace, calls [`furnish`] before it
+//! executes init. Only there can the guest's own /proc be mounted, and only until the exec does an
 //! ordinary user have the capabilities for it.
 
 use std::fs;
@@ -26,8 +27,8 @@ use crate::runtime_dir::isolation::Isolation;
 
 const DISABLED: &str = "user namespaces are not available to ordinary users on this machine";
 
-/// Moves this process into new namespaces; its next child is PID 1 of a new PID namespace. `root`: an
-/// ordinary user is root there.
+/// Moves this process into new namespaces; its next child is PID 1 of a new PID namespace. `root`:
+/// an ordinary user is root there.
 pub fn unshare(root: bool) -> Result<(), Failure> {
     let spaces =
         UnshareFlags::NEWNET | UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS;
@@ -53,14 +54,14 @@ pub fn unshare(root: bool) -> Result<(), Failure> {
     })
 }
 
-/// Whether we can do without a user namespace. Root of a container often cannot.
+/// Whether this process needs no user namespace. Root in a container often does.
 pub(crate) fn is_privileged() -> bool {
     let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
     rustix::process::geteuid().is_root()
         && rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
-/// Names the switch that is off, if one of the known ones is.
+/// Names the sysctl that disables user namespaces, if a known one does.
 pub(crate) fn user_namespace_hint() -> String {
     let is = |name: &str, value: &str| {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
@@ -85,28 +86,28 @@ pub(crate) fn user_namespace_hint() -> String {
     }
 }
 
-/// What the guest is to be like.
+/// How to set up the guest.
 #[derive(Debug, Clone)]
 pub struct Furnishing {
-    /// How far it is kept apart.
+    /// How far the guest is isolated.
     pub isolation: Isolation,
     /// Its runtime directory.
     pub path: PathBuf,
-    /// Whose it is.
+    /// The user who starts the guest.
     pub caller: Caller,
 }
 
-/// Who has a guest made.
+/// The user who starts a guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
-    /// His user id, outside.
+    /// The user id, outside.
     pub uid: u32,
-    /// Whether he can do without a user namespace ([`is_privileged`]).
+    /// Whether the user needs no user namespace ([`is_privileged`]).
     pub is_privileged: bool,
 }
 
 impl Caller {
-    /// To be called outside.
+    /// Must be called outside the guest.
     pub fn now() -> Self {
         Self {
             uid: rustix::process::geteuid().as_raw(),
@@ -115,8 +116,7 @@ impl Caller {
     }
 }
 
-/// Makes the new namespaces habitable: mounts ([`super::mounts`]), `lo` up, every port free for every
-/// user.
+/// Sets up the new namespaces: mounts ([`super::mounts`]), `lo` up, every port free for every user.
 pub fn furnish(furnishing: &Furnishing) -> Result<(), Failure> {
     super::mounts::arrange(furnishing)?;
     scatter_pids();
@@ -125,18 +125,20 @@ pub fn furnish(furnishing: &Furnishing) -> Result<(), Failure> {
     fs::write(start, "0").map_err(|error| Failure::new("cannot free the ports below 1024", error))
 }
 
-/// Where the process ids of a guest may begin. Every kernel's largest is beyond (`pid_max` in proc(5)).
+/// Range of the first process id of a guest. Every kernel's largest id (`pid_max` in proc(5)) is
+/// above it.
 const FIRST_PIDS: Range<u32> = 1_000..32_000;
 
-/// Has the ids of the guest's processes begin at a random number. Else all guests have the same few small
-/// ones, and whoever finds an id of another guest in a lock file takes a process of its own for that
-/// one (`pg_ctl start` does). Kernels without CONFIG_CHECKPOINT_RESTORE count from 1.
+/// Makes the guest's process ids start at a random number. Otherwise all guests have the same few
+/// small ids, and a program that reads the id of another guest from a lock file mistakes a process
+/// of its own for it (as `pg_ctl start` does). Kernels without CONFIG_CHECKPOINT_RESTORE count from
+/// 1.
 fn scatter_pids() {
     let last = fastrand::u32(FIRST_PIDS).to_string();
     let _ = fs::write("/proc/sys/kernel/ns_last_pid", last);
 }
 
-/// The network namespace that this process is in; None on a kernel that has no name for it.
+/// The network namespace of this process; None on a kernel that has no cookie for it.
 pub fn net_cookie() -> Option<NetCookie> {
     NetCookie::of(datagram_socket().ok()?).ok()
 }
@@ -165,7 +167,7 @@ fn loopback_up() -> rustix::io::Result<()> {
         rest: [0; 22],
     };
     request.name[..2].copy_from_slice(b"lo");
-    // SAFETY: SIOCSIFFLAGS reads a `struct ifreq` of 40 bytes, which `InterfaceFlags` is, and
+    // SAFETY: SIOCSIFFLAGS reads a `struct ifreq` of 40 bytes, the layout of `InterfaceFlags`, and
     // writes nothing.
     unsafe { rustix::ioctl::ioctl(&socket, Setter::<SIOCSIFFLAGS, _>::new(request)) }
 }

@@ -1,12 +1,12 @@
-//! Signals as something to read.
+//! Signals read through a signalfd.
 
 use nix::sys::signal::{self, SigHandler, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
 
-/// Blocks `signals` and returns where to read them. SIGCHLD gets back its default: ignored, as a
-/// parent may have left it, it would take the exit codes with it (sigaction(2)).
+/// Blocks `signals` and returns a signalfd for them. Restores the default of SIGCHLD: if a parent
+/// left it ignored, the kernel would discard the children's exit codes (sigaction(2)).
 pub fn watch(signals: &SigSet) -> Result<SignalFd, Failure> {
     let failed = |error| Failure::new("cannot watch signals", error);
     // SAFETY: no handler is installed.

@@ -1,36 +1,35 @@
-//! What the helpers of a guest tell rum: lines of text on their standard output, a pipe.
+//! Reports of a guest's helpers to rum: lines of text on their standard output, a pipe.
 //!
-//! `net COOKIE` and `init PID` from the keeper and `ready` from init, the last two in whatever order, when
-//! all went well;
-//! `error …` and perhaps `hint …` when not; `ended …` when the guest has ended. The end of the
-//! pipe says that both helpers are gone.
+//! On success: `net COOKIE` and `init PID` from the keeper and `ready` from init, the last two in
+//! either order. On failure: `error …` and perhaps `hint …`. When the guest has ended: `ended …`.
+//! End of file means that both helpers are gone.
 
 use std::fmt;
 
 use super::Failure;
 
-/// Longest line, in bytes; what is longer is cut by the writer and refused by the reader.
+/// Longest line, in bytes. The writer truncates a longer one, and the reader refuses it.
 pub const MAX_LINE: usize = 2048;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// Init has this id, as seen from outside.
+    /// Init's id, as seen from outside.
     Init(u32),
-    /// The guest's network namespace, on kernels that name it.
+    /// The guest's network namespace, on kernels that have a cookie for it.
     Net(u64),
     /// Everything is set up and the agent was started.
     Ready,
-    /// Setting up failed; this is why.
+    /// Setting up failed, for this reason.
     Error(String),
-    /// What can be done about the error before it.
+    /// What can be done about the error of the line before.
     Hint(String),
     /// How init ended, as the end of a sentence.
     Ended(String),
 }
 
 impl Status {
-    /// Reads a line without its newline. None if it is none of ours.
+    /// Parses a line without its newline; None if it is not a status line.
     pub fn parse(line: &str) -> Option<Self> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         Some(match word {
@@ -44,7 +43,7 @@ impl Status {
         })
     }
 
-    /// Writes the line to standard output. If nobody reads it there is nobody to tell.
+    /// Writes the line to standard output. A failed write is ignored: then no reader is left.
     pub(super) fn send(&self) {
         write(&self.line());
     }
@@ -58,8 +57,8 @@ impl Status {
     }
 }
 
-/// Writes at most two lines, no more than PIPE_BUF: whole or not at all, and nobody's line between them
-/// (pipe(7)).
+/// Writes at most two lines, no more than PIPE_BUF: all or nothing, and never interleaved with
+/// another writer's (pipe(7)).
 fn write(lines: &str) {
     let _ = rustix::io::write(rustix::stdio::stdout(), lines.as_bytes());
 }
@@ -78,7 +77,7 @@ impl fmt::Display for Status {
 }
 
 impl Failure {
-    /// Tells rum.
+    /// Reports the failure to rum.
     pub(super) fn send(self) {
         let hint = self.hint.map(|hint| Status::Hint(hint).line());
         write(&(Status::Error(self.message).line() + &hint.unwrap_or_default()));

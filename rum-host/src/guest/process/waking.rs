@@ -1,16 +1,16 @@
-//! Has the kernel continue a helper that is stopped, once something happens at a pipe.
+//! Makes the kernel continue a stopped helper once something happens on a pipe.
 //!
-//! Nothing of a guest outlives rum, but a stopped helper sees no end of file and reaps no child: a
-//! keeper that somebody has sent SIGSTOP, or the [enter](super::enter) of a job that was stopped with
-//! Ctrl+Z. No process of rum's may be left then that could wake it up. The kernel is: it sends a signal
-//! of our choice for each event at a descriptor (`F_SETSIG` in fcntl(2)), and SIGCONT continues a
-//! process even where the signal is blocked or ignored (signal(7)).
+//! No process of a guest outlives rum. But a stopped helper sees no end of file and reaps no child:
+//! a keeper that got SIGSTOP, or the [enter](super::enter) of a job stopped with Ctrl+Z. By then no
+//! process of rum may be left to wake it. The kernel still can: it sends a chosen signal for each
+//! event on a descriptor (`F_SETSIG` in fcntl(2)), and SIGCONT continues a process even where the
+//! signal is blocked or ignored (signal(7)).
 //!
 //! ```text
 //! rum ──lifeline──► keeper ──lifeline──► init ──`alive`──► each enter
 //! ```
-//! Each arrow is a pipe, whose reader is continued when the writer writes or ends. So the end of rum
-//! reaches everybody, whoever is stopped. SIGKILL needs no such help: it ends what is stopped, too.
+//! Each arrow is a pipe. Its reader is continued when the writer writes or ends, so the end of rum
+//! reaches every helper, stopped or not. SIGKILL needs no such help: it ends stopped processes too.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -18,8 +18,9 @@ use std::os::fd::{AsFd, AsRawFd};
 /// From linux/fcntl.h (asm-generic); libc has it for some targets only.
 const F_SETSIG: i32 = 10;
 
-/// Has this process continued whenever something is written to `pipe`, of which it has the reading end,
-/// or its last writer ends. Nobody else may have that open file: the signal goes to one process.
+/// Makes the kernel continue this process whenever `pipe`, of which it has the reading end, becomes
+/// readable or loses its last writer. No other process may share that open file description: the
+/// signal goes to one process.
 pub fn by(pipe: impl AsFd) -> io::Result<()> {
     let fd = pipe.as_fd().as_raw_fd();
     let set = |command, value: i32| {
@@ -30,7 +31,7 @@ pub fn by(pipe: impl AsFd) -> io::Result<()> {
         }
     };
     set(F_SETSIG, libc::SIGCONT)?;
-    // SAFETY: it cannot fail and touches no memory.
+    // SAFETY: getpid cannot fail and touches no memory.
     set(libc::F_SETOWN, unsafe { libc::getpid() })?;
     let flags = set(libc::F_GETFL, 0)?;
     set(libc::F_SETFL, flags | libc::O_ASYNC).map(drop)
@@ -47,12 +48,12 @@ mod tests {
 
     use super::*;
 
-    /// What the kernel does with SIGCONT for a reader that is stopped, and blocks it.
+    /// Kernel assumption: SIGCONT reaches a reader that is stopped and blocks it.
     #[test]
     fn a_stopped_reader_is_continued_by_a_byte_and_by_the_end() {
         for ends in [false, true] {
             let (reader, mut writer) = io::pipe().unwrap();
-            // SAFETY: the child makes system calls only, until it ends.
+            // SAFETY: the child only makes system calls until it ends.
             let child = match unsafe { fork() }.unwrap() {
                 ForkResult::Child => {
                     drop(writer);
@@ -64,7 +65,7 @@ mod tests {
                         }
                         Err(_) => 1,
                     };
-                    // SAFETY: ends the process without what is the parent's.
+                    // SAFETY: ends the child without running exit handlers of the parent.
                     unsafe { libc::_exit(code) }
                 }
                 ForkResult::Parent { child } => child,

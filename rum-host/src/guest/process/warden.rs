@@ -1,13 +1,13 @@
-//! The warden: runs the programs that a VM is made of, which are not ours, and sees to it that
-//! they end with rum.
+//! The warden: runs the third-party programs that a VM consists of, and ensures that they end with
+//! rum.
 //!
-//! They cannot watch a lifeline themselves, so the warden does, and kills them with SIGKILL at
-//! its end of file; should the warden be killed, their parent death signal does the same. That
-//! one is reliable here, since it fires at the end of the *thread* that started them, and the
-//! warden has a single one. Their files are removed after their end, with the lock still held.
+//! These programs cannot watch a lifeline, so the warden does, and kills them with SIGKILL at its
+//! end of file. If the warden is killed, their parent death signal ends them. That signal is
+//! reliable here: it fires at the end of the *thread* that started them, and the warden has only
+//! one. The warden removes their files after their end, while it still holds the lock.
 //!
-//! The first program starts at once, each next one with a byte [`START`] in the lifeline. When
-//! one of them has ended, the others are killed: a VM is all of them or nothing.
+//! The first program starts at once, each further one on a byte [`START`] in the lifeline. When one
+//! of them ends, the others are killed: a VM is all of them or nothing.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -27,15 +27,15 @@ use super::status::Status;
 use super::{Failure, START, bad_arguments, number, signals, waking};
 use crate::runtime_dir;
 
-/// A device beside QEMU ends when QEMU does, and may be seen to end first: time for the one
-/// whose end is the reason.
+/// A device next to QEMU ends when QEMU does, and its end may be seen first. Time to wait for the
+/// program whose end is the reason.
 const REASON_WAIT: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
 
-/// Runs the warden: `DIR LOCK_FD (COUNT PROGRAM ARGS…)…`, where COUNT includes the program. What
-/// the programs say goes to its standard error.
+/// Runs the warden: `DIR LOCK_FD (COUNT PROGRAM ARGS…)…`, where COUNT includes the program. The
+/// programs' output goes to the warden's standard error.
 pub fn run(args: Vec<OsString>) -> ExitCode {
     match keep(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,11 +54,11 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let programs = command_lines(args)?;
     let dir = runtime_dir::open_private(path)
         .map_err(|error| Failure::new("cannot open the runtime directory", error))?;
-    // Else we would remove somebody's files.
+    // A directory that is not ours may hold files of somebody else, which the cleanup would remove.
     if !runtime_dir::is_at(&lock, &dir) {
         return Err(bad_arguments());
     }
-    // No signal but SIGKILL and SIGSTOP ends or stops the warden; and no terminal sends any.
+    // Only SIGKILL and SIGSTOP end or stop the warden, and no terminal sends it a signal.
     let _blocked = signals::watch(&SigSet::all())?;
     let _ = rustix::process::setsid();
     waking::by(rustix::stdio::stdin())
@@ -113,7 +113,7 @@ impl Program {
             }
             Ok(SigSet::empty().thread_set_mask()?)
         };
-        // SAFETY: this process has one thread, so that its child may do whatever it could do.
+        // SAFETY: this process has one thread, so its child may do whatever the parent could.
         unsafe { command.pre_exec(bind) };
         let child = command.spawn().map_err(failed)?;
         let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
@@ -121,7 +121,7 @@ impl Program {
         Ok(Self { name, child, pidfd })
     }
 
-    /// How it ended, if it has.
+    /// How the program ended, if it has.
     fn end(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
         Some(format!("{} {}", self.name, describe(status)))
@@ -130,14 +130,14 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Both fail only if it was reaped already.
+        // Both fail only if the program was already reaped.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Runs the programs until one of them or rum has ended, then ends the others. Returns how the
-/// first one ended; None: rum did.
+/// Runs the programs until one of them or rum ends, then ends the others. Returns how the first one
+/// ended; None if rum did.
 fn watch(mut waiting: VecDeque<Vec<OsString>>) -> Result<Option<String>, Failure> {
     let mut running: Vec<Program> = Vec::new();
     let mut start = |running: &mut Vec<Program>| -> Result<(), Failure> {
@@ -167,7 +167,7 @@ fn watch(mut waiting: VecDeque<Vec<OsString>>) -> Result<Option<String>, Failure
             Some(None) => return Ok(None),
         }
     }
-    // The last one started is the one that the others serve.
+    // The program started last is the one that the others serve.
     if let Some(last) = running.last() {
         let _ = poll(
             &mut [PollFd::new(&last.pidfd, PollFlags::IN)],
