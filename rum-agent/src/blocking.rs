@@ -1,7 +1,7 @@
-//! Work that waits, on a thread beside the one that does everything else.
+//! Runs blocking work on a thread of its own.
 //!
-//! A thread for each piece, instead of tokio's own for such work: that panics where no thread can be
-//! had, as when the user's programs have forked up to his limit.
+//! Each piece of work gets a new thread. tokio's own pool panics where no thread can be started,
+//! for instance when the user's programs have reached the process limit.
 
 use std::io;
 use std::thread;
@@ -9,17 +9,18 @@ use std::thread;
 use rum_shared::threads::STACK;
 use tokio::sync::oneshot;
 
-/// Runs `work` on a thread of its own, which ends with it. Dropped, it lets the work go on for nobody.
+/// Runs `work` on a new thread, which ends with it. If the future is dropped, the work runs on and
+/// its result is discarded.
 ///
 /// # Errors
-/// There is no thread to be had, or `work` panicked.
+/// No thread can be started, or `work` panicked.
 pub(crate) async fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
     let (done, result) = oneshot::channel();
     let thread = thread::Builder::new().stack_size(STACK);
     thread.spawn(move || {
-        // An error is one that waits no more.
+        // The send fails only if the caller no longer waits.
         let _ = done.send(work());
     })?;
     let lost = |_| io::Error::other("its thread ended without a result");

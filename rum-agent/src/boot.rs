@@ -1,15 +1,15 @@
 //! The agent as a guest's first process: how it gets into a VM that rum boots.
 //!
-//! The kernel starts it as `rdinit=/rum/agent`, out of the initramfs that rum made. PID 1 must
-//! become the guest's own init, so it starts a child and goes on as `/init`; the child, the keeper,
-//! starts the agent and starts it again when it has ended. Both live from before the first module
-//! is loaded until the machine stops, and through whatever that init does to the root:
+//! The kernel starts it as `rdinit=/rum/agent`, from the initramfs that rum made. PID 1 must become
+//! the guest's own init, so it starts a child and then executes `/init`. The child, the keeper,
+//! starts the agent and restarts it when it ends. Keeper and agent run from before the first module
+//! is loaded until the machine stops, whatever the guest's init does to the root:
 //!
-//! - **Their root is their own**: a tmpfs with /proc and /sys, in a mount namespace of its own. The
-//!   initramfs is emptied and left when the real root is mounted, and what was mounted in it is
-//!   moved away. Nor do they keep a file system of the guest busy.
-//! - **They are not swept away**: systemd kills what is left when it leaves an initramfs, but for
-//!   root's processes whose name starts with `@` (systemd's "root storage daemons").
+//! - **They have their own root**: a tmpfs with /proc and /sys, in a mount namespace of its own.
+//!   The guest's init empties and leaves the initramfs when it mounts the real root, and moves the
+//!   mounts inside it away. Their own root also keeps no file system of the guest busy.
+//! - **They are not killed**: when systemd leaves an initramfs it kills the remaining processes,
+//!   except those of root whose name starts with `@` (systemd's "root storage daemons").
 //! - **The keeper waits for vsock**: the guest's init loads the module, now or later.
 //!
 //! Invariant: whatever fails here, PID 1 becomes the guest's init; only the agent may be missing.
@@ -25,29 +25,28 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::UnshareFlags;
 
-/// The agent's path in an initramfs of rum's.
+/// The agent's path in an initramfs made by rum.
 const PATH: &str = "/rum/agent";
-/// Where the agent's own root is mounted: the directory that the initramfs has it in.
+/// Mount point of the agent's own root: the directory that holds the agent in the initramfs.
 const ROOT: &str = "/rum";
-/// Names of the two processes; systemd lets them live for their `@`.
+/// Names of the two processes; systemd spares them because of the `@`.
 const KEEPER: &str = "@rum-keeper";
 const AGENT: &str = "@rum-agent";
-/// What the keeper starts: its own file, wherever that is now. The initramfs may be empty.
+/// What the keeper starts: its own file, wherever that is now. The initramfs may be empty by then.
 const OWN: &str = "/proc/self/exe";
-/// First and longest pause before an agent that has ended is started again, and how long one has to
-/// have run for the first.
+/// First and longest pause before a restart of the agent, and the run time that resets the pause.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 const RAN_WELL: Duration = Duration::from_secs(30);
-/// How much later than others they are killed where memory is short (proc(5)): without the agent
-/// nobody gets in to see what takes it.
+/// OOM score adjustment (proc(5)): keeper and agent are killed late when memory is short, since
+/// without the agent the user cannot get in to see what uses it.
 const OOM_SCORE: &str = "-900";
 /// The guest's own init, in the kernel's order.
 const INITS: [&str; 3] = ["/init", "/sbin/init", "/bin/sh"];
-/// First and longest pause between two looks for vsock, at each of which the kernel may look
-/// for its module.
+/// First and longest pause between two checks for vsock. At each check the kernel may load its
+/// module.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// What this process is in the boot of a guest.
+/// Role of this process in the boot of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The kernel's first process.
@@ -69,7 +68,7 @@ impl Role {
 }
 
 /// As PID 1: starts the agent, then becomes the guest's init, which gets the arguments and the
-/// environment that the kernel gave us. Returns only when there is no init.
+/// environment that the kernel passed. Returns only when there is no init.
 pub fn first() -> ExitCode {
     if let Err(error) = start_child() {
         tell(&format!("the agent cannot be started: {error}"));
@@ -85,27 +84,28 @@ pub fn first() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// To the guest's console. That this fails is no reason to panic, which would be the kernel's end.
+/// Writes to the guest's console. Never panics on failure: the end of PID 1 is a kernel panic.
 fn tell(line: &str) {
     rum_shared::lines::say_on_stderr(&format!("rum-agent: {line}\n"));
 }
 
-/// Starts the agent and returns when it depends on nothing in this root any more.
+/// Starts the agent and returns once it no longer depends on this root.
 fn start_child() -> io::Result<()> {
     let mut child = Command::new(PATH)
         .arg0(KEEPER)
         .stdin(Stdio::inherit())
         .stdout(Stdio::piped())
         .spawn()?;
-    // It says nothing, it closes its end: see `leave`. Dead or alive, it is not waited for.
+    // The child sends nothing: it closes its end of the pipe, see `leave`. It is not waited for,
+    // dead or alive.
     if let Some(mut ready) = child.stdout.take() {
         ready.read_to_end(&mut Vec::new())?;
     }
     Ok(())
 }
 
-/// As the child of PID 1: starts the agent, and again whenever it has ended. Returns only when
-/// it cannot begin.
+/// As the child of PID 1: starts the agent and restarts it whenever it ends. Returns only when it
+/// cannot begin.
 pub fn keep() -> ExitCode {
     let _ = rustix::thread::set_name(c"rum-keeper");
     if let Err(error) = settle() {
@@ -115,7 +115,7 @@ pub fn keep() -> ExitCode {
     let mut pause = AGAIN.0;
     loop {
         let begun = Instant::now();
-        // Its log goes to the guest's console, where only problems are of interest.
+        // Quiet: its log goes to the guest's console, where only problems are of interest.
         let ended = Command::new(OWN).arg0(AGENT).arg("--quiet").status();
         if begun.elapsed() >= RAN_WELL {
             pause = AGAIN.0;
@@ -127,17 +127,17 @@ pub fn keep() -> ExitCode {
     }
 }
 
-/// Leaves its session and its root, then waits for vsock, for ever.
+/// Leaves its session and its root, then waits for vsock without a limit.
 ///
 /// # Errors
-/// When it cannot have a root of its own.
+/// It cannot get a root of its own.
 fn settle() -> io::Result<()> {
     rustix::process::setsid()?;
     own_root()?;
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         tell(&format!("/proc/self/oom_score_adj: {error}"));
     }
-    // The other end waits until nobody has this one any more.
+    // PID 1 waits until this end of the pipe is closed everywhere.
     rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
     let mut pause = PAUSE.0;
     while rustix::net::socket(AddressFamily::VSOCK, SocketType::STREAM, None).is_err() {
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(Role::of(1, "/rum/agent"), Some(Role::First));
         assert_eq!(Role::of(70, "@rum-keeper"), Some(Role::Keeper));
         assert_eq!(Role::of(71, "@rum-agent"), None);
-        // A container's first process, and somebody who tries it out.
+        // A container's first process, and a user who runs the agent by hand.
         assert_eq!(Role::of(1, "rum-agent"), None);
         assert_eq!(Role::of(4711, "/rum/agent"), None);
         assert_eq!(Role::of(4711, "/usr/local/bin/rum-agent"), None);

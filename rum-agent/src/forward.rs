@@ -1,13 +1,15 @@
 //! Step 5 of the data flow, the guest's end: from a channel to the listener that it asks for.
 //!
-//! The host names a port, or an address in the guest's networks and a port there; the agent dials the
-//! listener where it can be reached, or that address, and answers one
-//! status byte; from then on [`rum_shared::bytes::relay`] moves the bytes (step 6), or the
-//! host does it alone with the socket that it is handed. Loopback comes
-//! first where the listener takes it, else the address that it is bound to ([`crate::port_set::reach`]). A port
-//! that is not in the set is tried on loopback all the same: it may have opened a moment ago.
+//! The host names a port, or an address in the guest's networks and a port there. The agent dials
+//! the listener at an address where it accepts connections, or the named address, and answers with
+//! one status byte. From then on [`rum_shared::bytes::relay`] moves the bytes (step 6), or the host
+//! does it alone with the socket handed to it. Loopback comes first where the listener accepts it,
+//! else the address that the listener is bound to ([`crate::port_set::reach`]). A port outside the
+//! set is tried on loopback all the same: it may have opened a moment ago.
 //!
-//! Invariants: where the host names a port, the agent dials this machine only, see [`crate::port_set::reach`]. Every wait has a deadline, and the number of channels is bounded by [`MAX_CHANNELS`].
+//! Invariants: where the host names a port, the agent dials only this machine, see
+//! [`crate::port_set::reach`]. Every wait has a deadline. [`MAX_CHANNELS`] bounds the number of
+//! channels.
 
 use std::io;
 use std::net::SocketAddr;
@@ -38,15 +40,16 @@ use crate::port_set::reach::Route;
 /// Channels that relay or dial at once; each costs two descriptors, some 3 kB, and the relay's buffers
 /// while bytes wait in it.
 pub const MAX_CHANNELS: usize = 32_768;
-/// Those of them that may wait for a listener to accept: one that accepts nobody leaves room for others.
+/// How many of them may wait for a listener to accept: a listener that does not accept leaves room
+/// for others.
 pub const MAX_WAITING: usize = MAX_CHANNELS / 2;
-/// Channels beyond those, which only wait to be told [`DialStatus::Exhausted`].
+/// Channels beyond those, which only wait to receive [`DialStatus::Exhausted`].
 pub const MAX_REFUSED: usize = 64;
-/// Time for the host to name the port: it does so at once.
+/// Time for the host to name the port, which it does at once.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
-/// Channels that may be without a port for longer: a host dials a few ahead of its clients.
+/// Channels that may stay without a port for longer: a host dials a few ahead of its clients.
 pub const MAX_READY: usize = 16;
-/// How long, so that those of a host that vanished without a word do not keep their places.
+/// How long, so that the channels of a vanished host do not keep their places.
 const READY_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Serves channels.
@@ -62,9 +65,8 @@ pub struct ChannelServer {
 }
 
 impl ChannelServer {
-    /// A forwarder that looks ports up in `hub`; cancelling `cut` resets all its connections.
-    /// With `hand_over` it hands connected sockets to a host on the same kernel, instead of
-    /// relaying.
+    /// A server that looks ports up in `hub`; cancelling `cut` resets all its connections. With
+    /// `hand_over` it passes connected sockets to a host on the same kernel, instead of relaying.
     pub fn new(hub: Arc<Hub>, hand_over: bool, cut: CancellationToken) -> Self {
         Self {
             hub,
@@ -96,8 +98,8 @@ impl ChannelServer {
         trace!(?outcome, "a channel ended");
     }
 
-    /// Reads the header, dials and answers. `None` when nothing is left to relay: the answer
-    /// was no, or the socket was handed over.
+    /// Reads the header, dials and answers. `None` when nothing is left to relay: the dial failed,
+    /// or the socket was handed over.
     async fn open(
         &self,
         stream: &mut Stream,
@@ -166,16 +168,16 @@ impl ChannelServer {
             if status == DialStatus::Exhausted {
                 return Err(status);
             }
-            // The best address failed first; what the others say is less of a reason.
+            // The best address failed first; its error says more than the others'.
             first.get_or_insert(status);
         }
         Err(first.unwrap_or(DialStatus::Unreachable))
     }
 
-    /// Goes on with a connection that has `begun`. A listener whose accept queue is full is waited for as the kernel does
-    /// (`net.ipv4.tcp_syn_retries`, tcp(7)). The socket is non-blocking and not registered with the
-    /// event loop: most are handed over, and over loopback a connection is made before connect(2)
-    /// returns, so that there is nothing to wait for.
+    /// Completes a connection that has `begun`. Waits for a full accept queue as long as the kernel
+    /// does (`net.ipv4.tcp_syn_retries`, tcp(7)). The socket is non-blocking and not registered
+    /// with the event loop: most are handed over, and over loopback the connection is established
+    /// before connect(2) returns.
     async fn connect(
         &self,
         begun: io::Result<std::net::TcpStream>,
@@ -198,13 +200,14 @@ impl ChannelServer {
         if tcp.local_addr()? == tcp.peer_addr()? {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        // From here on, a host that leaves is a reset for the program.
+        // From here on, a host that leaves resets the program's connection.
         prepare(&tcp);
         Ok(tcp)
     }
 }
 
-/// Waits until the host leaves, as when its client does. It says nothing before it has its answer.
+/// Waits until the host leaves, for instance because its client does. The host sends nothing before
+/// it has the answer.
 async fn left(stream: &mut Stream) -> io::Error {
     match stream.read_u8().await {
         Ok(_) => io::Error::new(io::ErrorKind::InvalidData, "it spoke out of its turn"),
@@ -216,14 +219,14 @@ async fn left(stream: &mut Stream) -> io::Error {
 fn begin(route: Route, port: u16) -> io::Result<std::net::TcpStream> {
     let socket = route.socket(SocketType::STREAM, port);
     let (socket, address) = socket.map_err(|error| match error {
-        // It has left this machine.
+        // The address is no longer one of this machine.
         Errno::ADDRNOTAVAIL => Errno::HOSTUNREACH,
         error => error,
     })?;
     start(socket, address)
 }
 
-/// Begins to connect to `address`, wherever that leads from this machine.
+/// Begins to connect to `address`, by whatever route this machine has.
 fn begin_at(address: SocketAddr) -> io::Result<std::net::TcpStream> {
     start(reach::socket(address.ip(), SocketType::STREAM)?, address)
 }
@@ -247,7 +250,7 @@ fn status(error: &io::Error) -> DialStatus {
             | Errno::PERM
             | Errno::AFNOSUPPORT,
         ) => DialStatus::Unreachable,
-        // bind(2) and connect(2) without a port.
+        // bind(2) and connect(2) fail so when no local port is free.
         Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL) => DialStatus::NoLocalPort,
         Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => DialStatus::Exhausted,
         None if error.kind() == io::ErrorKind::ConnectionRefused => DialStatus::Refused,

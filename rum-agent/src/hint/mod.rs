@@ -1,16 +1,16 @@
 //! Step 1 of the data flow: waits until something may have changed.
 //!
-//! The ladder, from the best rung down:
+//! The sources form a ladder, the best rung first:
 //!
-//! 1. the tracepoint `sock:inet_sock_set_state`, where the kernel lets us (CAP_PERFMON): an
+//! 1. the tracepoint `sock:inet_sock_set_state`, where the kernel permits it (CAP_PERFMON): an
 //!    event for every `listen()` and its end;
-//! 2. instead of it, in a namespace guest, word from the guest's first process, which the kernel
-//!    asks before each `listen()` ([`crate::kernel::listen_events`]), and a slow poll for what it is not asked about;
+//! 2. instead of it, in a namespace guest, reports of the guest's first process, which the kernel
+//!    asks before each `listen()` ([`crate::kernel::listen_events`]), and a slow poll for the rest;
 //! 3. instead of both, a [`poll`] of the cheap socket counters in `/proc/self/net/sockstat`, with
 //!    a full dump now and then;
-//! 4. beside 2 and 3, the netlink destroy groups, which need no privilege: a closed listener. The
-//!    tracepoint tells that earlier, and as long as somebody listens to the groups the kernel has
-//!    work with every connection that ends.
+//! 4. in addition to 2 and 3, the netlink destroy groups, which need no privilege: a closed
+//!    listener. The tracepoint reports that earlier, and while a socket is subscribed to the
+//!    groups the kernel has work with every connection that ends.
 //!
 //! Invariant: a [`Wake`] carries no fact. It says where to look; the dump that follows decides.
 
@@ -30,7 +30,7 @@ use crate::kernel::tracepoint::{Hint, ThreadName, Tracepoint, TracepointError};
 
 pub mod poll;
 
-/// Most hints that one [`Wake`] gathers; the rest are in the next one.
+/// Most hints that one [`Wake`] collects; the rest go into the next one.
 pub const MAX_DRAIN: usize = 1024;
 
 /// What wakes the agent.
@@ -38,11 +38,11 @@ pub const MAX_DRAIN: usize = 1024;
 pub enum HintKind {
     /// Kernel events for `listen()`.
     Tracepoint,
-    /// Word from the guest's first process about each `listen()`.
+    /// Reports of the guest's first process about each `listen()`.
     Seccomp,
-    /// A look at counters every few milliseconds.
+    /// Reads of the socket counters every few milliseconds.
     Poll,
-    /// Nothing: only the host's polls find anything. To see how far the safety net carries.
+    /// Nothing: only the host's polls find changes. For measuring that safety net.
     None,
 }
 
@@ -83,28 +83,28 @@ pub enum HintError {
     Seccomp,
 }
 
-/// Something began to listen.
+/// A socket began to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Began {
     /// The port, 0 if unknown.
     pub port: u16,
-    /// The process that did.
+    /// The process that called `listen()`.
     pub pid: u32,
-    /// When, in nanoseconds on CLOCK_MONOTONIC.
+    /// Time of the call, in nanoseconds on CLOCK_MONOTONIC.
     pub at_ns: u64,
 }
 
 /// Something may have changed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Wake {
-    /// Ports that something began to listen on (0: unknown which): look at once.
+    /// Ports on which a socket began to listen (0: unknown port): dump at once.
     pub listening: Vec<Began>,
-    /// Ports on which something stopped: look at once.
+    /// Ports on which a socket stopped listening: dump at once.
     pub ended: Vec<u16>,
-    /// Ports (0: unknown) that a process began to listen on which our PID namespace does not show:
-    /// no hurry.
+    /// Ports (0: unknown) of listeners whose process is outside our PID namespace: the dump can
+    /// wait.
     pub foreign: Vec<u16>,
-    /// Whatever it was, it may have been anywhere: look at all, at once.
+    /// The change may be on any port: dump everything at once.
     pub anywhere: bool,
 }
 
@@ -120,12 +120,13 @@ pub struct Hints {
 }
 
 impl Hints {
-    /// Opens the best rung of the ladder that can be had, or the one that is `forced`. Why a
-    /// better one was not to be had is logged. `notified` is the pipe of the guest's first
-    /// process, which has it only where it knows that there is no tracepoint; in `wanted` it is
-    /// told the range. What the threads of the name `except` do is left out where that can be.
+    /// Opens the best available rung of the ladder, or the `forced` one, and logs why a better one
+    /// is not available. `notified` is the pipe of the guest's first process, which passes it only
+    /// where it knows that there is no tracepoint; `wanted` publishes the range to that process.
+    /// Events of threads named `except` are left out where possible.
     ///
     /// # Errors
+    /// Why the rung cannot be used, only if it is forced.
     /// Why the rung cannot be used, only where it is forced.
     pub fn open(
         forced: Option<HintKind>,
@@ -170,7 +171,7 @@ impl Hints {
         Ok(hints)
     }
 
-    /// Listens to `other` as well: a rung that lives in this process.
+    /// Adds the source `other`: a rung that lives in this process.
     pub fn also_from(mut self, other: mpsc::Receiver<Hint>) -> Self {
         self.other = Some(other);
         self
@@ -186,8 +187,8 @@ impl Hints {
         }
     }
 
-    /// Lets the kernel drop what does not concern `range`, where it can. A source that refuses
-    /// keeps its old filter, which is logged.
+    /// Makes the sources drop events outside `range`, where they can. A source that refuses keeps
+    /// its old filter, which is logged.
     pub fn set_range(&mut self, range: PortRange) {
         let (min, max) = (range.min(), range.max());
         let tracepoint = self.tracepoint.as_mut().map(|t| t.set_range(min, max));
@@ -200,14 +201,14 @@ impl Hints {
         }
     }
 
-    /// Counts what a dump has cost that began at `began`.
+    /// Accounts for the cost of a dump that began at `began`.
     pub fn dumped(&mut self, began: Instant, cost: Duration) {
         if let Some(poll) = &mut self.poll {
             poll.dumped(began, cost);
         }
     }
 
-    /// Waits for a hint and gathers all that are pending, up to [`MAX_DRAIN`]. Cancel-safe.
+    /// Waits for a hint and collects all that are pending, up to [`MAX_DRAIN`]. Cancel-safe.
     pub async fn next(&mut self) -> Wake {
         let mut wake = Wake::default();
         tokio::select! {
@@ -221,7 +222,7 @@ impl Hints {
         wake
     }
 
-    /// Adds what is pending, without waiting. Whether there was anything.
+    /// Adds the pending hints without waiting. Returns whether there were any.
     pub fn drain(&mut self, wake: &mut Wake) -> bool {
         let mut any = false;
         for _ in 0..MAX_DRAIN {
@@ -242,12 +243,12 @@ impl Hints {
         any
     }
 
-    /// Takes in what the guest's first process says. Once a program runs that it is not asked
-    /// about, only the fast poll finds what that and its descendants do.
+    /// Handles a report of the guest's first process. Once an unmonitored program runs, only the
+    /// fast poll finds the listeners of that program and its descendants.
     fn told(&mut self, told: Told, wake: &mut Wake) {
         match told.hint() {
             Some(hint) => wake.add(hint),
-            // By whom, and where, is not known.
+            // Neither the process nor the port is known.
             None => wake.foreign.push(0),
         }
         if told.untold && self.poll.as_ref().is_some_and(|poll| poll.rate() != FAST) {
@@ -276,7 +277,7 @@ impl Wake {
     }
 }
 
-/// Awaits what is there; waits for ever for what is not.
+/// Awaits the future if there is one; otherwise never completes.
 async fn some<F: Future>(future: Option<F>) -> F::Output {
     match future {
         Some(future) => future.await,
@@ -284,7 +285,7 @@ async fn some<F: Future>(future: Option<F>) -> F::Output {
     }
 }
 
-/// The next foreign hint; a channel whose other end is gone is forgotten.
+/// The next foreign hint. Drops a channel whose sender is gone.
 async fn other(source: &mut Option<mpsc::Receiver<Hint>>) -> Hint {
     if let Some(receiver) = source {
         if let Some(hint) = receiver.recv().await {

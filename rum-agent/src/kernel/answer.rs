@@ -1,8 +1,8 @@
-//! Step 2: reading what the kernel answers on NETLINK_SOCK_DIAG. Pure: bytes in, sockets out.
+//! Step 2: parses the kernel's answers on NETLINK_SOCK_DIAG. Pure: bytes in, sockets out.
 //!
-//! A datagram holds one or more netlink messages, each with its length in front. A dump ends
-//! with NLMSG_DONE, which carries an errno of its own; a refusal is an NLMSG_ERROR. Only whole
-//! messages are believed: every length is checked before a field is read.
+//! A datagram holds one or more netlink messages, each with its length in front. A dump ends with
+//! NLMSG_DONE, which carries an errno of its own; a refusal is an NLMSG_ERROR. Only whole messages
+//! count: every length is checked before a field is read.
 //!
 //! Invariants: no input panics; an [`Answer`] is complete only once [`Answer::is_done`].
 
@@ -25,7 +25,7 @@ pub fn messages(
         if rest.is_empty() {
             return None;
         }
-        // Checks the header and the length that it claims against what is there.
+        // Checks the header and its length field against the bytes present.
         match NetlinkMessage::<SockDiagMessage>::deserialize(rest) {
             Ok(message) => {
                 // Messages start at multiples of four (NLMSG_ALIGN); the header was read, so
@@ -54,11 +54,11 @@ pub fn cookie(id: &SocketId) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// The listening socket that `response` tells of; `None` when it is not one.
+/// The listening socket that `response` describes; `None` if it is not one.
 fn listener(response: &InetResponse) -> Option<Socket> {
     let header = &response.header;
     let id = &header.socket_id;
-    // A socket that is being closed has lost its port already.
+    // A socket that is being closed has already lost its port.
     if header.state != TCP_LISTEN || id.source_port == 0 {
         return None;
     }
@@ -89,7 +89,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Waits for the answer to the request with this sequence number.
+    /// Collects the answer to the request with this sequence number.
     pub fn new(sequence: u32) -> Self {
         Self {
             sequence,

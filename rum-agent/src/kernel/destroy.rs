@@ -1,18 +1,18 @@
-//! Step 1: the kernel's news of TCP sockets that are gone (SKNLGRP_INET_TCP_DESTROY and
+//! Step 1: the kernel's events for destroyed TCP sockets (SKNLGRP_INET_TCP_DESTROY and
 //! SKNLGRP_INET6_TCP_DESTROY of NETLINK_SOCK_DIAG). Needs no privilege.
 //!
-//! The kernel tells of every TCP socket's end, most of them connections. A classic BPF filter on
-//! our socket lets only those through that have no peer (destination port 0: listeners, and
-//! sockets that were bound and never used) and whose port is of interest. An event carries the
-//! cookie that a dump showed, so it tells which of several twins is gone. It comes when the
-//! socket is freed: shortly after close(), but not at shutdown().
+//! The kernel reports the end of every TCP socket, mostly connections. A classic BPF filter on our
+//! socket passes only sockets without a peer (destination port 0: listeners, and sockets that were
+//! bound and never used) whose port is of interest. An event carries the cookie that a dump showed,
+//! so it identifies one of several sockets on a port. The event comes when the socket is freed:
+//! shortly after close(), but not at shutdown().
 //!
-//! When the socket's queue is full the kernel drops events. It says ENOBUFS once, at the next
-//! read, and goes on dropping without another word until the queue was read empty
-//! (NETLINK_S_CONGESTED in net/netlink/af_netlink.c). So [`Destroy::Overflow`] is reported only
-//! after the queue is empty: whoever looks for itself then misses nothing.
+//! When the socket's queue is full the kernel drops events. It reports ENOBUFS once, at the next
+//! read, and goes on dropping silently until the queue was read empty (NETLINK_S_CONGESTED in
+//! net/netlink/af_netlink.c). So [`Destroy::Overflow`] is reported only after the queue is empty: a
+//! dump from then on misses nothing.
 //!
-//! Invariants: an event that cannot be kept or read becomes [`Destroy::Overflow`]; waiting is
+//! Invariants: an event that cannot be kept or read becomes [`Destroy::Overflow`]. Waiting is
 //! cancel-safe, since nothing is taken from the kernel before the last await.
 
 use std::collections::VecDeque;
@@ -30,26 +30,26 @@ use super::answer::{cookie, messages};
 
 /// Multicast groups (enum sknetlink_groups in include/uapi/linux/sock_diag.h).
 const GROUPS: [u32; 2] = [1, 3];
-/// Room for one event, which has less than 1 KiB.
+/// Buffer for one event, which is smaller than 1 KiB.
 const DATAGRAM: usize = 8 * 1024;
-/// What we ask the kernel to keep for us, in bytes; it gives at most net.core.rmem_max. An event
-/// takes about 2 KiB there, so this holds a few hundred at least.
+/// Requested size of the receive buffer, in bytes; the kernel grants at most net.core.rmem_max. An
+/// event takes about 2 KiB there, so the buffer holds at least a few hundred.
 const RECEIVE_BUFFER: libc::c_int = 1 << 20;
-/// After an overflow at most this many reads are made in a row, several times what the queue
-/// holds; in a storm that never lets it become empty the reader gets its turn nevertheless.
+/// Most reads in a row after an overflow, several times what the queue holds. It lets the reader
+/// continue in a storm in which the queue never becomes empty.
 const MAX_DISCARDED: usize = 16 * 1024;
 
-/// What happened to sockets without a peer.
+/// An event of a socket without a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destroy {
-    /// A socket is gone. Whether it had listened, only the cookie tells.
+    /// A socket is gone. Only the cookie tells whether it was a listener.
     Closed {
         /// The kernel's cookie, as [`super::Socket::cookie`].
         cookie: u64,
         /// Its local port.
         port: u16,
     },
-    /// Events were lost; those after this one are not.
+    /// Events were lost; later ones are not.
     Overflow,
 }
 
@@ -87,10 +87,10 @@ impl DestroyEvents {
         Ok(this)
     }
 
-    /// Lets only sockets with a local port from `min` to `max` through, from now on.
+    /// From now on passes only sockets with a local port from `min` to `max`.
     ///
     /// # Errors
-    /// What setsockopt(2) says.
+    /// As setsockopt(2).
     pub fn set_range(&mut self, min: u16, max: u16) -> io::Result<()> {
         attach(self.socket.as_raw_fd(), &filter(min, max))
     }
@@ -108,7 +108,7 @@ impl DestroyEvents {
         }
     }
 
-    /// The next event that is there already.
+    /// The next pending event.
     pub fn try_next(&mut self) -> Option<Destroy> {
         for _ in 0..MAX_DISCARDED {
             if let Some(event) = self.pending.pop_front() {
@@ -124,16 +124,16 @@ impl DestroyEvents {
                 other => self.take(other.map(|(_, sender)| sender)),
             }
         }
-        // Said again once the queue is empty.
+        // Reported again once the queue is empty.
         Some(Destroy::Overflow)
     }
 
-    /// Takes a datagram in the buffer, or the error that came instead.
+    /// Handles a datagram in the buffer, or the error in its place.
     fn take(&mut self, result: io::Result<SocketAddr>) {
         match result {
             Ok(sender) => {
-                // Only the kernel has port id 0. While events are dropped, the others are of
-                // no use: the reader will look for itself.
+                // Only the kernel has port id 0. While events are dropped the others are useless:
+                // the reader will dump everything.
                 if sender.port_number() == 0 && !self.congested {
                     self.pending.extend(events(&self.buffer));
                 }

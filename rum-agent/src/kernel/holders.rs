@@ -1,12 +1,11 @@
-//! Details for step 2: whether the processes that are shown as holders still are.
+//! Details for step 2: whether the processes shown as holders of sockets still hold them.
 //!
-//! A socket may outlive the process that opened it, or change hands: by fork, by a hand-over
-//! (SCM_RIGHTS), by exec. No event tells of that. The end of a process is watched through a pidfd,
-//! which costs nothing until then; for the rest [`Holders::check`] looks at a few sockets each time
-//! it is called, in turn.
+//! A socket may outlive the process that opened it, or change hands: by fork, by SCM_RIGHTS, by
+//! exec. No event reports that. A pidfd reports the end of a process at no cost until then; for the
+//! rest, each call of [`Holders::check`] inspects a few sockets, in turn.
 //!
-//! Invariants: what is told as stale is forgotten here until it is noted anew; at most
-//! [`MAX_WATCHED`] descriptors are held, and at most [`CHECKS`] sockets are looked at in one call.
+//! Invariants: a socket reported as stale is forgotten here until it is noted again; at most
+//! [`MAX_WATCHED`] descriptors are held, and one call inspects at most [`CHECKS`] sockets.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -24,24 +23,24 @@ use tokio::io::unix::AsyncFd;
 use super::identity;
 use super::process::{Held, still_holds};
 
-/// Most processes whose end is watched, each with a descriptor; the others are found by
-/// [`Holders::check`]. More than listen in nearly every guest.
+/// Most processes whose end is watched, each with a descriptor; [`Holders::check`] finds the
+/// others. More than the listening processes of nearly every guest.
 pub const MAX_WATCHED: usize = 256;
-/// Sockets that are looked at in one call, which comes with the host's poll each second: some 5
-/// microseconds each.
+/// Sockets inspected in one call, which comes with the host's poll each second: some 5 microseconds
+/// each.
 pub const CHECKS: usize = 16;
-/// Ends that are taken note of at once.
+/// Process ends read in one system call.
 const ENDS: usize = 32;
 
 /// A socket: its port and inode.
 pub type Key = (u16, u64);
 
-/// A socket whose holder is to be looked up again, and the process to look at first.
+/// A socket whose holder must be looked up again, and the process to check first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stale {
     /// The socket.
     pub key: Key,
-    /// Who was shown, and may have it still.
+    /// The process that was shown, which may still hold the socket.
     pub pid: u32,
 }
 
@@ -52,23 +51,23 @@ pub struct Holders {
     processes: HashMap<u32, Shown>,
     /// An epoll instance with the pidfds in it.
     ends: Option<AsyncFd<OwnedFd>>,
-    /// What was looked at last.
+    /// The socket inspected last.
     last: Key,
 }
 
-/// A process that is shown.
+/// A process that is shown as a holder.
 #[derive(Debug)]
 struct Shown {
     name: String,
     program: String,
-    /// How many sockets it is shown for.
+    /// Number of sockets for which it is shown.
     sockets: usize,
-    /// None where its end cannot be watched. Closing it takes it out of the epoll instance.
+    /// None where its end cannot be watched. Closing the pidfd removes it from the epoll instance.
     _pidfd: Option<OwnedFd>,
 }
 
 impl Holders {
-    /// `held` is shown for `key`. False if the process has ended since it was found.
+    /// Records that `held` is shown for `key`. False if the process has ended since it was found.
     pub fn note(&mut self, key: Key, held: &Held) -> bool {
         self.forget(key);
         let process = &held.process;
@@ -93,7 +92,7 @@ impl Holders {
         true
     }
 
-    /// Nothing is shown for the sockets of `port` any more, but for those that `stay`.
+    /// Forgets what is shown for the sockets of `port`, except those that `stay`.
     pub fn retain(&mut self, port: u16, stay: impl Fn(u64) -> bool) {
         let of_port = self.shown.range((port, 0)..=(port, u64::MAX));
         let gone: Vec<Key> = of_port
@@ -115,7 +114,7 @@ impl Holders {
         }
     }
 
-    /// The sockets for which `pid` was shown. It is shown for none any more.
+    /// Removes `pid` and returns the sockets for which it was shown.
     fn drop_process(&mut self, pid: u32) -> Vec<Stale> {
         let of_it = self.shown.iter().filter(|(_, (other, _))| *other == pid);
         let stale: Vec<Stale> = of_it.map(|(key, _)| Stale { key: *key, pid }).collect();
@@ -123,8 +122,7 @@ impl Holders {
         stale
     }
 
-    /// Watches for the end of `pid`, as long as what is returned is not closed. `None`: there are
-    /// enough already.
+    /// Watches for the end of `pid` until the returned pidfd is closed. `None` at [`MAX_WATCHED`].
     fn watch(&mut self, pid: u32) -> Result<Option<OwnedFd>, Errno> {
         let watched = self
             .processes
@@ -140,8 +138,8 @@ impl Holders {
         let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
         if self.ends.is_none() {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-            // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, which the AsyncFd
-            // that owns it does after it has deregistered it.
+            // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped; the AsyncFd
+            // that owns it deregisters it first.
             let ends = unsafe { AsyncFd::register_with_interest(epoll, Interest::READABLE) };
             self.ends = Some(ends.map_err(|_| Errno::NOMEM)?);
         }
@@ -152,7 +150,8 @@ impl Holders {
         Ok(Some(pidfd))
     }
 
-    /// The sockets of processes that end. Cancel-safe; waits for ever where nothing is watched.
+    /// The sockets of processes that ended. Cancel-safe; never completes while no process is
+    /// watched.
     pub async fn ended(&mut self) -> Vec<Stale> {
         let pids = match &self.ends {
             Some(ends) => ends.async_io(Interest::READABLE, ended).await,
@@ -164,7 +163,7 @@ impl Holders {
                 .flat_map(|pid| self.drop_process(pid))
                 .collect(),
             Err(error) => {
-                // Not to be waited for again: the checks are left.
+                // Not watched again; the checks remain.
                 tracing::debug!("the end of processes cannot be watched: {error}");
                 self.ends = None;
                 Vec::new()
@@ -172,8 +171,8 @@ impl Holders {
         }
     }
 
-    /// Looks at the next few sockets: those whose shown process does not hold them any more, or has
-    /// become another program.
+    /// Inspects the next few sockets. Returns those whose shown process no longer holds them, or
+    /// has become another program.
     pub fn check(&mut self) -> Vec<Stale> {
         let after = (Bound::Excluded(self.last), Bound::Unbounded);
         let up_to = (Bound::Unbounded, Bound::Included(self.last));
@@ -202,11 +201,11 @@ impl Holders {
 }
 
 impl Shown {
-    /// Whether the process `pid` still is the program that is shown.
+    /// Whether the process `pid` still runs the program that is shown.
     fn is_the_same(&self, pid: u32) -> bool {
         let proc = Path::new("/proc");
         let program = identity::program(proc, pid);
-        // Only where it may be read at all.
+        // Compared only if it was readable.
         self.name == identity::short_name(proc, pid)
             && (program.is_empty() || self.program == program)
     }
@@ -288,7 +287,7 @@ mod tests {
         }
         assert!(holders.check().is_empty() && holders.check().is_empty());
         assert_eq!(holders.processes.len(), 1);
-        // As if it had been closed, and its number taken by another.
+        // As if the socket had been closed and its descriptor number reused.
         holders.note((7, 1), &held(own, fd));
         let stale: Vec<Stale> = (0..3).flat_map(|_| holders.check()).collect();
         assert_eq!(

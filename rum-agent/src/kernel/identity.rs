@@ -1,12 +1,12 @@
-//! Details for step 2: what a process calls itself, from /proc (man 5 proc_pid).
+//! Details for step 2: the names of a process, from /proc (man 5 proc_pid).
 //!
-//! Four texts, since none of them alone is what people mean by the name of a program: the kernel's
-//! short name is that of the thread that execve(2) was called in, until the program changes it
-//! (Node.js calls itself `MainThread`); the executable of a script is its interpreter. And the
-//! monitors of containers, which hold the containers' ports, are all called alike: of those the
-//! container's name takes the script's place.
+//! Four texts, since none alone is what people call a program. The kernel's short name is that of
+//! the thread that called execve(2), until the program changes it (Node.js calls itself
+//! `MainThread`). The executable of a script is its interpreter. And the monitors of containers,
+//! which hold the containers' ports, all have the same name: for those, the container's name
+//! replaces the script.
 //!
-//! Invariants: every text is valid UTF-8 and bounded; what cannot be read is empty.
+//! Invariants: every text is valid UTF-8 and bounded; an unreadable one is empty.
 
 use std::fs::File;
 use std::io::Read;
@@ -19,12 +19,12 @@ use rum_shared::listener::{MAX_COMMAND, MAX_NAME, MONITOR, Process};
 const MAX_ARGUMENTS: u64 = 64 * 1024;
 /// More bytes than a `status`, a `comm` and most command lines have.
 const USUAL: usize = 4096;
-/// Stands for the middle of a command line that is too long.
+/// Replaces the middle of a command line that is too long.
 const CUT: &str = "…";
-/// The option by which a [`MONITOR`] is told the name of its container.
+/// The option that gives a [`MONITOR`] the name of its container.
 const CONTAINER: &str = "-n";
 
-/// What the process `pid` calls itself.
+/// The names of the process `pid`.
 pub fn read(proc: &Path, pid: u32) -> Process {
     let dir = proc.join(pid.to_string());
     let arguments = arguments(&dir);
@@ -35,7 +35,7 @@ pub fn read(proc: &Path, pid: u32) -> Process {
     };
     let plain = |argument: &&Vec<u8>| !argument.is_empty() && !argument.starts_with(b"-");
     let script = || arguments.iter().skip(1).find(plain);
-    // A monitor's command line is long, and what tells it from others is in the middle.
+    // A monitor's command line is long, and its distinguishing part is in the middle.
     let kept = container.map(|name| format!("{CONTAINER} {}", file_name(name)));
     Process {
         pid,
@@ -80,10 +80,11 @@ pub fn process_of(proc: &Path, id: u32) -> Option<u32> {
 
 /// The first [`MAX_ARGUMENTS`] bytes of a file of /proc, empty if it cannot be read.
 fn start(file: &Path) -> Vec<u8> {
-    // Room for a usual one, which would take eight reads else: these files do not say how long they are.
+    // Capacity for a usual file: these files do not report their length, and growing the buffer
+    // takes eight reads.
     let mut bytes = Vec::with_capacity(USUAL);
     if let Ok(file) = File::open(file) {
-        // What was read before an error is as good as any beginning.
+        // What was read before an error is kept, as the beginning of the file.
         let _ = file.take(MAX_ARGUMENTS).read_to_end(&mut bytes);
     }
     bytes
@@ -91,7 +92,7 @@ fn start(file: &Path) -> Vec<u8> {
 
 fn arguments(dir: &Path) -> Vec<Vec<u8>> {
     let bytes = start(&dir.join("cmdline"));
-    // A program that shows its state there may leave the rest of the room empty.
+    // A program that writes its state there may leave the rest of the space empty.
     let end = bytes
         .iter()
         .rposition(|byte| *byte != 0)
@@ -100,7 +101,7 @@ fn arguments(dir: &Path) -> Vec<Vec<u8>> {
     arguments.map(<[u8]>::to_vec).filter(|_| end > 0).collect()
 }
 
-/// The command line; of one that is too long both ends, and what is to be `kept` between them.
+/// The command line; if it is too long its two ends, with `kept` between them.
 fn command(arguments: &[Vec<u8>], kept: Option<&str>) -> String {
     let whole = text(&arguments.join(&b' '));
     if whole.len() <= MAX_COMMAND {
@@ -123,7 +124,7 @@ fn file_name(path: &[u8]) -> String {
     head(&text(name), MAX_NAME).to_owned()
 }
 
-/// Line breaks and their like separate words, as spaces do.
+/// Line breaks and similar characters separate words, as spaces do.
 fn text(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.replace(|c: char| c.is_ascii_control() && c.is_whitespace(), " ")
@@ -220,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_monitor_is_told_by_its_container() {
-        // As podman 4.3 starts it, but for what comes before and behind.
+        // As podman 4.3 starts it, shortened at both ends.
         let id = "292a562e143b00afa21658e3bd64259a1491a2afb4e32b7aefa0ade78c0fac6a";
         let begin = format!("/usr/bin/conmon\0--api-version\x001\0-c\0{id}\0-u\0{id}\0");
         let end = format!("--exit-command-arg\0cleanup\0--exit-command-arg\0{id}\0");

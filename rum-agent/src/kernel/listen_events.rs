@@ -1,14 +1,16 @@
-//! A hint for step 1 from another process: the first process of a namespace guest, which the
-//! kernel asks before each `listen()` (seccomp user notification), passes the news on here.
+//! Step 1: `listen()` events from another process. The kernel asks the first process of a namespace
+//! guest before each `listen()` (seccomp user notification), and that process reports the call
+//! here.
 //!
-//! The way is a pipe with records of [`RECORD`] bytes. The writer never waits: what does not fit
-//! is dropped, and nothing is lost by it. A pipe that was full is known by the [`FULL`] records that
-//! are read in a row, and the last of them then stands for any port. The way back is a file of four
-//! bytes, [`Wanted`]: of other ports there is no word.
+//! The reports come through a pipe, as records of [`RECORD`] bytes. The writer never blocks: it
+//! drops a record that does not fit, and loses no information by it. [`FULL`] records read in a row
+//! mean that the pipe was full, and the last of them then stands for any port. In the other
+//! direction, a file of four bytes, [`Wanted`], publishes the port range: other ports are not
+//! reported.
 //!
-//! Invariants: a record is below PIPE_BUF, so it is written and read whole (pipe(7)); what is
-//! no record ends the reading. The hint comes before the `listen()` takes
-//! effect: look again.
+//! Invariants: a record is smaller than PIPE_BUF, so it is written and read whole (pipe(7)); an
+//! invalid record ends the reading. The hint comes before the `listen()` takes effect, so look
+//! again.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,27 +21,27 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::tracepoint::Hint;
 
-/// Bytes of one record: when (nanoseconds on CLOCK_MONOTONIC), which process, [`UNTOLD`] or 0,
-/// which port; 8, 4, 2 and 2 bytes, little-endian.
+/// Bytes of one record: time (nanoseconds on CLOCK_MONOTONIC), process, [`UNTOLD`] or 0, port; 8,
+/// 4, 2 and 2 bytes, little-endian.
 pub const RECORD: usize = 16;
-/// Flag of a record: a program runs whose `listen()` nobody tells of.
+/// Flag of a record: a program runs whose `listen()` calls are not reported.
 pub const UNTOLD: u16 = 1;
-/// Room for records that are not read yet, in bytes: as little as a pipe may have (pipe(7)). A
-/// pipe may have more.
+/// Capacity for unread records, in bytes: the smallest that a pipe can have (pipe(7)). A pipe may
+/// have more.
 pub const PIPE: usize = 4096;
 /// Records of a full pipe.
 const FULL: usize = PIPE / RECORD;
 
-/// What a record says.
+/// The content of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
     /// When the kernel asked, in nanoseconds on CLOCK_MONOTONIC.
     pub at_ns: u64,
     /// The thread that calls `listen()`, in the PID namespace of the writer; 0 for none.
     pub pid: u32,
-    /// On which TCP port; 0 if that is not known.
+    /// The TCP port; 0 if it is not known.
     pub port: u16,
-    /// Whether there is a program whose `listen()` nobody tells of.
+    /// Whether a program runs whose `listen()` calls are not reported.
     pub untold: bool,
 }
 
@@ -55,7 +57,7 @@ impl Told {
         record
     }
 
-    /// Reads a record.
+    /// Parses a record.
     pub fn from_bytes(record: [u8; RECORD]) -> Self {
         let [a, b, c, d, e, f, g, h, p, q, r, s, t, u, v, w] = record;
         Self {
@@ -66,7 +68,7 @@ impl Told {
         }
     }
 
-    /// The hint in it.
+    /// The record's hint.
     pub fn hint(self) -> Option<Hint> {
         let Self {
             at_ns, pid, port, ..
@@ -75,16 +77,16 @@ impl Told {
     }
 }
 
-/// Where the agent says which ports it wants to hear of: a file in memory, of which both have a
-/// descriptor. Whoever reads it while it is written may see a range that is neither.
+/// The range of ports that the agent wants reports for: a memfd of which both sides have a
+/// descriptor. A read that races with a write may return a mix of two ranges.
 #[derive(Debug)]
 pub struct Wanted(OwnedFd);
 
 impl Wanted {
-    /// A new one, in which all ports are wanted.
+    /// A new one with all ports.
     ///
     /// # Errors
-    /// Those of memfd_create(2) and write(2).
+    /// As memfd_create(2) and write(2).
     pub fn new() -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let this = Self(rustix::fs::memfd_create("rum-wanted", flags)?);
@@ -93,10 +95,10 @@ impl Wanted {
         Ok(this)
     }
 
-    /// Says so.
+    /// Publishes the range that the agent wants events for.
     ///
     /// # Errors
-    /// Those of write(2).
+    /// As write(2).
     pub fn set(&self, range: PortRange) -> io::Result<()> {
         let [a, b] = range.min().to_le_bytes();
         let [c, d] = range.max().to_le_bytes();
@@ -104,10 +106,10 @@ impl Wanted {
         Ok(())
     }
 
-    /// What is wanted; everything if the file makes no sense.
+    /// The published range; all ports if the file is not valid.
     pub fn get(&self) -> PortRange {
         let mut bytes = [0; 4];
-        // A short read leaves zeros, which are no range.
+        // A short read leaves zeros, which are not a valid range.
         let _ = rustix::io::pread(&self.0, &mut bytes, 0);
         let [a, b, c, d] = bytes;
         let (min, max) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
@@ -133,7 +135,7 @@ pub struct Notified {
     pipe: Receiver,
     /// Records that were read since the pipe was empty, modulo [`FULL`].
     in_a_row: usize,
-    /// The writer is gone, or wrote what is no record.
+    /// The writer is gone, or wrote an invalid record.
     ended: bool,
 }
 
@@ -151,7 +153,7 @@ impl Notified {
         })
     }
 
-    /// Waits for the next record; for ever once the writer is gone. Cancel-safe.
+    /// Waits for the next record; never completes once the writer is gone. Cancel-safe.
     pub async fn next(&mut self) -> Told {
         loop {
             if let Some(told) = self.try_next() {
@@ -163,7 +165,7 @@ impl Notified {
         }
     }
 
-    /// The next record that is there already.
+    /// The next pending record.
     pub fn try_next(&mut self) -> Option<Told> {
         let mut record = [0; RECORD];
         match self.pipe.try_read(&mut record) {
@@ -172,7 +174,7 @@ impl Notified {
                 let mut told = Told::from_bytes(record);
                 self.in_a_row = (self.in_a_row + 1) % FULL;
                 if self.in_a_row == 0 {
-                    // Of what was dropped meanwhile there is no other word.
+                    // It stands for the records that were dropped meanwhile.
                     told.port = 0;
                 }
                 return Some(told);

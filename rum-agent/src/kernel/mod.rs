@@ -1,21 +1,21 @@
-//! Steps 1 and 2 of the data flow: what the kernel says.
+//! Steps 1 and 2 of the data flow: hints and facts from the kernel.
 //!
 //! Two kinds of sources, kept apart by their types:
 //!
 //! | what | module | says |
 //! |---|---|---|
 //! | hints (step 1) | [`tracepoint`] | a socket entered or left LISTEN, within microseconds; privileged |
-//! | | [`listen_events`] | a program calls `listen()`, says the guest's first process |
+//!  | [`listen_events`] | a program calls `listen()`, as the guest's first process reports |
 //! | | [`destroy`] | a bound TCP socket is gone; no privilege |
 //! | | [`sockstat`] | the number of TCP sockets differs; no privilege, must be polled |
-//! | | [`netns`] | who called `listen()` is in another network namespace: no hurry |
+//!  | [`netns`] | the caller of `listen()` is in another network namespace: no hurry |
 //! | facts (step 2) | [`sock_diag`] | every listening socket, from NETLINK_SOCK_DIAG |
 //! | | [`proc_net`] | the same from `/proc/net/tcp` and `tcp6`, where netlink is refused |
-//! | details | [`process`], [`holders`] | who holds a socket, and whether it still does |
-//! | | [`identity`] | what a process calls itself |
+//!  details | [`process`], [`holders`] | which process holds a socket, and whether it still does |
+//!  | [`identity`] | the names of a process |
 //!
-//! Invariants: a hint carries no fact, it only says when to look; a dump is complete or an
-//! error, never a part; nothing here spawns a task or keeps a clock.
+//! Invariants: a hint carries no fact, it only says when to look; a dump is complete or an error,
+//! never partial; nothing here spawns a task or reads a clock.
 
 use std::io;
 use std::net::IpAddr;
@@ -41,8 +41,8 @@ pub const TCP_LISTEN: u8 = 10;
 /// The state CLOSE of a TCP socket, in which a listener ends.
 pub const TCP_CLOSE: u8 = 7;
 
-/// At most this many listening sockets are read: four for every port that exists. A guest with
-/// more gets an error instead of an agent without bounds.
+/// Most listening sockets that are read: four for every port that exists. A guest with more gets an
+/// error, so the agent's memory stays bounded.
 pub const MAX_SOCKETS: usize = 4 * 65_536;
 
 /// A listening TCP socket, as one dump shows it.
@@ -50,15 +50,14 @@ pub const MAX_SOCKETS: usize = 4 * 65_536;
 pub struct Socket {
     /// Local port, 1 to 65535.
     pub port: u16,
-    /// Local address; unspecified for all. An IPv4 address that is mapped into IPv6 is shown
-    /// as the IPv4 address that it is.
+    /// Local address; unspecified means all. An IPv4-mapped IPv6 address is shown as IPv4.
     pub ip: IpAddr,
-    /// An IPv6 socket that takes IPv4 as well: only ever true with the address `::`.
+    /// An IPv6 socket that accepts IPv4 as well: only ever true with the address `::`.
     pub dual_stack: bool,
-    /// Index of the network interface that it is bound to; 0 for any, and where the source does not
-    /// tell (/proc).
+    /// Index of the network interface to which the socket is bound; 0 for any, and where the source
+    /// does not report it (/proc).
     pub device: u32,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
     /// Inode of the socket's file.
     pub inode: u64,
@@ -66,7 +65,7 @@ pub struct Socket {
     pub cookie: Option<u64>,
 }
 
-/// Why there is no dump. The set that was known before stays valid.
+/// Why a dump failed. The previous set stays valid.
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
     /// A system call failed or the kernel refused the request.
@@ -77,10 +76,10 @@ pub enum DumpError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel said each time that its tables changed while it read them.
+    /// The kernel reported each time that its tables changed during the dump.
     #[error("the kernel's tables changed during every dump")]
     Interrupted,
-    /// The answer is not what the protocol says.
+    /// The answer does not follow the protocol.
     #[error("the kernel's answer cannot be read: {0}")]
     Malformed(String),
     /// A line of /proc cannot be read.

@@ -1,27 +1,28 @@
 //! Step 1: whether a process is in the agent's network namespace.
 //!
-//! The tracepoint tells of every `listen()` of the machine, in containers too. What a process of
-//! another network namespace listens on is hardly ever in ours.
+//! The tracepoint reports every `listen()` of the machine, also in containers. The socket of a
+//! process in another network namespace is hardly ever in ours.
 //!
-//! Invariant: what cannot be read counts as here. And only "hardly ever": a socket stays in the
-//! namespace that it was made in, whoever listens on it. So the answer delays a look, it replaces none.
+//! Invariant: a namespace that cannot be read counts as ours. A socket stays in the namespace in
+//! which it was created, whichever process listens on it, so the answer only delays a dump and
+//! never replaces it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// A network namespace: the device and inode of its file. `None` where that cannot be read.
+/// A network namespace: device and inode of its file. `None` where that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NetNs(Option<(u64, u64)>);
 
 impl NetNs {
-    /// That of the calling thread.
+    /// The namespace of the calling thread.
     pub fn own() -> Self {
         Self::of(Path::new("/proc/thread-self"))
     }
 
-    /// Whether the process or thread `pid` is in another one. One system call, for which the rights of
-    /// ptrace(2) are needed.
+    /// Whether the process or thread `pid` is in another namespace. One system call, which needs
+    /// ptrace access (ptrace(2)).
     pub fn excludes(self, pid: u32) -> bool {
         let other = Self::of(Path::new(&format!("/proc/{pid}")));
         matches!((self.0, other.0), (Some(own), Some(other)) if own != other)
@@ -32,7 +33,7 @@ impl NetNs {
         Self(file.ok().map(|file| (file.dev(), file.ino())))
     }
 
-    /// One in which no process is.
+    /// A namespace without any process.
     #[cfg(test)]
     pub fn nobodys() -> Self {
         Self(Some((0, 0)))

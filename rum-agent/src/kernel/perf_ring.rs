@@ -1,18 +1,17 @@
 //! Step 1: one perf event on one CPU and the ring buffer that it writes to (man 2
 //! perf_event_open).
 //!
-//! The kernel appends records to the ring and moves `head`; the reader takes what lies between
-//! `tail` and `head` and moves `tail`. Both only grow; their places in the ring are modulo its
+//! The kernel appends records to the ring and moves `head`; the reader takes the records between
+//! `tail` and `head` and moves `tail`. Both only grow; their positions in the ring are modulo its
 //! size, so a record may wrap around the end. `head` is read with acquire before the records,
 //! `tail` written with release after them.
 //!
-//! A full ring drops records. The kernel says so in a LOST record, but only together with the
-//! next record that fits, which may be hours later: so a ring that is found nearly full counts
-//! as having lost some ([`PerfRing::drain`]).
+//! A full ring drops records. The kernel reports that in a LOST record, but only together with the
+//! next record that fits, which may be hours later. So a nearly full ring counts as having lost
+//! records ([`PerfRing::drain`]).
 //!
-//! Invariants: only bytes between `tail` and `head` are read, which the kernel does not write
-//! until `tail` has passed them; they are copied before they are looked at, and no content of
-//! them panics or loops.
+//! Invariants: only bytes between `tail` and `head` are read, which the kernel does not write until
+//! `tail` has passed them; they are copied before they are parsed, and no content panics or loops.
 
 use std::ffi::CStr;
 use std::io;
@@ -24,10 +23,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::ioctl::{IntegerSetter, NoArg, Opcode, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Pages of a ring, a power of two: with 4 KiB pages it holds about 300 samples, what a CPU can
-/// produce in some milliseconds. More would count in the resident memory for each CPU.
+/// Pages of a ring, a power of two: with 4 KiB pages it holds about 300 samples, which a CPU can
+/// produce in some milliseconds. More pages would add resident memory for each CPU.
 const PAGES: usize = 8;
-/// Space below which a ring counts as full: no record of ours is larger.
+/// Free space below which a ring counts as full: no record of ours is larger.
 const RESERVE: u64 = 512;
 /// PERF_TYPE_TRACEPOINT
 const TYPE_TRACEPOINT: u32 = 2;
@@ -81,8 +80,8 @@ struct Attr {
 /// One record of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record<'a> {
-    /// A sample: the process (0 when our pid namespace does not have it), the time, and the
-    /// event's bytes.
+    /// A sample: the process (0 if it is not in our PID namespace), the time, and the event's
+    /// bytes.
     Sample {
         /// Process id.
         pid: u32,
@@ -95,8 +94,8 @@ pub enum Record<'a> {
     Lost,
 }
 
-/// The records in `bytes`, which start with a record. Whatever cannot be read is
-/// [`Record::Lost`], the last item; records of other kinds are passed over.
+/// The records in `bytes`, which start with a record. Unreadable bytes give [`Record::Lost`], the
+/// last item; records of other kinds are skipped.
 pub fn records(bytes: &[u8]) -> impl Iterator<Item = Record<'_>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -143,8 +142,8 @@ fn sample(body: &[u8]) -> Option<Record<'_>> {
     })
 }
 
-/// Where the bytes from `tail` to `head` lie in a ring of `size` bytes (a power of two): two
-/// ranges, the second for what wraps. `None` when that is more than the ring holds.
+/// Position of the bytes from `tail` to `head` in a ring of `size` bytes (a power of two): two
+/// ranges, the second for the wrapped part. `None` if that is more than the ring holds.
 pub fn spans(size: usize, tail: u64, head: u64) -> Option<[Range<usize>; 2]> {
     let used = usize::try_from(head.wrapping_sub(tail)).ok()?;
     if used > size || !size.is_power_of_two() {
@@ -164,8 +163,8 @@ pub struct PerfRing {
     page: usize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread, and to this value alone; the
-// kernel's side of it is shared through atomics only.
+// SAFETY: the mapping belongs to the process, not to a thread, and only to this value; it is shared
+// with the kernel only through atomics.
 unsafe impl Send for PerfRing {}
 
 impl PerfRing {
@@ -235,13 +234,13 @@ impl PerfRing {
         Ok(ring)
     }
 
-    /// Moves what the ring holds to the end of `out`, as whole records. Returns false when
-    /// records may have been dropped.
+    /// Appends the records in the ring to `out`, whole. Returns false if records may have been
+    /// dropped.
     pub fn drain(&mut self, out: &mut Vec<u8>) -> bool {
         let size = PAGES * self.page;
         let (head, tail) = (self.control(DATA_HEAD), self.control(DATA_TAIL));
         let end = head.load(Ordering::Acquire);
-        // Only we write the tail.
+        // Only this process writes the tail.
         let start = tail.load(Ordering::Relaxed);
         let parts = spans(size, start, end);
         for part in parts.iter().flatten() {
@@ -275,8 +274,8 @@ impl AsRawFd for PerfRing {
 
 impl Drop for PerfRing {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, of this length, and no reference into it is left. It
-        // cannot fail for a mapping that exists, and there would be nothing to do about it.
+        // SAFETY: the mapping is ours, of this length, and no reference into it is left. Unmapping
+        // an existing mapping does not fail.
         let _ = unsafe { munmap(self.map.as_ptr().cast(), (1 + PAGES) * self.page) };
     }
 }

@@ -1,10 +1,10 @@
-//! The thread that looks at the socket counters.
+//! The thread that reads the socket counters.
 //!
-//! A thread, since a look is to cost little more than to wake up: through the event loop, which every
-//! 4 ms would ask all that it waits for and set its timer anew, it takes half as much again. And
-//! only a thread of its own can tell what its looks cost, wake-ups included.
+//! A thread of its own, because a read costs little more than the wake-up. Through the event loop,
+//! which polls all its sources and re-arms its timer every 4 ms, it costs half as much again. And
+//! only a separate thread can measure the cost of its reads, wake-ups included.
 //!
-//! Invariant: it ends with its [`Looks`].
+//! Invariant: the thread ends with its [`Looks`].
 
 use std::io;
 use std::sync::Arc;
@@ -21,17 +21,18 @@ use crate::kernel::sockstat::{Fingerprint, Sockstat};
 use crate::schedule::Share;
 use crate::used;
 
-/// Looks take at most one part in so many of a processor: 4 ms are kept up to 80 us a look, which
-/// takes some 30 on a machine of its own and a multiple under emulation.
+/// The reads take at most this fraction of a processor: at one part in 50 the 4 ms interval holds
+/// up to 80 us a read. A read takes some 30 us on real hardware and a multiple of that under
+/// emulation.
 const SHARE: u32 = 50;
-/// What may be saved up of that: a look that was slow by chance delays no other.
+/// Unused time that may accumulate: one slow read delays no other.
 const ROOM: Duration = Duration::from_millis(100);
 
 /// The thread.
 #[derive(Debug)]
 pub struct Looks {
     shared: Arc<Shared>,
-    /// Taken when dropped.
+    /// Taken on drop.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -42,10 +43,10 @@ struct Shared {
 }
 
 impl Looks {
-    /// Looks at `counters`, at once and then `every` so often.
+    /// Reads `counters`, at once and then at intervals of `every`.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub fn start(counters: Sockstat, every: Duration) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let of_thread = shared.clone();
@@ -69,7 +70,7 @@ impl Drop for Looks {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // It ends at once. If it panicked, that was said then.
+            // The thread ends at once. A panic of it was reported when it happened.
             let _ = thread.join();
         }
     }
@@ -82,19 +83,19 @@ impl Shared {
         let mut spent = used(ClockId::ThreadCPUTime);
         while !self.stop.load(Ordering::Relaxed) {
             let began = Instant::now();
-            // Unreadable ones tell nothing: there is a full dump now and then.
+            // An unreadable file is ignored: the regular full dump covers it.
             if let Ok(now) = counters.read()
                 && last != Some(now)
             {
                 last = Some(now);
                 self.changed.notify_one();
             }
-            // With what it took to get here.
+            // Includes the cost of the wake-up.
             let now = used(ClockId::ThreadCPUTime);
             share.count(began, now.saturating_sub(spent));
             spent = now;
             let next = share.earliest().max(began + every);
-            // May end early, which makes one more look.
+            // May return early, which only causes one more read.
             thread::park_timeout(next.saturating_duration_since(Instant::now()));
         }
     }
@@ -124,7 +125,7 @@ mod tests {
     #[test]
     fn the_thread_ends_at_once_however_rarely_it_looks() {
         let hour = Duration::from_secs(3600);
-        // Threads have the name of the one that starts them.
+        // A new thread inherits the name of the thread that starts it.
         rustix::thread::set_name(c"looks-of-test").unwrap();
         let mine = || {
             let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -133,7 +134,7 @@ mod tests {
         };
         let looks = Looks::start(Sockstat::open().unwrap(), hour).unwrap();
         assert_eq!(mine(), 2);
-        // Waits for its end, in an hour if it did not hear of it.
+        // Joins the thread; if drop did not wake it, this would take an hour.
         drop(looks);
         assert_eq!(mine(), 1);
     }

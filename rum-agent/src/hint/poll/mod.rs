@@ -1,11 +1,11 @@
-//! The rungs without events for `listen()`: a look at the socket counters now and then.
+//! The rungs without events for `listen()`: regular reads of the socket counters.
 //!
-//! A thread looks at the counters ([`looks`]); the event loop hears only of a change. Both the looks
-//! and the dumps they lead to are paced by what they cost, so that a guest on a slow processor, an
-//! emulated one above all, spends no more of it than another.
+//! A thread reads the counters ([`looks`]) and wakes the event loop only on a change. The cost of
+//! the reads, and of the dumps that they cause, limits their rate, so that a guest on a slow (above
+//! all an emulated) processor spends no larger share of it.
 //!
 //! Invariant: the counters only wake. Two opposite changes cancel out in them, so a full dump is
-//! due regularly, whatever they say.
+//! due regularly in any case.
 
 use std::time::Duration;
 
@@ -18,47 +18,48 @@ use crate::schedule::Share;
 
 mod looks;
 
-/// How often to look.
+/// How often to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Time between two looks at the counters. A look costs about 6 us, its wake-up more.
+    /// Time between two reads of the counters. A read costs about 6 us, its wake-up more.
     pub counters: Duration,
     /// There is a full dump at least this often.
     pub full_dump: Duration,
 }
 
-/// Where nothing else tells of a `listen()`: 1 % of a core for a delay of 2 ms on average.
+/// Without any event for `listen()`: 1 % of a core for a delay of 2 ms on average.
 pub const FAST: Rate = Rate {
     counters: Duration::from_millis(4),
     full_dump: Duration::from_millis(100),
 };
-/// Beside seccomp notifications, for the few that they do not tell of (io_uring, a program of
+/// In addition to seccomp notifications, for calls that they do not cover (io_uring, programs of
 /// another ABI) and for shutdown(2) of a listener: found after 250 ms on average, for three
-/// hundredths of a percent of a core. Slower gains nothing, since the host's poll of once a
-/// second finds them after 1 to 2 s; ten times a second would cost as much as all the rest.
+/// hundredths of a percent of a core. A slower rate gains nothing, since the host's poll of once a
+/// second finds such changes after 1 to 2 s; ten times a second would cost as much as everything
+/// else.
 pub const SAFETY: Rate = Rate {
     counters: Duration::from_millis(500),
     full_dump: Duration::from_secs(2),
 };
 
-/// Dumps after a change take at most one part in so many of a processor: as often as looks find
-/// one, up to 0.2 ms a dump, which are some hundred listeners.
+/// Dumps after a change take at most this fraction of a processor: one per read as long as a dump
+/// takes up to 0.2 ms, which is some hundred listeners.
 const SHARE: u32 = 20;
-/// What may be saved up of that: a change that comes alone is looked at without a delay.
+/// Unused time that may accumulate: a single change is dumped without delay.
 const ROOM: Duration = Duration::from_millis(500);
-/// A full dump to which nothing led is due after so many times what the last dump took, if that
-/// is more than [`Rate::full_dump`].
+/// A full dump without a change is due after this multiple of the last dump's cost, if that is
+/// longer than [`Rate::full_dump`].
 const UNLED: u32 = 200;
-/// But after this at most, as often as the host's poll.
+/// But after at most this time, the interval of the host's poll.
 const UNLED_MAX: Duration = Duration::from_secs(1);
 
-/// The looks and when they lead to a dump.
+/// Reads the counters and decides when a dump is due.
 pub struct Poll {
     /// None where there are no counters or no thread.
     looks: Option<Looks>,
     /// The counters have changed since the last wake.
     changed: bool,
-    /// A dump follows for which this has woken.
+    /// A dump follows that this wake caused.
     woke: bool,
     share: Share,
     /// When a full dump is due, changed or not.
@@ -94,7 +95,7 @@ impl Poll {
         }
     }
 
-    /// How often it looks.
+    /// The rate in use.
     pub fn rate(&self) -> Rate {
         self.rate
     }
@@ -107,7 +108,7 @@ impl Poll {
                 () = sleep_until(self.due) => {}
             }
         }
-        // What is due by itself has its own pace.
+        // The regular dump has its own rate.
         let earliest = self.share.earliest();
         if self.changed && earliest > Instant::now() {
             sleep_until(earliest).await;
@@ -117,7 +118,7 @@ impl Poll {
         self.due = Instant::now() + self.rate.full_dump;
     }
 
-    /// Counts what a dump has cost that began at `began`, if this has woken for it.
+    /// Accounts for a dump that began at `began`, if this source caused it.
     pub fn dumped(&mut self, began: Instant, cost: Duration) {
         if std::mem::take(&mut self.woke) {
             self.share.count(began, cost);
@@ -150,7 +151,7 @@ mod tests {
             poll.next().await;
             began = Instant::now();
             poll.dumped(began, ms(5));
-            // Those that others asked for do not count.
+            // Dumps with another cause do not count.
             poll.dumped(began, ms(500));
         }
         poll.changed = true;
@@ -181,11 +182,11 @@ mod tests {
             poll.dumped(Instant::now(), Duration::from_millis(5));
             dumps += 1;
         }
-        // Each 100 ms, and 6 that were saved up.
+        // One each 100 ms, and 6 from accumulated time.
         assert!((104..=108).contains(&dumps), "{dumps}");
     }
 
-    /// What a cancelled wait has noticed, the next one tells.
+    /// A change seen by a cancelled wait is returned by the next one.
     #[tokio::test(start_paused = true)]
     async fn a_change_is_not_lost_when_its_wait_is_cancelled() {
         let mut poll = Poll::with(None, FAST);
