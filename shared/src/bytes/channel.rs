@@ -1,15 +1,15 @@
-//! Step 6 of the data flow: what the forward channel says.
+//! Step 6 of the data flow: the protocol of the forward channel.
 //!
-//! The host sends a [`Header`]: the guest port as two bytes, big-endian. Port 0, which nothing listens on,
-//! says that another kind of header follows, of which an agent of before knows nothing: it answers
-//! [`DialStatus::Denied`]. The agent dials and answers one
-//! [`DialStatus`] byte. From then on both directions are framed alike: four bytes of length,
-//! big-endian, then that many bytes. Length 0 says that this direction has ended,
-//! [`RESET`] that the connection was reset. So a half-close crosses transports that lose a
-//! shutdown, and a channel that stops without an end frame was broken, not ended.
+//! The host sends a [`Header`]: the guest port as two bytes, big-endian. Port 0, on which nothing
+//! listens, introduces the other kinds of header, which an older agent does not know: it answers
+//! [`DialStatus::Denied`]. The agent dials and answers with one [`DialStatus`] byte. From then on
+//! both directions are framed alike: four bytes of length, big-endian, then that many bytes. Length
+//! 0 means that this direction has ended, [`RESET`] that the connection was reset. So a half-close
+//! survives transports that lose a shutdown, and a channel that ends without an end frame was
+//! broken.
 //!
-//! Invariants: no frame is longer than [`MAX_FRAME`]; a [`Decoder`] copies and holds no
-//! payload, at most three bytes of a length; only a reset may follow an end, nothing a reset.
+//! Invariants: no frame is longer than [`MAX_FRAME`]; a [`Decoder`] copies and holds no payload, at
+//! most three bytes of a length; only a reset may follow an end, nothing a reset.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -23,34 +23,34 @@ use crate::destination::Destination;
 use crate::netns::NetCookie;
 use crate::transport::{Endpoint, Service, Stream, Transport};
 
-/// Longest payload of one frame, in bytes. A reader need not buffer a frame, so this only
-/// tells lengths from nonsense.
+/// Longest payload of one frame, in bytes. A reader need not buffer a frame, so this only detects
+/// invalid lengths.
 pub const MAX_FRAME: usize = 256 * 1024;
 /// Bytes of a frame's length.
 pub const LENGTH: usize = 4;
-/// The end frame: this direction has ended, the other goes on.
+/// The end frame: this direction has ended, the other continues.
 pub const END: [u8; LENGTH] = [0; LENGTH];
 /// The reset frame: the connection was reset.
 pub const RESET: [u8; LENGTH] = [0xff; LENGTH];
 
-/// After port 0: unconnected sockets are asked for, see [`handover`].
+/// After port 0: request for unconnected sockets, see [`handover`].
 const SOCKETS: u8 = 0;
 /// After port 0: four bytes of an IPv4 address and two of a port follow.
 const IPV4: u8 = 4;
 /// After port 0: sixteen bytes of an IPv6 address and two of a port follow.
 const IPV6: u8 = 6;
 
-/// What the host asks for with a channel.
+/// The host's request on a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
-    /// A connection. Its port may be 0 in what came from a host.
+    /// A connection. Its port may be 0 in a header received from a host.
     Destination(Destination),
     /// Sockets that are not connected, see [`handover`].
     Sockets,
 }
 
 impl Header {
-    /// As it is sent.
+    /// The header's bytes.
     pub fn bytes(self) -> Vec<u8> {
         let Self::Destination(Destination { ip, port }) = self else {
             return vec![0, 0, SOCKETS];
@@ -76,7 +76,7 @@ pub enum DialStatus {
     Unreachable = 2,
     /// The listener did not answer in time.
     TimedOut = 3,
-    /// The agent has no descriptors or channels left.
+    /// The agent has no free descriptors or channels.
     Exhausted = 4,
     /// Port 0 or otherwise not allowed.
     Denied = 5,
@@ -87,7 +87,7 @@ pub enum DialStatus {
 }
 
 impl From<u8> for DialStatus {
-    /// Later agents may know more reasons: an unknown byte is [`DialStatus::Failed`].
+    /// Later agents may have further reasons: an unknown byte is [`DialStatus::Failed`].
     fn from(byte: u8) -> Self {
         match byte {
             0 => Self::Connected,
@@ -102,11 +102,11 @@ impl From<u8> for DialStatus {
     }
 }
 
-/// Host side: asks for `destination` and waits for the status. There is no deadline inside: an agent
-/// may never answer, so call it under a timeout and drop the stream when that passes.
+/// Host side: requests `destination` and waits for the status. Has no deadline: an agent may never
+/// answer, so call it under a timeout and drop the stream when that expires.
 ///
 /// # Errors
-/// The stream's; [`io::ErrorKind::UnexpectedEof`] when it ends before the status.
+/// The stream's; [`io::ErrorKind::UnexpectedEof`] if it ends before the status.
 pub async fn open(
     mut stream: Stream,
     destination: Destination,
@@ -129,13 +129,13 @@ pub async fn dial(
     let stream = transport.dial_saying(Service::Channel, &header).await?;
     match transport.endpoint() {
         Endpoint::Unix { net, .. } => answered(stream, *net).await,
-        // A device or a VM has no socket of this kernel to give.
+        // A device or a VM cannot pass a socket of this kernel.
         Endpoint::Vsock { .. } | Endpoint::Connect { .. } => plainly_answered(stream).await,
     }
 }
 
-/// Waits for the answer of an agent that cannot hand over: what is attached is dropped by the
-/// kernel (unix(7): a receiver without a buffer for it gets no descriptor).
+/// Waits for the answer of an agent that cannot hand over a socket: the kernel drops attached
+/// descriptors (unix(7): a receiver without a control buffer gets none).
 async fn plainly_answered(mut stream: Stream) -> io::Result<Result<Connected, DialStatus>> {
     Ok(match DialStatus::from(stream.read_u8().await?) {
         DialStatus::Connected => Ok(Connected::Framed(stream)),
@@ -143,7 +143,7 @@ async fn plainly_answered(mut stream: Stream) -> io::Result<Result<Connected, Di
     })
 }
 
-/// Waits for the answer to a header. A socket that comes with it must be of `net`.
+/// Waits for the answer to a header. A socket attached to it must belong to `net`.
 async fn answered(
     stream: Stream,
     net: Option<NetCookie>,
@@ -159,7 +159,7 @@ async fn answered(
     })
 }
 
-/// What a host got when it asked for a port.
+/// The host's result of a request for a port.
 #[derive(Debug)]
 pub enum Connected {
     /// The agent relays; the stream is framed from here on.
@@ -168,11 +168,11 @@ pub enum Connected {
     Direct(TcpStream),
 }
 
-/// Agent side: reads what the host asks for; `None` if that is nothing that is known here. There is no
-/// deadline inside: call it under a timeout.
+/// Agent side: reads the host's request; `None` if it is of an unknown kind. Has no deadline: call
+/// it under a timeout.
 ///
 /// # Errors
-/// The reader's; [`io::ErrorKind::UnexpectedEof`] when it ends before the header does.
+/// The reader's; [`io::ErrorKind::UnexpectedEof`] if it ends before the header does.
 pub async fn read_header(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Header>> {
     let port = reader.read_u16().await?;
     if port != 0 {
@@ -188,8 +188,8 @@ pub async fn read_header(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Op
     Ok(Some(Header::Destination(Destination { port, ip })))
 }
 
-/// Agent side: answers that it is connected and hands `socket` over, where the transport can
-/// carry one; otherwise gives it back, to be relayed.
+/// Agent side: answers that it is connected and hands `socket` over if the transport can carry one;
+/// otherwise returns it, to be relayed.
 ///
 /// # Errors
 /// The stream's.
@@ -205,8 +205,8 @@ pub async fn hand_over(
     Ok(None)
 }
 
-/// Agent side: answers a header. One byte that fits into any socket buffer, so it does not
-/// wait for the host.
+/// Agent side: answers a header. The single byte fits into any socket buffer, so this does not wait
+/// for the host.
 ///
 /// # Errors
 /// The stream's.
@@ -219,10 +219,10 @@ pub async fn write_status(stream: &mut Stream, status: DialStatus) -> io::Result
 #[error("a frame of {0} bytes, more than {MAX_FRAME}")]
 pub struct FrameTooLong(pub u32);
 
-/// The next thing in a framed stream.
+/// The next event of a framed stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// Bytes of a frame, never empty; where frames begin has no meaning.
+    /// Bytes of a frame, never empty; frame boundaries have no meaning.
     Data(&'a [u8]),
     /// This direction has ended.
     End,
@@ -230,13 +230,13 @@ pub enum Event<'a> {
     Reset,
 }
 
-/// Takes frames apart as their bytes arrive, however they are split.
+/// Splits a stream into frames as its bytes arrive, in pieces of any size.
 #[derive(Debug, Clone, Default)]
 pub struct Decoder {
-    /// Payload bytes of the current frame that have not been seen.
+    /// Payload bytes of the current frame still to come.
     payload: usize,
     length: [u8; LENGTH],
-    /// How much of `length` has been seen.
+    /// Bytes of `length` already read.
     seen: usize,
 }
 

@@ -1,16 +1,16 @@
 //! Steps 5 and 6 of the data flow where host and agent share a kernel: the agent hands over the
-//! socket that it connected, and the host relays to it directly, one hop instead of two.
+//! connected socket, and the host relays to it directly, one hop instead of two.
 //!
-//! The agent's status byte carries the socket (SCM_RIGHTS, unix(7)). Both sides need it to be
-//! so: the agent hands over only when it was told to, the host takes only what is a connected
-//! TCP socket of the guest's network namespace and closes anything else.
+//! The agent's status byte carries the socket (SCM_RIGHTS, unix(7)). Both sides have to agree: the
+//! agent hands over only with its option set; the host accepts only a connected TCP socket of the
+//! guest's network namespace and closes anything else.
 //!
 //! Faster still is [`request`]: the host asks for sockets that are not connected yet. A socket
 //! belongs to the network namespace in which it was made, so the host can connect it by itself.
 //!
-//! Invariants: at most one descriptor is taken, or [`OFFER`] of those, close-on-exec; the sender closes its own copy;
-//! O_NONBLOCK, which all holders share, is set by both. A host that has no descriptor left for
-//! what is attached sees that, and not a message without a socket.
+//! Invariants: at most one descriptor is accepted, or [`OFFER`] unconnected ones, close-on-exec;
+//! the sender closes its own copy; both sides set O_NONBLOCK, which all holders share. A host
+//! without a free descriptor for the attached one gets an error, not a message without a socket.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -30,9 +30,9 @@ use crate::bytes::channel::Header;
 use crate::netns::NetCookie;
 use crate::transport::{Endpoint, Service, Stream, Transport};
 
-/// How many unconnected sockets an agent offers at once.
+/// Number of unconnected sockets that an agent offers at once.
 pub const OFFER: usize = 16;
-/// Time for the agent to offer them.
+/// Time for the agent's offer.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Host side: asks the agent for unconnected IPv4 TCP sockets of the guest, at most [`OFFER`].
@@ -92,7 +92,7 @@ async fn send_all(
     stream
         .async_io(Interest::WRITABLE, || {
             let mut ancillary = SendAncillaryBuffer::new(space);
-            // The space is for exactly this.
+            // The buffer has exactly this size.
             ancillary.push(SendAncillaryMessage::ScmRights(sockets));
             let bytes = [byte];
             let data = [IoSlice::new(&bytes)];
@@ -102,11 +102,11 @@ async fn send_all(
         .await
 }
 
-/// Receives one byte and, where one is attached, a connected TCP socket, which must be of `net`.
+/// Receives one byte and, if one is attached, a connected TCP socket, which must belong to `net`.
 ///
 /// # Errors
-/// The stream's; [`io::ErrorKind::UnexpectedEof`] at its end; [`io::ErrorKind::InvalidData`]
-/// when what is attached is something else; EMFILE when there is no descriptor left for it.
+/// The stream's; [`io::ErrorKind::UnexpectedEof`] at its end; [`io::ErrorKind::InvalidData`] if
+/// something else is attached; EMFILE if no descriptor is free.
 pub async fn receive(
     stream: &UnixStream,
     net: Option<NetCookie>,
@@ -128,11 +128,11 @@ pub async fn receive(
 struct Received {
     byte: u8,
     sockets: Vec<OwnedFd>,
-    /// More was attached.
+    /// More was attached than fits.
     cut: bool,
 }
 
-/// Receives one byte and the descriptors that are attached, as many as there is `space` for.
+/// Receives one byte and the attached descriptors, as many as `space` holds.
 async fn receive_all(stream: &UnixStream, space: &mut [MaybeUninit<u8>]) -> io::Result<Received> {
     stream
         .async_io(Interest::READABLE, || {
@@ -148,8 +148,8 @@ async fn receive_all(stream: &UnixStream, space: &mut [MaybeUninit<u8>]) -> io::
                 _ => None,
             });
             let sockets: Vec<OwnedFd> = attached.flatten().collect();
-            // Not all that was attached has arrived (recvmsg(2)). The kernel says no more than this
-            // of a full table of descriptors (scm_detach_fds, net/core/scm.c).
+            // Some attached descriptors have not arrived (recvmsg(2)). The kernel reports a full
+            // descriptor table only this way (scm_detach_fds, net/core/scm.c).
             let cut = received.flags.contains(ReturnFlags::CTRUNC);
             if cut && sockets.is_empty() {
                 return Err(Errno::MFILE.into());
@@ -183,7 +183,7 @@ fn checked(socket: OwnedFd, net: Option<NetCookie>) -> io::Result<OwnedFd> {
             "the agent handed over something that is no TCP socket",
         ));
     }
-    // One of the host's own would lead the client somewhere on the host.
+    // A socket of the host's own namespace would connect the client to something on the host.
     if let Some(net) = net
         && NetCookie::of(fd)? != net
     {
@@ -280,7 +280,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let client = client.await.unwrap();
         let (agent, host) = UnixStream::pair().unwrap();
-        // With and without more than there is space for (SCM_MAX_FD, include/net/scm.h).
+        // With and without more descriptors than fit (SCM_MAX_FD, include/net/scm.h).
         for count in [2, 253] {
             let sockets = vec![client.as_fd(); count];
             let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];

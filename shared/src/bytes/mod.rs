@@ -1,4 +1,4 @@
-//! Steps 5 and 6 of the data flow: how a connection is asked for, and how its bytes cross.
+//! Steps 5 and 6 of the data flow: how a connection is requested, and how its bytes are relayed.
 
 pub mod channel;
 pub mod handover;

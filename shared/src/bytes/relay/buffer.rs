@@ -1,13 +1,13 @@
 //! The buffers of the relays.
 //!
 //! A direction needs a buffer from the moment bytes arrive until they are written, which mostly is
-//! at once: so a thread needs few, and uses the same ones over and over while they are in its
-//! cache. A direction whose reader is slow keeps its own meanwhile. Readers that never read, of
-//! thousands of connections, must not use up the memory: the buffers of a process are counted, and
-//! when many wait like that the next ones are smaller.
+//! at once. So a thread needs few buffers, and reuses those that are in its cache. A direction
+//! whose reader is slow keeps its own meanwhile. Thousands of connections whose readers never read
+//! must not use up the memory: the buffers of a process are counted, and when many are in use the
+//! next ones are smaller.
 //!
-//! Invariants: a thread keeps at most [`SPARE`] that nobody uses; no more than [`MANY`] large ones
-//! are used at once, and [`MANY_SMALL`] that are not tiny.
+//! Invariants: a thread keeps at most [`SPARE`] unused buffers; at most [`MANY`] large ones are in
+//! use at once, and [`MANY_SMALL`] that are not tiny.
 
 use std::cell::RefCell;
 use std::io;
@@ -22,7 +22,7 @@ use rustix::ioctl::{Getter, Opcode, ioctl};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpStream, tcp};
 
-/// Bytes of a buffer. With 64 KiB one stream gets two thirds of what it gets with this, since each
+/// Bytes of a buffer. With 64 KiB a stream reaches two thirds of this size's throughput, since each
 /// turn costs a wake-up; 512 KiB no longer fits into a processor's cache and gains nothing.
 pub(super) const SIZE: usize = 256 * 1024;
 /// Bytes of a buffer beyond [`MANY`]: slow readers need no speed. 4,096 connections that are full
@@ -30,30 +30,30 @@ pub(super) const SIZE: usize = 256 * 1024;
 pub(super) const SMALL: usize = 16 * 1024;
 /// Bytes of a buffer beyond [`MANY_SMALL`]: 32,768 connections that are full both ways hold 224 MiB.
 pub(super) const TINY: usize = 4 * 1024;
-/// Buffers of a process from which on they are [`TINY`].
+/// Number of buffers in a process above which new ones are [`TINY`].
 pub(super) const MANY_SMALL: usize = 8192;
-/// Large buffers of a process: 64 MiB, and more directions than two processors can be busy with.
+/// Most large buffers of a process: 64 MiB, and more directions than two processors can serve.
 pub(super) const MANY: usize = 256;
-/// Buffers that a thread keeps: one for each direction of the connection that it is busy with.
+/// Unused buffers that a thread keeps: one for each direction of the connection that it serves.
 const SPARE: usize = 2;
 
-/// Buffers that are used.
+/// Number of buffers in use.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Bytes that were read. Goes back to its thread's spares when it is dropped.
+/// Bytes that were read. Dropped, the buffer goes back to its thread's spares.
 #[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
-    /// Counted by this.
+    /// The counter that counts this buffer.
     used: &'static AtomicUsize,
 }
 
 impl Buffer {
-    /// One that is used, with `gap` zero bytes.
+    /// A buffer, counted as used, with `gap` zero bytes.
     fn after(gap: usize) -> Self {
         let mut buffer = Self::take(&USED);
         buffer.bytes.resize(gap, 0);
@@ -75,13 +75,13 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.used.fetch_sub(1, Relaxed);
-        // Smaller, or one that came in another way.
+        // A smaller buffer, or one made from a `Vec`.
         if self.bytes.capacity() != SIZE {
             return;
         }
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        // When the thread ends its spares may be gone already.
+        // When the thread ends its spares may already be gone.
         let _ = SPARES.try_with(|spares| {
             let mut spares = spares.borrow_mut();
             if spares.len() < SPARE {
@@ -91,7 +91,7 @@ impl Drop for Buffer {
     }
 }
 
-/// Bytes that came in another way.
+/// Bytes that were not read by [`read_some`].
 impl From<Vec<u8>> for Buffer {
     fn from(bytes: Vec<u8>) -> Self {
         let used = &USED;
@@ -114,8 +114,8 @@ impl DerefMut for Buffer {
     }
 }
 
-/// Reads what there is, after `gap` zero bytes; only the gap at the end of the stream. A buffer is
-/// held only while there is something in it: waiting costs no memory.
+/// Reads what is available, after `gap` zero bytes; returns only the gap at the end of the stream.
+/// A buffer is allocated only once bytes are available: waiting costs no memory.
 pub(super) async fn read_some(
     reader: &mut (impl AsyncRead + Unpin),
     gap: usize,
@@ -134,9 +134,10 @@ fn poll_some(
     read.map_ok(|_| buffer)
 }
 
-/// One poll of [`read_some`] of a TCP socket. A read ends before an urgent byte (tcp(7)), which tokio,
-/// as after every short read, takes to mean that there is nothing more: no event would follow. From
-/// there on `behind`, which is false at first, has this read by itself until there really is nothing.
+/// One poll of [`read_some`] for a TCP socket. A read ends before an urgent byte (tcp(7)). tokio
+/// takes that, like every short read, to mean that nothing more is available, so no event would
+/// follow. From then on `behind`, which is false at first, makes this read without tokio's
+/// readiness until nothing is left.
 pub(super) fn poll_tcp(
     cx: &mut Context<'_>,
     tcp: &mut tcp::ReadHalf<'_>,

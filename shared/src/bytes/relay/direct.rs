@@ -1,14 +1,13 @@
-//! The relay between two TCP sockets on one kernel: no frames, since TCP itself tells an end
-//! from a reset.
+//! The relay between two TCP sockets on one kernel: no frames, since TCP itself distinguishes an
+//! end from a reset.
 //!
-//! A direction copies, which is the fastest for what fits into a buffer; once a buffer was full it goes
-//! through [`super::pipe`], until little arrives at once.
+//! A direction copies, which is fastest for what fits into a buffer. Once a buffer was full it uses
+//! [`super::pipe`], until little arrives at once.
 //!
-//! Each direction ends on its own: an end that is read is passed on by shutting the other
-//! socket's write side down. A reset of either socket resets the other. A socket that cannot be
-//! written any more is still read to its end, so that what was under way is delivered first. A reset is
-//! also seen while a direction waits for a reader that reads nothing: what it holds is lost then, as
-//! with every TCP reset.
+//! Each direction ends on its own: at the end of its source it shuts down the other socket's write
+//! side. A reset of either socket resets the other. A socket that can no longer be written is still
+//! read to its end, so data under way is delivered first. A reset is also seen while a direction
+//! waits for a reader that does not read: its data is lost then, as with every TCP reset.
 
 use std::io::{self, ErrorKind};
 use std::pin::pin;
@@ -24,9 +23,9 @@ use super::pipe::{POOL, Pipe};
 use super::turn::Turn;
 use super::{Counters, Outcome, prepare, unless_reset};
 
-/// Bytes read at once from which on a direction uses a pipe: as many as a buffer holds.
+/// Bytes of one read at which a direction switches to a pipe: a full buffer.
 const MUCH: usize = buffer::SIZE;
-/// Bytes read at once below which a direction copies again: a splice costs more than it saves.
+/// Bytes of one read below which a direction copies again: a splice costs more than it saves.
 const FEW: usize = 32 * 1024;
 
 /// How one direction ended.
@@ -34,15 +33,15 @@ const FEW: usize = 32 * 1024;
 enum End {
     /// The end was read and passed on.
     Clean,
-    /// The socket that was written to is broken.
+    /// The socket written to is broken.
     Broken,
-    /// The socket that was read from was reset.
+    /// The socket read from was reset.
     Reset,
 }
 
 /// Relays between `client` and `guest` until both directions have ended, or until `cut`. Like
-/// [`super::relay`], every end but [`Outcome::Finished`] resets both: for `client`, whoever accepted it
-/// has seen to that ([`super::prepare`]).
+/// [`super::relay`], every end but [`Outcome::Finished`] resets both. `client` must have been
+/// prepared when it was accepted ([`super::prepare`]).
 pub async fn relay_direct(
     mut client: TcpStream,
     mut guest: TcpStream,
@@ -101,12 +100,13 @@ pub async fn relay_direct(
     outcome
 }
 
-/// What a direction says to the other one.
+/// State that the two directions share.
 #[derive(Debug, Default)]
 struct Shared {
-    /// One has read the end of its socket.
+    /// One direction has read the end of its socket.
     ended: AtomicBool,
-    /// A write of one was told of a reset, so a read of the other says that its socket has ended.
+    /// A write of one direction failed with a reset, after which a read of the other reports an
+    /// end.
     reset: AtomicBool,
 }
 
@@ -132,15 +132,15 @@ fn outcome(first: End, side: Side, last: End) -> Outcome {
     match (first, last, side) {
         (End::Clean, End::Clean, _) => Outcome::Finished,
         (_, End::Reset, side) => side.reset(),
-        // What could not be written is the other one, or was before.
+        // The socket that could not be written is the other one, or was before.
         (_, _, Side::Client) => Outcome::ChannelReset,
         (_, _, Side::Guest) => Outcome::TcpReset,
     }
 }
 
-/// One direction. It watches the socket that it does not use at the moment for a reset: the one that it
-/// writes to, since the direction that would read that may be over, and while it waits to write the one
-/// that it reads from.
+/// One direction. It watches for a reset on the socket that it does not use at the moment: on the
+/// one that it writes to, since the direction that reads from it may be over, and, while it waits
+/// to write, on the one that it reads from.
 async fn pump(
     from: &mut tcp::ReadHalf<'_>,
     to: &mut tcp::WriteHalf<'_>,
@@ -155,7 +155,7 @@ async fn pump(
             biased;
             read = Load::read(from, busy.is_some(), &mut behind) => read,
             _ = to.ready(Interest::ERROR) => {
-                // What has arrived is delivered as far as that goes: nowhere.
+                // Bytes that arrived can no longer be delivered.
                 return End::Broken;
             }
         };
@@ -168,7 +168,7 @@ async fn pump(
                 return End::Reset;
             }
             if shared.ended.swap(true, Ordering::Relaxed) {
-                // Both are read to their ends: closing them says the rest.
+                // Both sockets are read to their ends: closing them completes the rest.
                 return End::Clean;
             }
             return match to.shutdown().await {
@@ -184,7 +184,7 @@ async fn pump(
         match unless_reset((*from).as_ref(), load.write_all(to)).await {
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                // EPIPE: the end had come before the reset, and is to be passed on (tcp_reset).
+                // EPIPE: the end came before the reset and has to be passed on (tcp_reset).
                 let after_end = error.kind() == ErrorKind::BrokenPipe;
                 shared.reset.store(!after_end, Ordering::Relaxed);
                 return End::Broken;
@@ -196,14 +196,14 @@ async fn pump(
     }
 }
 
-/// What was read and is to be written.
+/// Bytes that were read and have to be written.
 enum Load {
     Copied(Buffer),
     Piped(Pipe),
 }
 
 impl Load {
-    /// Reads what there is, in bulk into a pipe if there is one.
+    /// Reads what is available, in bulk into a pipe if there is one.
     async fn read(
         from: &mut tcp::ReadHalf<'_>,
         in_bulk: bool,
@@ -216,7 +216,8 @@ impl Load {
                     Err(error) if error.kind() != ErrorKind::WouldBlock => {
                         return Poll::Ready(Err(error));
                     }
-                    // A read waits, takes what a splice cannot, and knows the end from an urgent byte.
+                    // A read waits, takes what a splice cannot, and distinguishes the end from an
+                    // urgent byte.
                     Ok(_) | Err(_) => {}
                 }
             }
@@ -249,8 +250,8 @@ mod tests {
     use super::super::tests::tcp_pair;
     use super::*;
 
-    /// At an urgent byte splice(2) says what it says at the end, once that has arrived (tcp_splice_read,
-    /// net/ipv4/tcp.c).
+    /// At an urgent byte, once it has arrived, splice(2) returns the same as at the end
+    /// (tcp_splice_read, net/ipv4/tcp.c).
     #[tokio::test]
     async fn an_urgent_byte_is_no_end() {
         let (mut client, mut near) = tcp_pair().await;

@@ -1,11 +1,10 @@
-//! The channel's read side, which also notices that its other end has gone while nobody takes what
-//! is in it.
+//! The channel's read side, which also notices the channel's end while its data cannot be written.
 //!
-//! A program that reads nothing makes the relay wait to write, and so nothing is read from the
-//! channel, where the news of a reset is behind the data. After [`STUCK`] the hang-up of the channel is waited
-//! for as well. Then no more can come, and what is there is looked through: data without an end frame
-//! behind it means that the connection is broken, and TCP is reset at once. Data with one is kept
-//! and delivered, however long that takes.
+//! If a program reads nothing, the relay waits to write and so does not read the channel, in which
+//! a reset frame is behind the data. After [`STUCK`] the relay also waits for the hang-up of the
+//! channel. Then no more bytes can come, and the remaining ones are searched. Data without an end
+//! frame behind it means that the connection is broken, so TCP is reset at once. Data with an end
+//! frame is kept and delivered, however long that takes.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -18,15 +17,15 @@ use super::Outcome;
 use super::buffer::{Buffer, read_some};
 use super::parts::{Part, Parts};
 
-/// How long a write waits before the channel is watched: that costs a descriptor.
+/// How long a write waits before the channel is watched, which costs a descriptor.
 pub(super) const STUCK: Duration = Duration::from_secs(1);
-/// Most bytes that are read ahead, in user space instead of the kernel's memory, from a channel that has hung up: more than the buffers of one socket
-/// hold by default. The rest of a fuller one waits there.
+/// Most bytes that are read ahead into user space from a channel that has hung up: more than the
+/// buffers of one socket hold by default. The rest of a fuller one stays in the kernel.
 const AHEAD: usize = 512 * 1024;
 
 pub(super) struct Incoming<'a, R> {
     channel: R,
-    /// The same, to be watched.
+    /// The same channel, to be watched.
     watched: BorrowedFd<'a>,
     ahead: Vec<u8>,
 }
@@ -40,7 +39,7 @@ impl<'a, R: AsyncRead + Unpin> Incoming<'a, R> {
         }
     }
 
-    /// What comes next; nothing at the end.
+    /// The next bytes; empty at the end.
     pub(super) async fn read(&mut self) -> io::Result<Buffer> {
         if self.ahead.is_empty() {
             return read_some(&mut self.channel, 0).await;
@@ -48,8 +47,8 @@ impl<'a, R: AsyncRead + Unpin> Incoming<'a, R> {
         Ok(Buffer::from(std::mem::take(&mut self.ahead)))
     }
 
-    /// Completes when the channel has ended without an end frame in what is left of it: in `chunk`, which
-    /// `parts` takes apart, and behind that. Cancel-safe.
+    /// Completes when the channel has ended and what is left of it, the rest of `chunk` (split by
+    /// `parts`) and the bytes behind it, holds a reset or no end frame. Cancel-safe.
     pub(super) async fn lost(&mut self, parts: &Parts, chunk: &[u8]) -> Outcome {
         tokio::time::sleep(STUCK).await;
         if hung_up(self.watched).await.is_err() || !self.read_ahead().await {
@@ -69,7 +68,7 @@ impl<'a, R: AsyncRead + Unpin> Incoming<'a, R> {
         }
     }
 
-    /// Reads what is left. Whether that is all.
+    /// Reads what is left. Returns whether that is all.
     async fn read_ahead(&mut self) -> bool {
         while self.ahead.len() < AHEAD {
             if let Ok(0) | Err(_) = self.channel.read_buf(&mut self.ahead).await {
@@ -82,10 +81,11 @@ impl<'a, R: AsyncRead + Unpin> Incoming<'a, R> {
 
 /// Completes when nothing more will come on `channel`.
 async fn hung_up(channel: BorrowedFd<'_>) -> io::Result<()> {
-    // READABLE has the kernel say it (EPOLLRDHUP); PRIORITY waits for that and not for bytes.
+    // READABLE subscribes to EPOLLRDHUP; PRIORITY waits for that and not for bytes.
     let interest = Interest::READABLE | Interest::PRIORITY;
     let own = channel.try_clone_to_owned()?;
-    // SAFETY: an OwnedFd is open and the same until it is dropped, and nobody else has it.
+    // SAFETY: an OwnedFd stays the same open descriptor until it is dropped, and nothing else has
+    // it.
     let channel = unsafe { AsyncFd::register_with_interest(own, interest) }?;
     let _ = channel.ready(Interest::PRIORITY | Interest::ERROR).await?;
     Ok(())

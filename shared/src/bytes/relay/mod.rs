@@ -1,30 +1,30 @@
-//! Step 6 of the data flow: bytes, both ways, with half-close.
+//! Step 6 of the data flow: relays bytes both ways, with half-close.
 //!
-//! Host and agent run the same relay between a TCP socket (a client's, or to the guest
-//! program) and the framed channel. Two directions, *up* from TCP into the channel and *down*
-//! from the channel to TCP, are polled concurrently in one future. Each ends on its own:
+//! Host and agent run the same relay between a TCP socket (of a client, or to the guest program)
+//! and the framed channel. Two directions, *up* from TCP into the channel and *down* from the
+//! channel to TCP, are polled concurrently in one future. Each ends on its own:
 //!
-//! | seen | said |
+//! | event | reaction |
 //! |---|---|
-//! | end of TCP | end frame; down goes on |
-//! | end frame | TCP's write side is shut down; up goes on |
+//! | end of TCP | end frame; down continues |
+//! | end frame | TCP's write side is shut down; up continues |
 //! | TCP was reset | reset frame |
 //! | reset frame, or the channel ends or breaks before its end frame | TCP is reset |
 //!
 //! Invariants:
-//! - TCP sees a clean end only after an end frame. The socket is armed (SO_LINGER 0) so that
-//!   every other way to close it is a reset, also when the future is dropped or the process is
-//!   killed; only [`Outcome::Finished`] disarms it;
-//! - a reset is seen while a direction waits for a reader that reads nothing: that of TCP because
-//!   its socket is watched, that of the channel because its hang-up is ([`incoming`]). What is held for
-//!   that reader is lost then;
-//! - a relay that moves much gives way to others ([`turn`]);
-//! - who cannot write any more still reads to the end, so data that was under way before a
-//!   failure is delivered. What the kernel could not deliver yet when a reset follows is
-//!   lost, as with every TCP reset;
-//! - at most one buffer a direction, and none while that direction waits for bytes: thousands of
-//!   idle connections cost little, and a slow reader stops its writer. What many slow readers hold
-//!   together is bounded ([`buffer`]).
+//! - TCP sees a clean end only after an end frame. The socket is armed (SO_LINGER 0) so that every
+//!   other close is a reset, also when the future is dropped or the process is killed; only
+//!   [`Outcome::Finished`] disarms it;
+//! - a reset is seen while a direction waits for a reader that does not read: of TCP because its
+//!   socket is watched, of the channel because its hang-up is ([`incoming`]). The bytes held for
+//!   that reader are then lost;
+//! - a relay that moves much data yields to others ([`turn`]);
+//! - a side that can no longer write still reads to the end, so data under way before a failure is
+//!   delivered. Data that the kernel has not delivered when a reset follows is lost, as with every
+//!   TCP reset;
+//! - a direction has at most one buffer, and none while it waits for bytes: thousands of idle
+//!   connections cost little, and a slow reader stops its writer. The total for many slow readers
+//!   is bounded ([`buffer`]).
 
 mod buffer;
 mod direct;
@@ -56,7 +56,7 @@ use self::parts::{Part, Parts};
 use crate::bytes::channel::{END, LENGTH, RESET, length};
 use crate::transport::Stream;
 
-/// Bytes moved so far; read by others while the relay runs.
+/// Bytes moved so far; read from outside while the relay runs.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// From the TCP socket into the channel.
@@ -70,9 +70,9 @@ pub struct Counters {
 pub enum Outcome {
     /// Both directions ended cleanly.
     Finished,
-    /// The TCP side was reset; the channel was told so.
+    /// The TCP side was reset; a reset frame was sent on the channel.
     TcpReset,
-    /// The channel said reset; the TCP side was reset.
+    /// A reset frame came on the channel; the TCP side was reset.
     ChannelReset,
     /// The channel ended without its end frame or was broken; the TCP side was reset.
     ChannelLost,
@@ -80,10 +80,11 @@ pub enum Outcome {
     Cut,
 }
 
-/// Makes closing `tcp` a reset, however it is closed: by its drop, or by the kernel when the
-/// process is killed (SO_LINGER 0, socket(7)); has it send what is written at once (TCP_NODELAY, tcp(7));
-/// and has the kernel ask a peer that is silent for long whether it is there (SO_KEEPALIVE, with the
-/// system's times), since one may vanish without a word. [`relay`] does this first. A listener gives it to all that it accepts.
+/// Sets the options of a relayed TCP socket. Every close is a reset, by drop or by the kernel when
+/// the process is killed (SO_LINGER 0, socket(7)). Writes are sent at once (TCP_NODELAY, tcp(7)).
+/// The kernel probes a peer that is silent for long (SO_KEEPALIVE, with the system's times), since
+/// a peer may vanish without notice. [`relay`] does this first. Sockets accepted from a listener
+/// inherit its options.
 pub fn prepare(tcp: impl AsFd) {
     // Neither can fail on a TCP socket.
     let _ = sockopt::set_socket_linger(&tcp, Some(Duration::ZERO));
@@ -93,7 +94,8 @@ pub fn prepare(tcp: impl AsFd) {
 
 /// Relays between a TCP socket and the framed channel until both directions have ended.
 ///
-/// Dropping the future closes both sockets without an end frame: both sides see a reset. That
+/// Dropping the future closes both sockets without an end frame, so both sides see a reset: a relay
+/// that did not finish must not look finished.
 /// is meant: a relay that was not allowed to finish must not look as if it had.
 pub async fn relay(
     mut tcp: TcpStream,
@@ -104,7 +106,7 @@ pub async fn relay(
 ) -> Outcome {
     prepare(&tcp);
     let watched = channel.as_fd().as_raw_fd();
-    // SAFETY: the channel is closed when both its halves are dropped, which live as long as this
+    // SAFETY: the channel is closed when both its halves are dropped. They live as long as this
     // function's frame, beyond the last use of this.
     let watched = unsafe { BorrowedFd::borrow_raw(watched) };
     let (channel_in, channel_out) = tokio::io::split(channel);
@@ -157,7 +159,7 @@ async fn up<W: AsyncWrite + Unpin>(
             None => return Outcome::TcpReset,
         }
     }
-    // After a reset that a write was told of, reads report a clean end.
+    // After a write failed with a reset, reads report a clean end.
     if ends.have(Ends::TCP_BROKEN) {
         return Outcome::TcpReset;
     }
@@ -169,7 +171,7 @@ async fn up<W: AsyncWrite + Unpin>(
     tokio::select! {
         biased;
         outcome = ends.reach(Ends::UP) => outcome,
-        // Nobody reads TCP now: this is how a reset is seen while down has nothing to write.
+        // TCP is not read now: this is how a reset is seen while down has nothing to write.
         _ = tcp.ready(Interest::ERROR) => Outcome::TcpReset,
     }
 }
@@ -227,8 +229,8 @@ async fn down<R: AsyncRead + Unpin>(
     }
 }
 
-/// Runs `write` to its end. `None` when `from`, where the bytes came from, was reset while it waits
-/// for a reader; what could be written at once was.
+/// Runs `write` to its end. `None` if `from`, the source of the bytes, was reset while the write
+/// waited for a reader; what could be written at once was written.
 async fn unless_reset<T>(from: &TcpStream, write: impl Future<Output = T>) -> Option<T> {
     let write = async {
         tokio::select! {
@@ -237,7 +239,7 @@ async fn unless_reset<T>(from: &TcpStream, write: impl Future<Output = T>) -> Op
             _ = from.ready(Interest::ERROR) => None,
         }
     };
-    // A write that waits for its turn with tokio, not for a reader, must not look like that.
+    // A write that only waits for its turn in tokio must not count as waiting for a reader.
     tokio::task::unconstrained(write).await
 }
 
@@ -260,7 +262,7 @@ impl Ends {
         self.0.load(Ordering::Relaxed) & bit != 0
     }
 
-    /// Notes `bit`; the outcome once both directions are over.
+    /// Records `bit`; returns the outcome once both directions are over.
     fn mark(&self, bit: u8) -> Option<Outcome> {
         self.0.fetch_or(bit, Ordering::Relaxed);
         let up_is_over = self.have(Self::UP | Self::CHANNEL_BROKEN);
@@ -277,8 +279,7 @@ impl Ends {
         })
     }
 
-    /// Notes `bit` and returns the outcome, or leaves it to the other direction: then this
-    /// never completes.
+    /// Records `bit` and returns the outcome, or never completes if the other direction returns it.
     async fn reach(&self, bit: u8) -> Outcome {
         match self.mark(bit) {
             Some(outcome) => outcome,
@@ -302,8 +303,8 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         Ok(())
     }
 
-    /// Writes a reset frame if that can be done without waiting. If not, the other side sees
-    /// the channel end without its end frame, which says the same.
+    /// Writes a reset frame if that is possible without waiting. Otherwise the other side sees the
+    /// channel end without an end frame, which means the same.
     async fn try_reset(mut self) {
         if self.inside {
             return;

@@ -1,35 +1,35 @@
-//! What arrives on the channel, as it is to be written: frames that follow each other are put
-//! together, so that a peer that sends small ones does not cost a write for each.
+//! Splits the channel's bytes into writes: adjacent frames are joined, so that a peer that sends
+//! small frames does not cost a write for each.
 
 use std::ops::Range;
 
 use crate::bytes::channel::{Decoder, Event, FrameTooLong};
 
-/// Payloads of at least this many bytes are not moved: a write of its own costs less.
+/// Payloads of at least this many bytes are not moved: a separate write costs less.
 const LARGE: usize = 16 * 1024;
 
-/// The next thing in a chunk of the channel.
+/// The next part of a chunk of the channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Where in the chunk the next bytes for TCP are now.
+    /// Position of the next bytes for TCP in the chunk.
     Bytes(Range<usize>),
     End,
     Reset,
 }
 
-/// Takes chunks apart, one after the other. A clone goes on by itself from the same place.
+/// Splits chunks, one after the other. A clone continues independently from the same place.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Parts {
     decoder: Decoder,
-    /// How far the chunk has been looked through.
+    /// How far the chunk has been parsed.
     at: usize,
-    /// Seen, but not said.
+    /// Parsed, but not returned yet.
     next: Option<Result<Part, FrameTooLong>>,
 }
 
 impl Parts {
-    /// The next part of `chunk`, in which payloads may be moved; `None` when it has been taken apart
-    /// and another one is needed.
+    /// The next part of `chunk`, in which payloads may be moved; `None` at its end, when the next
+    /// chunk is needed.
     ///
     /// # Errors
     /// [`FrameTooLong`]; the channel cannot be read any further.
@@ -92,7 +92,7 @@ mod tests {
         [&length(payload.len()), payload].concat()
     }
 
-    /// The payloads as they would be written, each a write, and then what else there was.
+    /// The payloads as they would be written, one entry for each write, and the other parts.
     fn parts(chunks: &[Vec<u8>]) -> (Vec<Vec<u8>>, Vec<Part>) {
         let (mut parts, mut writes, mut others) = (Parts::default(), vec![], vec![]);
         for chunk in chunks {

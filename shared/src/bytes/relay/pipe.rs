@@ -1,13 +1,13 @@
-//! The pipes of the direct relay: bytes in bulk go from one socket to the other without being copied
-//! to user space (splice(2)).
+//! The pipes of the direct relay: splice(2) moves bytes in bulk from one socket to the other
+//! without copying them to user space.
 //!
 //! As with [`super::buffer`], a direction has a pipe only from the moment it is filled until it is
-//! empty, so that few are used, over and over. A direction whose reader is slow keeps its own;
-//! beyond [`MANY`] of those, or where none can be made (the limit of descriptors;
+//! empty, so few pipes are used, over and over. A direction whose reader is slow keeps its own.
+//! Beyond [`MANY`] of those, or where no pipe can be made (the limit of descriptors;
 //! `fs.pipe-user-pages-soft`, pipe(7)), the relay copies.
 //!
-//! Invariants: what is in a pipe goes to one socket, in order, before the pipe is filled again; one that
-//! could not be emptied is closed. Empty ones are kept only while somebody is [`Busy`].
+//! Invariants: the bytes in a pipe go to one socket, in order, before the pipe is filled again; a
+//! pipe that could not be emptied is closed. Empty ones are kept only while a [`Busy`] exists.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,11 +17,12 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Bytes of a pipe: what an ordinary user may have (`fs.pipe-max-size`).
+/// Bytes of a pipe: the most that an ordinary user may have (`fs.pipe-max-size`).
 const SIZE: usize = 1 << 20;
-/// Pipes of a process: 64 descriptors, and at most 32 MiB of what the kernel holds anyway.
+/// Most pipes of a process: 64 descriptors, and at most 32 MiB of data that the kernel holds
+/// anyway.
 const MANY: usize = 32;
-/// Empty ones that are kept.
+/// Empty pipes that are kept.
 const SPARE: usize = 4;
 const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
