@@ -1,4 +1,4 @@
-//! The address of a domain, for those who want to log in: what libvirt knows, or can ask.
+//! The address of a domain for a login: what libvirt knows or can query.
 
 use std::net::IpAddr;
 
@@ -7,8 +7,8 @@ use super::{Domain, Spec};
 use crate::error::RumError;
 use crate::guest::libvirt::error::DomainErrors;
 
-/// Who may know it (virsh(1), domifaddr), the surest first: libvirt's DHCP server, QEMU's agent in
-/// the domain, this machine's neighbours.
+/// Sources of the address (virsh(1), domifaddr), the most reliable first: libvirt's DHCP server,
+/// QEMU's agent in the domain, this machine's ARP table.
 const SOURCES: [&str; 3] = ["lease", "agent", "arp"];
 /// Likewise for a domain of a user's own: that agent says the address in QEMU's user network, to which nothing leads.
 const SESSION_SOURCES: [&str; 2] = ["lease", "arp"];
@@ -16,7 +16,7 @@ const SESSION_SOURCES: [&str; 2] = ["lease", "arp"];
 /// An address of the running domain.
 ///
 /// # Errors
-/// libvirt cannot be reached or has no such domain; nobody knows an address of it.
+/// libvirt cannot be reached or has no such domain; no source has an address.
 pub async fn address(spec: &Spec) -> Result<IpAddr, RumError> {
     let domain = Domain::find(spec).await?;
     let sources: &[&str] = if spec.is_session() {
@@ -38,8 +38,8 @@ pub async fn address(spec: &Spec) -> Result<IpAddr, RumError> {
     Err(DomainErrors::of(spec).no_address())
 }
 
-/// The address to log in at, of a table of name, MAC, protocol and address: one that leads there from
-/// this machine, IPv4 first.
+/// The address for a login, from a table of name, MAC, protocol and address: one that this machine
+/// can reach, IPv4 first.
 fn best(table: &str) -> Option<IpAddr> {
     let addresses = table.lines().filter_map(|line| {
         let address = line.split_ascii_whitespace().last()?;

@@ -1,4 +1,4 @@
-//! A vsock device for a domain that has none, for those who install an agent in it.
+//! Adds a vsock device to a domain that has none, for installing an agent in it.
 
 use super::virsh::{DEADLINE, Failed, Refusal};
 use super::{Domain, Spec};
@@ -6,22 +6,22 @@ use crate::error::RumError;
 use crate::guest::libvirt::error::{DomainErrors, MAX_NAME, SNIPPET};
 use rum_shared::text::clean;
 
-/// What came of giving a domain a vsock device.
+/// Result of adding a vsock device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Given {
-    /// It had one, or needs none.
+    /// The domain had a device, or needs none.
     Nothing,
-    /// It has one now.
+    /// The domain has the device now.
     Now,
-    /// It has one when it is started next, and not now, for this reason, cleaned.
+    /// The domain gets the device at its next start, for this reason (cleaned).
     AtNextStart(String),
 }
 
-/// Gives the domain of `spec` a vsock device if it has none: in its configuration, and in the machine if that
-/// runs.
+/// Adds a vsock device to the domain of `spec` if it has none: to its configuration, and to the
+/// running machine if there is one.
 ///
 /// # Errors
-/// libvirt cannot be reached, has no such domain, or does not take the device.
+/// libvirt cannot be reached, has no such domain, or refuses the device.
 pub async fn give_vsock(spec: &Spec) -> Result<Given, RumError> {
     let trouble = DomainErrors::of(spec);
     let domain = Domain::find(spec).await?;

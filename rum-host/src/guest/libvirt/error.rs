@@ -1,4 +1,4 @@
-//! What can go wrong with a domain, in the user's terms, and what helps.
+//! Errors about a domain in the user's terms, with what to do about them.
 
 use std::path::Path;
 
@@ -8,9 +8,9 @@ use super::Spec;
 use super::virsh::{Failed, Refusal};
 use crate::error::RumError;
 
-/// Longest name, state and the like that is shown.
+/// Longest name, state or other text that is shown.
 pub const MAX_NAME: usize = 100;
-/// Most domains that are named.
+/// Most domains that an error names.
 const MAX_NAMES: usize = 10;
 
 /// Makes errors about one domain.
@@ -37,7 +37,7 @@ impl<'a> DomainErrors<'a> {
         }
     }
 
-    /// libvirt cannot be asked at all.
+    /// libvirt cannot be reached.
     pub fn connect(&self, failed: Failed) -> RumError {
         let refusal = match failed {
             Failed::Refused(refusal) => refusal,
@@ -68,7 +68,7 @@ impl<'a> DomainErrors<'a> {
         }
     }
 
-    /// There is none of that name, but `known`.
+    /// No domain has that name; `known` are the existing ones.
     pub fn unknown<'n>(&self, known: impl Iterator<Item = &'n str>) -> RumError {
         let mut names: Vec<_> = known
             .map(|name| format!("`{}`", clean(name, MAX_NAME)))
@@ -98,17 +98,17 @@ impl<'a> DomainErrors<'a> {
         .hint(hint)
     }
 
-    /// It cannot be looked at, though it is there.
+    /// The domain exists, but cannot be queried.
     pub fn look(&self, failed: Failed) -> RumError {
         self.failed("cannot look at", failed)
     }
 
-    /// It takes no vsock device.
+    /// The domain refuses a vsock device.
     pub fn attach(&self, failed: Failed) -> RumError {
         self.failed("cannot give a vsock device to", failed)
     }
 
-    /// Nobody knows an address of it.
+    /// No source has an address of the domain.
     pub fn no_address(&self) -> RumError {
         let hint = if self.spec.is_session() {
             format!(
@@ -132,12 +132,12 @@ impl<'a> DomainErrors<'a> {
         .hint(hint)
     }
 
-    /// It cannot be resumed.
+    /// The domain cannot be resumed.
     pub fn resume(&self, failed: Failed) -> RumError {
         self.failed("cannot resume", failed)
     }
 
-    /// It cannot be started.
+    /// The domain cannot be started.
     pub fn start(&self, failed: Failed) -> RumError {
         let about_vsock =
             matches!(&failed, Failed::Refused(Refusal(said)) if said.contains("vsock"));
@@ -167,7 +167,8 @@ impl<'a> DomainErrors<'a> {
         }
     }
 
-    /// It is in a state that the user has to end, with the virsh command `helps` if there is one.
+    /// The domain is in a state that the user has to end, with the virsh command `helps` if there
+    /// is one.
     pub fn state(&self, state: &str, helps: Option<&str>) -> RumError {
         let error = RumError::new(format!("the domain `{}` is {state}", self.domain));
         match helps {
@@ -179,7 +180,7 @@ impl<'a> DomainErrors<'a> {
         }
     }
 
-    /// It was started, and does not run.
+    /// The domain was started, but does not run.
     pub fn ended_at_once(&self, state: &str) -> RumError {
         let message = format!(
             "the domain `{}` ended as soon as it ran: it is {state}",
@@ -191,7 +192,7 @@ impl<'a> DomainErrors<'a> {
         ))
     }
 
-    /// Its `<vsock>` has no CID.
+    /// The domain's `<vsock>` has no CID.
     pub fn no_cid(&self) -> RumError {
         let message = format!(
             "the vsock device of the domain `{}` has no CID",
@@ -205,13 +206,13 @@ impl<'a> DomainErrors<'a> {
             .example(SNIPPET)
     }
 
-    /// It has no `<vsock>`.
+    /// The domain has no `<vsock>`.
     pub fn no_vsock(&self, running: bool) -> RumError {
         let message = format!(
             "the domain `{}` has no vsock device, over which rum talks to its agent",
             self.domain
         );
-        // In one line for a shell; a running domain gets it at once.
+        // One line for a shell; a running domain gets the device at once.
         let flags = if running {
             "--config --live"
         } else {
@@ -236,15 +237,15 @@ impl<'a> DomainErrors<'a> {
     }
 }
 
-/// Without double quotes, for a shell.
+/// Without double quotes, so that it fits into a shell's.
 pub const SNIPPET: &str = "<vsock model='virtio'>\n  <cid auto='yes'/>\n</vsock>";
 
-/// Continues "hint: ".
+/// Follows "hint: ".
 const NO_VHOST: &str = "this machine has no /dev/vhost-vsock: load it by \
      `sudo modprobe vhost_vsock`, or give the domain a vhost-device-vsock by <qemu:commandline> \
      and name its Unix socket in [guest], as in `socket = \"/run/vm.vsock\"`";
 
-/// `text` as one word of a shell.
+/// `text` quoted as one word of a shell.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:+@%=".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

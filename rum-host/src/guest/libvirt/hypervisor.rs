@@ -1,4 +1,4 @@
-//! Whether there is a libvirt at all.
+//! Checks whether libvirt is available.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use super::DEFAULT_URI;
 use super::virsh::{Failed, Virsh};
 use crate::error::RumError;
 
-/// Before the name and version of what runs the domains.
+/// Precedes the name and version of the hypervisor in virsh's output.
 const RUNNING: &str = "Running hypervisor: ";
 
-/// What libvirt at [`DEFAULT_URI`] runs its domains with, in virsh's words. Nothing is changed, but that a
-/// libvirt which is started on demand is.
+/// The hypervisor of libvirt at [`DEFAULT_URI`], in virsh's words. Changes nothing, except that it
+/// may start a libvirt that is activated on demand.
 ///
 /// # Errors
-/// There is no virsh, or it says why it cannot reach libvirt.
+/// There is no virsh, or virsh's reason why it cannot reach libvirt.
 pub async fn hypervisor(deadline: Duration) -> Result<String, RumError> {
     match Virsh::new(DEFAULT_URI).run("version", &[], deadline).await {
         Ok(text) => {

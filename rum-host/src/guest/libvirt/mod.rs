@@ -1,19 +1,18 @@
-//! Kind `libvirt`: a domain of libvirt on this machine, through `virsh` (see [`virsh`]).
+//! Kind `libvirt`: a libvirt domain on this machine, through `virsh` (see [`virsh`]).
 //!
-//! A domain that is shut off is started, and then it is rum's: it is shut down again when
-//! `rum up` ends. One that runs already is left as it is found, except that a paused one is
-//! resumed, since nothing in it could answer.
+//! rum starts a domain that is shut off, owns it, and shuts it down again when `rum up` ends. A
+//! running domain is left as it is; a paused one is resumed, since nothing in it could answer.
 //!
-//! Its agent is reached at the CID of its `<vsock>` device, which is read while the domain runs:
-//! with `auto='yes'` libvirt chooses it at each start. Or at a Unix socket that the user names,
-//! for a vhost-user vsock that libvirt knows nothing of.
+//! The agent is reached at the CID of the domain's `<vsock>` device, which is read while the domain
+//! runs: with `auto='yes'` libvirt chooses it at each start. Or at a Unix socket that the user
+//! names, for a vhost-user vsock that libvirt does not know.
 //!
-//! A hint wakes, a look decides, here too: an event of libvirt's or a timer wakes, then the
-//! domain's description tells whether it still is the run that we know. A look that fails, for
-//! instance while libvirtd is restarted, never reads as the domain's end.
+//! A hint wakes, a query decides, here too: an event of libvirt or a timer wakes, then the domain's
+//! description shows whether this is still the same run. A failed query, for instance while
+//! libvirtd restarts, never counts as the domain's end.
 //!
-//! Everything after the first look-up names the domain by its UUID: virsh would take the name
-//! `5` for a number of a running domain first.
+//! After the first look-up every command names the domain by its UUID: virsh would take the name
+//! `5` for the id of a running domain first.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,31 +39,31 @@ mod tests;
 mod virsh;
 mod xml;
 
-/// The libvirt of the machine, which has the domains of virt-manager.
+/// The system libvirt, which has the domains of virt-manager.
 pub const DEFAULT_URI: &str = "qemu:///system";
-/// The state of one that powered itself off, or did so when asked.
+/// The state of a domain that powered off, by itself or on request.
 const POWERED_OFF: &str = "shut off (shutdown)";
-/// Time for a domain to shut itself down when it is asked.
+/// Time for a domain to shut down when asked.
 pub const GRACE: Duration = Duration::from_secs(60);
-/// How often it is asked: what boots does not hear it.
+/// Interval of shutdown requests: a booting guest ignores them.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// Time for a start: memory that was saved may have to be read first.
+/// Time for a start: saved memory may have to be read first.
 const START_DEADLINE: Duration = Duration::from_secs(180);
-/// Time for a domain to be gone that was told to end at once. libvirt itself waits up to 15 s
-/// before it kills harder, and 30 s in all.
+/// Time for a domain to end after a forced stop. libvirt itself waits up to 15 s before it sends
+/// SIGKILL, and 30 s in all.
 const DESTROY_DEADLINE: Duration = Duration::from_secs(40);
-/// From one look to the next when there is no event: at first, and at most.
+/// Interval of queries without an event: at first, and at most.
 const LOOK_SOON: Duration = Duration::from_secs(1);
 const LOOK_LATE: Duration = Duration::from_secs(30);
 
-/// Which domain.
+/// Identifies a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
     /// Its name or UUID.
     pub domain: String,
-    /// The libvirt that has it.
+    /// URI of the libvirt that has the domain.
     pub uri: String,
-    /// The Unix socket of its vsock device, if that is not a `<vsock>`.
+    /// Unix socket of the domain's vsock device, if that is not a `<vsock>`.
     pub socket: Option<PathBuf>,
 }
 
@@ -76,13 +75,13 @@ impl Spec {
     }
 }
 
-/// A domain that runs.
+/// A running domain.
 #[derive(Debug)]
 pub struct Libvirt {
     spec: Spec,
     domain: Domain,
     tell: Tell,
-    /// rum started it, and nobody has ended it since.
+    /// rum started it, and it has run since.
     ours: bool,
     run: Option<u32>,
     endpoint: Option<Endpoint>,
@@ -92,11 +91,11 @@ pub struct Libvirt {
 }
 
 impl Libvirt {
-    /// Finds the domain and sees to it that it runs.
+    /// Finds the domain and starts or resumes it if necessary.
     ///
     /// # Errors
-    /// libvirt cannot be reached, has no such domain, or cannot start it; the domain is in no
-    /// state to be used, or has no vsock device.
+    /// libvirt cannot be reached, has no such domain, or cannot start it; the domain is in a state
+    /// in which it cannot be used, or has no vsock device.
     pub async fn start(spec: &Spec, tell: Tell) -> Result<(Endpoint, Self), RumError> {
         let (domain, next) = Domain::find_usable(spec).await?;
         let mut this = Self {
@@ -120,7 +119,7 @@ impl Libvirt {
                 resumed.map_err(|failed| this.trouble().resume(failed))?;
             }
         }
-        // First this: what happens from now on must wake us.
+        // Subscribe first: everything from now on must wake us.
         this.listen();
         let description = this
             .domain
@@ -142,7 +141,7 @@ impl Libvirt {
         Ok((endpoint, this))
     }
 
-    /// What keeps the domain from being used, as [`Libvirt::start`] would find it.
+    /// Why the domain cannot be used: the error of [`Libvirt::start`].
     pub async fn in_the_way(spec: &Spec) -> Option<RumError> {
         let look = async {
             let (domain, next) = Domain::find_usable(spec).await?;
@@ -152,15 +151,16 @@ impl Libvirt {
     }
 
     async fn boot(&mut self) -> Result<(), RumError> {
-        // Without a device there is no reason to start it.
+        // Without a device there is no point in starting it.
         self.domain.check_vsock(&self.spec, false).await?;
         let name = self.domain.shown();
         self.tell.say(Progress::DomainStarting { name });
-        // Before it is: should we be dropped meanwhile, it is ended.
+        // Set before the start: if we are dropped meanwhile, the domain is ended.
         self.ours = true;
         let started = self.domain.run("start", &[], START_DEADLINE).await;
         if let Err(failed) = started {
-            // One that somebody else has started since is not ours; one of ours that hangs is.
+            // If virsh refused, somebody else may have started it; if virsh hung, the start is
+            // ours.
             self.ours = matches!(failed, Failed::Broken(_));
             return Err(self.trouble().start(failed));
         }
@@ -203,7 +203,7 @@ impl Libvirt {
         }
     }
 
-    /// Waits until it is time to look again.
+    /// Waits until the next query is due.
     async fn wake(&mut self) {
         let event = async {
             match &mut self.events {
@@ -233,7 +233,7 @@ impl Libvirt {
                 if description.run == self.run {
                     return None;
                 }
-                // It was ended and started since, by somebody else.
+                // Somebody else ended and started it since.
                 self.ours = false;
                 self.run = description.run;
                 match self.endpoint(&description) {
@@ -250,7 +250,7 @@ impl Libvirt {
                 Err(_) => "does not run any more".to_owned(),
             },
             Err(failed) => match self.domain.exists().await {
-                // A transient domain is forgotten when it ends.
+                // libvirt forgets a transient domain when it ends.
                 Ok(false) => "is gone".to_owned(),
                 _ => {
                     tracing::debug!(?failed, "cannot look at the domain");
@@ -280,7 +280,7 @@ impl Libvirt {
                     }
                 }
             };
-            // What comes after tells by itself whether it was in time.
+            // The state after this shows whether it ended in time.
             let _ = tokio::time::timeout(deadline, asking).await;
         }
         if !self.ours {
@@ -316,7 +316,7 @@ impl Drop for Libvirt {
     }
 }
 
-/// A domain that there is.
+/// A known domain.
 #[derive(Debug)]
 struct Domain {
     virsh: Virsh,
@@ -344,7 +344,8 @@ impl Domain {
         }
     }
 
-    /// As [`Domain::find`], with what its state asks for; an error where that is the user's to do.
+    /// As [`Domain::find`], with the step that its state requires; an error if that is up to the
+    /// user.
     async fn find_usable(spec: &Spec) -> Result<(Self, Next), RumError> {
         let domain = Self::find(spec).await?;
         let trouble = DomainErrors::of(spec);
@@ -356,7 +357,7 @@ impl Domain {
         }
     }
 
-    /// Whether there is a way to its agent, as far as its description goes.
+    /// Checks that the description has a way to the agent.
     async fn check_vsock(&self, spec: &Spec, runs: bool) -> Result<(), RumError> {
         let trouble = DomainErrors::of(spec);
         let description = self.describe().await;
@@ -368,7 +369,7 @@ impl Domain {
         }
     }
 
-    /// Whether libvirt still knows it.
+    /// Whether libvirt still has the domain.
     async fn exists(&self) -> Result<bool, Failed> {
         let known = known(&self.virsh).await?;
         Ok(known.iter().any(|(uuid, _)| *uuid == self.uuid))
@@ -417,14 +418,14 @@ async fn known(virsh: &Virsh) -> Result<Vec<(String, String)>, Failed> {
     let options = ["--all", "--uuid", "--name"].map(str::to_owned);
     let list = virsh.run("list", &options, DEADLINE).await?;
     let pairs = list.lines().filter_map(|line| {
-        // Only the UUID is without spaces.
+        // The UUID contains no space; a name may.
         let (uuid, name) = line.split_once(' ')?;
         Some((uuid.to_owned(), name.to_owned()))
     });
     Ok(pairs.collect())
 }
 
-/// What a domain's state asks for.
+/// The step that a domain's state requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Use,
@@ -433,8 +434,8 @@ enum Next {
 }
 
 impl Next {
-    /// For the state as `virsh domstate --reason` says it. An error: nothing that rum would do unasked, and
-    /// the virsh command that helps, if one does.
+    /// From the output of `virsh domstate --reason`. An error: rum would not change this state
+    /// unasked; with the virsh command that helps, if there is one.
     fn of(state: &str) -> Result<Self, Option<&'static str>> {
         let (state, reason) = match state.split_once(" (") {
             Some((state, reason)) => (state, reason.trim_end_matches(')')),
@@ -443,7 +444,7 @@ impl Next {
         match (state, reason) {
             ("running" | "idle", _) => Ok(Self::Use),
             ("shut off", _) => Ok(Self::Start),
-            // Not one that is paused for the time of an operation, or whose disk is full.
+            // Not a domain that is paused during an operation, or whose disk is full.
             ("paused", "user" | "unknown" | "from snapshot") => Ok(Self::Resume),
             ("paused", "I/O error") => Err(Some("resume")),
             ("crashed", _) | ("paused", "crashed") => Err(Some("destroy")),

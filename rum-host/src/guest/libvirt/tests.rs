@@ -1,4 +1,4 @@
-//! What needs no libvirt; the rest is in the package `rum-tests`.
+//! Tests that need no libvirt; the others are in the package `rum-tests`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -90,7 +90,7 @@ fn what_virsh_says_is_cleaned() {
     assert!(refusal(&"x".repeat(5000), "").0.ends_with('…'));
 }
 
-/// What the user sees of each trouble; the refusals are what virsh 9.0 wrote.
+/// The user's view of each error; the refusals are output of virsh 9.0.
 #[test]
 fn troubles_in_words() {
     let spec = |domain: &str, uri: &str| Spec {

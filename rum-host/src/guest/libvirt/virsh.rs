@@ -1,8 +1,8 @@
 //! `virsh` as a child process: one command, one bounded answer, within a deadline.
 //!
-//! Nothing a user wrote can become an option: what is passed is `--name=VALUE`. The locale is C,
-//! since words such as `shut off` are read. A child has a session of its own: Ctrl+C is not meant
-//! for it, and it finds no terminal to ask for a password on, so a refusal is an answer too.
+//! No user input can become an option: it is passed as `--name=VALUE`. The locale is C, since texts
+//! such as `shut off` are parsed. A child has a session of its own, so Ctrl+C does not reach it,
+//! and it finds no terminal on which to ask for a password: it fails instead.
 
 use std::io;
 use std::process::Stdio;
@@ -14,11 +14,11 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::error::RumError;
 
-/// libvirt answers in milliseconds; one that starts itself on demand takes seconds.
+/// libvirt answers in milliseconds; one that is started on demand takes seconds.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Longest output that is read. The description of a large domain has some 100 KB.
 const MAX_OUTPUT: u64 = 4 << 20;
-/// Longest message that is read, and how much of it is shown.
+/// Longest error output that is read, and how much of it is shown.
 const MAX_MESSAGE: u64 = 4 << 10;
 const MAX_SHOWN: usize = 400;
 
@@ -28,7 +28,7 @@ pub struct Virsh {
     uri: String,
 }
 
-/// What a command that libvirt refused wrote, cleaned, without `error:`.
+/// The error output of a command that libvirt refused, cleaned, without `error:`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refusal(pub String);
@@ -36,9 +36,9 @@ pub struct Refusal(pub String);
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub enum Failed {
-    /// virsh ran and said no.
+    /// virsh ran and failed.
     Refused(Refusal),
-    /// It cannot be run, or does not answer.
+    /// virsh cannot be run, or does not answer.
     Broken(RumError),
 }
 
@@ -54,8 +54,8 @@ impl Virsh {
         clean(&self.uri, MAX_SHOWN)
     }
 
-    /// Runs `command` with `options` and returns what it wrote. It is killed at the deadline and
-    /// when this is dropped, which does not take back what libvirt has begun.
+    /// Runs `command` with `options` and returns its output. The child is killed at the deadline
+    /// and when this is dropped, which does not undo what libvirt has begun.
     pub async fn run(
         &self,
         command: &str,
@@ -92,7 +92,7 @@ impl Virsh {
             }
             let (output, message) = tokio::join!(
                 read(stdout, MAX_OUTPUT),
-                // Some bytes more, so that a cut is seen when it is shown.
+                // A few bytes more, so that the truncation is visible.
                 read(stderr, MAX_MESSAGE)
             );
             io::Result::Ok((child.wait().await?, output?, message?))
@@ -118,7 +118,7 @@ impl Virsh {
         }
     }
 
-    /// Starts to listen for what happens to the domain with this UUID.
+    /// Subscribes to lifecycle events of the domain with this UUID.
     pub fn events(&self, uuid: &str) -> io::Result<Events> {
         let options = ["--event=lifecycle", "--loop", &format!("--domain={uuid}")];
         let mut command = self.command("event", &options.map(str::to_owned));
@@ -134,7 +134,7 @@ impl Virsh {
         })
     }
 
-    /// Starts `command` and lets it run, whatever becomes of us.
+    /// Starts `command` and lets it run, even after rum's end.
     pub fn let_go(&self, command: &str, options: &[String]) -> io::Result<()> {
         self.command(command, options)
             .stdout(Stdio::null())
@@ -152,14 +152,14 @@ impl Virsh {
             .stdin(Stdio::null())
             .stderr(Stdio::null());
         let leave = || Ok(rustix::process::setsid().map(drop)?);
-        // SAFETY: between fork and exec only what is safe in a signal handler may be done: this
-        // is one system call.
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed: this is one
+        // system call.
         unsafe { virsh.pre_exec(leave) };
         virsh
     }
 }
 
-/// Lines that say that something happened; which, is asked for afterwards.
+/// Event lines. A line only says that something happened; a query follows.
 #[derive(Debug)]
 pub struct Events {
     lines: ChildStdout,
@@ -167,14 +167,14 @@ pub struct Events {
 }
 
 impl Events {
-    /// Waits for the next ones; false when there will be none any more. Cancel-safe.
+    /// Waits for the next lines; false at the end of the stream. Cancel-safe.
     pub async fn next(&mut self) -> bool {
         let mut some = [0; 4096];
         matches!(self.lines.read(&mut some).await, Ok(1..))
     }
 }
 
-/// Lets the child end when the thread that starts it does: the first one, where `rum up` runs.
+/// Ends the child when the thread that starts it ends: the main thread, where `rum up` runs.
 fn end_with_us(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
     let signal = Some(rustix::process::Signal::TERM);
@@ -199,7 +199,7 @@ fn cannot_run(error: io::Error) -> RumError {
     }
 }
 
-/// virsh says what it could not do, which the caller says better, then why.
+/// Extracts the reason: virsh first says what failed, which the caller says better.
 pub(super) fn refusal(message: &str, status: &str) -> Refusal {
     let lines = message.lines().filter_map(|line| {
         let line = line.trim();

@@ -1,11 +1,11 @@
-//! What rum reads of a domain's XML description (libvirt.org/formatdomain.html).
+//! The parts of a domain's XML description that rum reads (libvirt.org/formatdomain.html).
 
 use roxmltree::{Document, Node};
 
 /// A domain, as `virsh dumpxml` describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
-    /// libvirt numbers each run of a domain anew; a domain that is shut off has none.
+    /// The id of this run, new at each start; a domain that is shut off has none.
     pub run: Option<u32>,
     /// Its vsock device.
     pub vsock: Option<Vsock>,
@@ -19,7 +19,7 @@ pub struct Vsock {
 }
 
 impl Description {
-    /// Reads `xml`.
+    /// Parses `xml`.
     ///
     /// # Errors
     /// It is not XML, or does not describe a domain; in words.

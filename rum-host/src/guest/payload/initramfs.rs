@@ -1,33 +1,33 @@
-//! The agent in an initramfs: a small archive of our own in front of the one that is given.
+//! Puts the agent into an initramfs: a small archive of our own in front of the given one.
 //!
 //! The kernel unpacks any number of concatenated archives, each compressed in its own way
 //! (Documentation/driver-api/early-userspace/buffer-format.rst). Ours comes first and is not
-//! compressed: what follows may start anywhere then, and is copied as it is. Behind it would
-//! not do everywhere, since LZ4 streams of the kernel's kind do not say where they end.
+//! compressed, so the next may start at any offset and is copied unchanged. Appending would not
+//! always work: LZ4 streams of the kernel's kind have no end mark.
 //!
-//! The format is newc: for each file a header of hexadecimal numbers, its name and its
-//! content, each padded to four bytes. Three records are all there is, too little for a crate.
+//! The format is newc: for each file a header of hexadecimal numbers, its name and its content,
+//! each padded to four bytes. With only three records, a crate is not worth it.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// The agent's path in the initramfs. With `rdinit=` and this on the kernel's command line it
-/// starts first, leaves a child behind that becomes the agent, and hands over to `/init`.
+/// The agent's path in the initramfs. With `rdinit=` and this path on the kernel's command line the
+/// agent starts first, leaves a child that becomes the agent, and executes `/init`.
 pub const RDINIT: &str = "/rum/agent";
 
-/// A directory, for its owner to write.
+/// Mode of a directory that its owner may write.
 const DIRECTORY: u32 = 0o040_755;
-/// A program, for its owner to write.
+/// Mode of a program that its owner may write.
 const PROGRAM: u32 = 0o100_755;
 
-/// Writes to `out` an initramfs that has the agent at [`RDINIT`], and everything that `initrd`
-/// has, which may be compressed in any way that the kernel knows.
+/// Writes to `out` an initramfs with the agent at [`RDINIT`] and the content of `initrd`, which may
+/// be compressed in any way that the kernel supports.
 ///
 /// # Errors
-/// When `initrd` cannot be read or `out` not be written.
+/// `initrd` cannot be read or `out` cannot be written.
 pub fn initramfs(initrd: Option<&Path>, out: &Path) -> io::Result<()> {
-    // Read before anything is written: a wrong path leaves nothing behind.
+    // Opened before anything is written: a wrong path leaves nothing behind.
     let initrd = initrd.map(File::open).transpose()?;
     let mut file = File::create(out)?;
     file.write_all(&archive(super::agent()))?;
@@ -46,7 +46,7 @@ fn archive(agent: &[u8]) -> Vec<u8> {
     out
 }
 
-/// One file, of root's and of no particular time.
+/// One file, owned by root, with modification time 0.
 fn record(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, content: &[u8]) {
     let size = u32::try_from(content.len()).expect("the agent has some megabytes");
     let name_size = u32::try_from(name.len() + 1).expect("names are those above");

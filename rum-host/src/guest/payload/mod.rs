@@ -1,5 +1,5 @@
-//! Getting the agent into a guest: rum carries a static `rum-agent` and packs it in the form
-//! that a guest takes it in.
+//! Gets the agent into a guest: rum embeds a static `rum-agent` and packs it in the form that the
+//! guest accepts.
 //!
 //! | the guest boots | the agent comes in | see |
 //! |---|---|---|
@@ -8,8 +8,8 @@
 //! | no: a namespace guest | a file in memory that is executed | [`become_agent`] |
 //! | without rum's help | by hand or over ssh (`rum agent install`) | [`installer`](installer()) |
 //!
-//! The agent is built by `build.rs`, together with rum, so what rum puts into a guest is of
-//! its own version. Invariant: the same input makes the same bytes.
+//! `build.rs` builds the agent together with rum, so the agent in a guest has rum's own version.
+//! Invariant: the same input makes the same bytes.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -41,11 +41,11 @@ pub fn agent() -> &'static [u8] {
     include_bytes!(env!("RUM_AGENT"))
 }
 
-/// Room for the files in the runtime directory.
+/// Space for the files in the runtime directory.
 const SMALL_FILES: u64 = 64 * 1024;
 
-/// How many bytes a file may have (RLIMIT_FSIZE), if that is too few for the agent, which may raise
-/// the limit as far as it goes, or for what rum itself writes.
+/// The largest file size allowed (RLIMIT_FSIZE), if that is too small for the agent, which may
+/// raise its soft limit to the hard limit, or for the files of rum itself.
 pub fn too_small_a_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Fsize);
     let agent = u64::try_from(agent().len()).unwrap_or(u64::MAX);
@@ -58,20 +58,20 @@ pub fn unit() -> String {
     include_str!("rum-agent.service").to_owned()
 }
 
-/// The name that [`installer`] has where it is run.
+/// File name of the [`installer`] script.
 pub const INSTALLER: &str = "install-rum-agent";
 
-/// The script that installs the agent that lies beside it, whatever init the machine has: systemd,
-/// OpenRC, that of busybox; with any other it runs until the next boot.
+/// The script that installs the agent next to it, with any of systemd, OpenRC or busybox init; with
+/// another init the agent runs until the next boot.
 pub fn installer() -> String {
     include_str!("install-agent.sh")
         .replace("@UNIT@", unit().trim_end())
         .replace("@OPENRC@", include_str!("rum-agent.openrc").trim_end())
 }
 
-/// This process goes on as the agent, with `args`; returns why it cannot.
+/// Executes the agent in this process, with `args`; returns why that failed.
 ///
-/// The agent is a fraction of rum, and so is the memory that it keeps resident.
+/// The agent is a fraction of rum's size, and so is its resident memory.
 pub fn become_agent(args: &[OsString]) -> io::Error {
     match execute(args) {
         Ok(never) => match never {},
@@ -81,14 +81,14 @@ pub fn become_agent(args: &[OsString]) -> io::Error {
 
 fn execute(args: &[OsString]) -> io::Result<Infallible> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Linux before 6.3 does not know that a file in memory may be one not to be executed.
+    // Linux before 6.3 has no MFD_EXEC flag.
     let file = match memfd_create(AGENT, flags | MemfdFlags::EXEC) {
         Err(Errno::INVAL) => memfd_create(AGENT, flags),
         made => made,
     }?;
     let mut file = File::from(file);
-    // A file in memory counts, too: writing beyond the limit would kill this process (SIGXFSZ), and
-    // the next one that is started in its place. The agent writes no file: it gets the limit back.
+    // RLIMIT_FSIZE applies to a memfd, too: writing beyond it would kill this process (SIGXFSZ),
+    // and each one started in its place. The agent writes no file: it gets the limit back.
     let limit = getrlimit(Resource::Fsize);
     let raised = Rlimit {
         current: limit.maximum,

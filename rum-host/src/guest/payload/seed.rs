@@ -1,4 +1,4 @@
-//! The seed disk of a cloud image: what cloud-init's data source NoCloud reads at boot.
+//! The seed disk of a cloud image, which cloud-init's data source NoCloud reads at boot.
 //!
 //! A vfat volume with the label CIDATA and a few files in its root:
 //!
@@ -9,11 +9,11 @@
 //! | `vendor-data` | our part: a boot hook that installs the agent |
 //! | `rum-agent`, `install-rum-agent` | what it installs, and how |
 //!
-//! Vendor data is what cloud-init has for those who make a machine for others. It spares us to
-//! merge: two cloud-configs with a `runcmd` each would leave one of them, and user data may be
-//! a script, a template or compressed. A hook runs early and at each boot, so the agent is in
-//! place before services start, and is replaced when the host's rum is. Keys in the meta-data
-//! are added to those that the user data has.
+//! Vendor data is cloud-init's place for the provider of a machine. It avoids merging: of two
+//! cloud-configs with a `runcmd` each only one would remain, and user data may be a script, a
+//! template or compressed. A boot hook runs early and at each boot, so the agent is in place before
+//! services start, and is updated when the host's rum is. cloud-init adds the keys in the meta-data
+//! to those in the user data.
 
 use std::io::{self, Cursor, Read, Write as _};
 use std::ops::Range;
@@ -23,27 +23,27 @@ use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
 use super::{AGENT, INSTALLER, agent, installer};
 
-/// Space for the file system's own tables and for what each file leaves unused.
+/// Space for the file system's tables and for partly used clusters.
 const SLACK: usize = 512 * 1024;
-/// The label that NoCloud looks for, as the volume has it: 11 bytes.
+/// The volume label that NoCloud looks for: 11 bytes.
 const LABEL: [u8; 11] = *b"CIDATA     ";
-/// The volume's serial number, by which a disk of ours is known.
+/// The volume's serial number, which identifies a disk made by rum.
 const SERIAL: u32 = u32::from_le_bytes(*b"rum\x01");
-/// Where serial number and label are in the first sector, with the tables of this size (FAT12, FAT16).
+/// Position of serial number and label in the first sector of FAT12 and FAT16.
 const MARK: Range<usize> = 39..54;
-/// NoCloud wants user data; this says nothing.
+/// NoCloud requires user data; this is empty.
 const NO_USER_DATA: &str = "#cloud-config\n{}\n";
 /// The boot hook that installs the agent.
 const VENDOR_DATA: &str = include_str!("boothook.sh");
 
-/// What is in a seed disk beside the agent.
+/// The content of a seed disk, besides the agent.
 #[derive(Debug, Clone, Copy)]
 pub struct Seed<'a> {
-    /// Becomes the host name; `None`: the guest's own stays.
+    /// Becomes the host name; `None`: the guest keeps its own.
     pub name: Option<&'a str>,
-    /// The instance's id: cloud-init does what it does once whenever this is another one.
+    /// The instance id: a new one makes cloud-init repeat its once-per-instance steps.
     pub instance: &'a str,
-    /// The user's own user data, in any format that cloud-init takes.
+    /// The user data, in any format that cloud-init accepts.
     pub user_data: Option<&'a str>,
     /// Public ssh keys for the image's usual user, each in one line.
     pub ssh_keys: &'a [&'a str],
@@ -103,7 +103,7 @@ fn volume(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
 fn meta_data(seed: &Seed<'_>) -> String {
     let mut text = format!("instance-id: {}\n", quoted(seed.instance));
     if let Some(name) = seed.name {
-        // Our names may have an underscore, host names may not.
+        // Guest names may contain an underscore, host names may not.
         let host = name.replace('_', "-");
         text += &format!("local-hostname: {}\n", quoted(&host));
     }
@@ -116,7 +116,7 @@ fn meta_data(seed: &Seed<'_>) -> String {
     text
 }
 
-/// A YAML string in double quotes, whatever is in it.
+/// `text` as a double-quoted YAML string.
 fn quoted(text: &str) -> String {
     facet_json::to_string(text).expect("a string always has a JSON form")
 }

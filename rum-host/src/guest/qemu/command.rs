@@ -1,10 +1,10 @@
 //! The command lines of QEMU and of the vsock device beside it. Pure: files are named, not opened.
 //!
-//! What every machine has: no default devices and no user's configuration, no display, a serial
-//! console on a socket (kept in a log too), QMP on a socket, a vsock device. Nothing of it listens
-//! on a network of the host: there is no `hostfwd`, and the network that an image gets is QEMU's
-//! user mode, which only makes connections. A kernel gets none. If `args` bring a network of their
-//! own (`-nic none` too), rum adds none.
+//! Every machine has: no default devices and no user configuration, no display, a serial console on
+//! a socket (also written to a log), QMP on a socket, a vsock device. Nothing listens on a network
+//! of the host: there is no `hostfwd`, and an image's network is QEMU's user mode, which only makes
+//! connections. A kernel gets no network. If `args` configure a network (`-nic none` too), rum adds
+//! none.
 //!
 //! The memory is shared (memfd), since a vsock device in another process has to read it.
 
@@ -16,7 +16,7 @@ use super::firmware::Firmware;
 use super::spec::{Boot, Spec};
 use crate::guest::payload;
 
-/// A processor architecture that rum knows how to emulate: that of the host.
+/// A processor architecture that rum can boot: the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arch {
     /// 64-bit PCs.
@@ -26,7 +26,7 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// The one of this machine, by its name in Rust.
+    /// The architecture with this name in Rust.
     pub fn named(name: &str) -> Option<Self> {
         [Self::X86_64, Self::Aarch64]
             .into_iter()
@@ -49,7 +49,7 @@ impl Arch {
         }
     }
 
-    /// How the names of the machine's type begin, with the version that `machine` leaves open.
+    /// Prefix of the machine types to which `machine` resolves, without their version.
     pub fn machine_type(self) -> &'static str {
         match self {
             Self::X86_64 => "pc-q35",
@@ -57,21 +57,21 @@ impl Arch {
         }
     }
 
-    /// Whether an image is booted by UEFI if nothing says how: there is nothing else on Arm.
+    /// Whether an image boots by UEFI by default: Arm has nothing else.
     pub fn boots_by_uefi(self) -> bool {
         self == Self::Aarch64
     }
 
     fn machine(self) -> &'static str {
         match self {
-            // Without HPET: stopped for a while, a translated guest goes through each tick of it
-            // that it missed (18 s of outage after a stop of 25, 1.6 without).
+            // Without HPET: after a pause, an emulated guest handles every HPET tick that it missed
+            // (18 s of outage after a stop of 25 s, 1.6 s without).
             Self::X86_64 => "q35,hpet=off",
             Self::Aarch64 => "virt,gic-version=max",
         }
     }
 
-    /// Its first serial port as Linux names it.
+    /// Linux's name of its first serial port.
     fn console(self) -> &'static str {
         match self {
             Self::X86_64 => "ttyS0",
@@ -155,7 +155,8 @@ pub struct Machine<'a> {
     pub files: &'a Files,
 }
 
-/// QEMU may do only what a running machine needs: no exec, no set-uid, no obsolete system calls.
+/// QEMU's seccomp filter: only what a running machine needs; no exec, no set-uid, no obsolete
+/// system calls.
 pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// QEMU's command line, program included.
@@ -204,7 +205,7 @@ pub fn qemu(machine: &Machine<'_>) -> Vec<OsString> {
             line.add("-device", "vhost-user-vsock-pci,chardev=vsock");
         }
     }
-    // A reboot ends it, and rum starts it again: see `mod`.
+    // A reboot ends QEMU, and rum starts it again: see `mod`.
     line.add("-action", "reboot=shutdown");
     match &spec.boot {
         Boot::Image(_) => boot_image(&mut line, machine),
@@ -239,7 +240,8 @@ fn boot_image(line: &mut Line, machine: &Machine<'_>) {
     let network = |arg: &String| ["-nic", "-net", "-netdev"].contains(&&*arg.replace("--", "-"));
     if !spec.args.iter().any(network) {
         line.add("-netdev", "user,id=net");
-        // Without its boot ROM, which is a package of its own and would try to boot.
+        // Without its boot ROM, which is in a package of its own and would try to boot from the
+        // network.
         line.add("-device", "virtio-net-pci,netdev=net,romfile=");
     }
 }
@@ -247,7 +249,7 @@ fn boot_image(line: &mut Line, machine: &Machine<'_>) {
 fn boot_kernel(line: &mut Line, machine: &Machine<'_>, kernel: &Path, append: &str) {
     line.add("-kernel", kernel);
     line.add("-initrd", &machine.files.initramfs);
-    // What the user adds comes last, and so wins.
+    // The user's parameters come last, and so win.
     let parameters = format!(
         "console={} panic=-1 rdinit={} {append}",
         machine.arch.console(),
@@ -258,7 +260,7 @@ fn boot_kernel(line: &mut Line, machine: &Machine<'_>, kernel: &Path, append: &s
 
 /// The command line of `vhost-device-vsock`, program included.
 pub fn vsock_device(program: &Path, files: &Files) -> Vec<OsString> {
-    // Each VM has a device of its own, and its CID is known there only.
+    // Each VM has a device of its own, so the CID only has to be unique there.
     let mut vm = OsString::from("guest-cid=3,socket=");
     vm.push(&files.vhost);
     vm.push(",uds-path=");
@@ -275,7 +277,7 @@ impl Line {
     }
 }
 
-/// `options` with `path` at the end. In QEMU's options a comma in a value is written twice.
+/// `options` with `path` appended. In QEMU's options a comma in a value is doubled.
 fn with(options: impl Into<OsString>, path: &Path) -> OsString {
     let mut bytes = options.into().into_vec();
     for byte in path.as_os_str().as_bytes() {

@@ -1,13 +1,13 @@
-//! UEFI firmware for a VM: found as libvirt finds it, by the descriptions that distributions install
-//! beside the firmware (QEMU, docs/interop/firmware.json).
+//! UEFI firmware for a VM: found as libvirt finds it, by the descriptions that distributions
+//! install with the firmware (QEMU, docs/interop/firmware.json).
 //!
-//! Descriptions are read in the order of their names, and the first that fits is taken. One in
-//! `/etc/qemu/firmware` goes before one of the same name in `/usr/share/qemu/firmware`, and the user's
-//! before both; an empty one hides it. What fits needs nothing that rum's machine lacks (SMM), and
-//! boots what is not signed (no enrolled keys).
+//! Descriptions are read in the order of their file names, and the first that fits is used. One in
+//! `/etc/qemu/firmware` overrides one of the same name in `/usr/share/qemu/firmware`, and the
+//! user's overrides both; an empty file disables it. A fitting firmware needs nothing that rum's
+//! machine lacks (SMM), and boots unsigned systems (no enrolled keys).
 //!
-//! The code is shared and never written. The variables, where an installed system keeps its boot
-//! entries, are the VM's own: a copy of the template beside its overlay, as old as that.
+//! The code is shared and never written. The variables, in which an installed system keeps its boot
+//! entries, belong to the VM: a copy of the template next to its overlay, made together with it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,12 +21,12 @@ use facet::Facet;
 use super::command::Arch;
 use crate::guest::GuestError;
 
-/// Firmware that is there.
+/// An installed firmware.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Firmware {
     /// What is executed.
     pub code: Flash,
-    /// What the VM's variables are at first; None: it has none that last.
+    /// Template of the VM's variables; None: they do not persist.
     pub vars: Option<Flash>,
 }
 
@@ -81,7 +81,7 @@ pub fn find(arch: Arch) -> Result<Firmware, GuestError> {
     })
 }
 
-/// As [`find`]; a directory goes before those that come earlier.
+/// As [`find`]; later directories override earlier ones.
 fn find_in(dirs: impl Iterator<Item = PathBuf>, arch: Arch) -> Option<Firmware> {
     let mut files: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     for entry in dirs.filter_map(|dir| fs::read_dir(dir).ok()).flatten() {
@@ -123,17 +123,17 @@ impl Description {
         };
         let firmware = Firmware { code: code?, vars };
         let mut all = std::iter::once(&firmware.code).chain(&firmware.vars);
-        // It becomes part of QEMU's command line.
+        // The format becomes part of QEMU's command line.
         let known = all.all(|flash| ["raw", "qcow2"].contains(&&*flash.format));
         (fits && known).then_some(firmware)
     }
 }
 
-/// Gives the VM variables of its own in `file`: those that are there already, or the template's where
-/// `fresh` says that there is nothing of before.
+/// Gives the VM its own variables in `file`: keeps existing ones, or copies the template if
+/// `fresh`, that is, if there is nothing of an earlier boot.
 ///
 /// # Errors
-/// The template cannot be read or `file` not be written.
+/// The template cannot be read or `file` cannot be written.
 pub fn prepare(template: &Flash, file: &Path, fresh: bool) -> Result<(), GuestError> {
     let failed = |path: &Path, error: io::Error| {
         GuestError::vm(format!(
@@ -146,7 +146,7 @@ pub fn prepare(template: &Flash, file: &Path, fresh: bool) -> Result<(), GuestEr
     }
     let template = Path::new(&template.file);
     let content = fs::read(template).map_err(|error| failed(template, error))?;
-    // Whole or not at all: half of it is variables that no firmware reads.
+    // All or nothing: no firmware can read half of the variables.
     let part = file.with_extension("part");
     let mut create = fs::File::options();
     create.write(true).create(true).truncate(true).mode(0o600);

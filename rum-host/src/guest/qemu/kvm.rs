@@ -1,9 +1,10 @@
-//! Whether KVM is of use here: whether it executes a guest's instructions, and as fast as a processor.
+//! Checks whether KVM works here and runs guest instructions at the processor's speed.
 //!
-//! In a VM `/dev/kvm` may open and make machines, and then execute nothing, or interpret one
-//! instruction after the other; QEMU's translator is faster by far. So a machine of one processor
-//! counts to twenty million, which takes a processor some ten milliseconds. That cannot be
-//! interrupted from within, so a process of its own tries it (the hidden mode [`MODE`]).
+//! In a VM `/dev/kvm` may open and create machines, and then execute nothing, or interpret one
+//! instruction after the other; QEMU's translator is then far faster. So a machine with one
+//! processor counts to twenty million, which takes a real processor some ten milliseconds. The
+//! count cannot be interrupted from within, so a process of its own runs it (the hidden mode
+//! [`MODE`]).
 
 use std::fs::File;
 use std::process::{ExitCode, Stdio};
@@ -13,12 +14,12 @@ use tokio::process::Command;
 
 use crate::guest::process::SELF;
 
-/// Hidden first argument of the process that tries it.
+/// Hidden first argument of the probe process.
 pub const MODE: &str = "__rum-kvm";
-/// How long that may take, its start on a loaded machine included.
+/// Time for the probe, including its start on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Whether KVM is of use; if not why, as the end of a sentence.
+/// Whether KVM works; otherwise why not, as the end of a sentence.
 pub async fn works() -> Result<(), String> {
     let opened = File::options().read(true).write(true).open("/dev/kvm");
     opened.map_err(|error| format!("cannot open /dev/kvm: {error}"))?;
@@ -36,7 +37,7 @@ pub async fn works() -> Result<(), String> {
     }
 }
 
-/// Tries it, as that process. Says on stderr what failed.
+/// Runs the probe in that process. Reports a failure on stderr.
 pub fn probe() -> ExitCode {
     match count() {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,7 +48,7 @@ pub fn probe() -> ExitCode {
     }
 }
 
-/// Elsewhere that it opens has to do.
+/// On other architectures opening the device has to suffice.
 #[cfg(not(target_arch = "x86_64"))]
 fn count() -> std::io::Result<()> {
     Ok(())
@@ -58,7 +59,7 @@ fn count() -> std::io::Result<()> {
     use kvm_bindings::kvm_userspace_memory_region;
     use kvm_ioctls::{Kvm, VcpuExit};
 
-    /// Where the guest has its memory, and its only program in it.
+    /// Address of the guest's memory, which holds only the program.
     const AT: u64 = 0x1000;
     /// A processor begins in real mode, with operands of 16 bits unless prefixed.
     const PROGRAM: &[u8] = &[
@@ -82,8 +83,8 @@ fn count() -> std::io::Result<()> {
         userspace_addr: page.0.as_mut_ptr() as u64,
         flags: 0,
     };
-    // SAFETY: the page is aligned, of that length, and used by nobody else for as long as the machine,
-    // which was made after it, lives.
+    // SAFETY: the page is aligned, has that length, outlives the machine (which was made after it),
+    // and nothing else uses it.
     unsafe { vm.set_user_memory_region(memory) }.map_err(failed)?;
     let mut processor = vm.create_vcpu(0).map_err(failed)?;
     let mut segments = processor.get_sregs().map_err(failed)?;

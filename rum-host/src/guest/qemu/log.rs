@@ -1,6 +1,6 @@
-//! The logs of a VM: its last lines for the user, and no more of it than a disk can bear.
+//! The logs of a VM: shows their last lines and bounds their size.
 //!
-//! The guest writes its console, so every line is cleaned, and the file is cut when it has grown.
+//! The guest writes its console, so every line is cleaned, and a log that has grown is truncated.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -13,9 +13,9 @@ use rum_shared::text::clean;
 const MAX_TAIL: u64 = 32 << 10;
 /// Longest line that is shown, in characters.
 const MAX_LINE: usize = 200;
-/// A log that is longer is cut, in bytes: weeks of an ordinary console.
+/// Longest log, in bytes, before it is truncated: weeks of an ordinary console.
 const MAX_LOG: u64 = 16 << 20;
-/// What is left of it then, in bytes.
+/// What is kept of it then, in bytes.
 const KEPT: u64 = 1 << 20;
 
 /// Opens a log to append to, emptied.
@@ -37,10 +37,10 @@ pub fn open(path: &Path) -> io::Result<File> {
     options.create(true).append(true).mode(0o600).open(path)
 }
 
-/// How Linux begins to say why it panics (panic, kernel/panic.c); a long trace may follow.
+/// Start of Linux's panic message (panic, kernel/panic.c); a long trace may follow.
 const PANIC: &str = "Kernel panic - not syncing";
 
-/// As [`tail`], with the kernel's reason for its panic before it, should that be further up.
+/// As [`tail`], preceded by the kernel's panic message if that is further up.
 pub fn last_words(path: &Path, lines: usize) -> Vec<String> {
     let all = tail(path, usize::MAX);
     let from = all.len().saturating_sub(lines);
@@ -48,10 +48,10 @@ pub fn last_words(path: &Path, lines: usize) -> Vec<String> {
     panic.into_iter().chain(&all[from..]).cloned().collect()
 }
 
-/// The last `lines` lines that say something, fit for a terminal. Empty if there is no such file.
+/// The last `lines` non-empty lines, safe for a terminal. Empty if there is no such file.
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     let end = last_bytes(path, MAX_TAIL).unwrap_or_default();
-    // Colours go, whatever else a terminal would act on is made visible.
+    // Colours are removed, other control characters are made visible.
     let text = String::from_utf8_lossy(&end).replace('\r', "");
     let text = anstream::adapter::strip_str(&text).to_string();
     let all: Vec<_> = text
@@ -62,10 +62,11 @@ pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     all[all.len().saturating_sub(lines)..].to_vec()
 }
 
-/// Cuts the log at `path` if it is too long. Its writer appends, and so goes on at the new end.
+/// Truncates the log at `path` if it is too long. Its writer appends, and so continues at the new
+/// end.
 ///
 /// # Errors
-/// What the system says.
+/// Those of the system calls.
 pub fn bound(path: &Path) -> io::Result<()> {
     if fs::metadata(path)?.len() <= MAX_LOG {
         return Ok(());

@@ -1,5 +1,5 @@
-//! What `rum ssh` keeps of a guest, in its state directory (0700): a key pair of rum's own, the keys of the
-//! guest's sshd, and the name of the user that the guest lets in.
+//! Files of `rum ssh` in a guest's state directory (0700): rum's own key pair, the host keys of the
+//! guest's sshd, and the name of the user for logins.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -43,7 +43,7 @@ pub fn user_name(text: &str) -> Result<User, String> {
     }
 }
 
-/// See the module.
+/// Paths of these files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     /// The private key; the public one is beside it.
@@ -67,10 +67,10 @@ impl Files {
         self.key.with_extension("pub")
     }
 
-    /// Forgets what an earlier disk of the guest said: its keys, its user.
+    /// Removes what belongs to an earlier disk of the guest: its host keys and its user.
     pub fn forget(&self) {
         for file in [&self.known_hosts, &self.user] {
-            // Missing is as good. What stays is refused by ssh, with the file's name.
+            // A missing file is fine. ssh refuses what stays, and names the file.
             let _ = fs::remove_file(file);
         }
     }
@@ -90,7 +90,7 @@ impl Files {
         is_public_key(key).then(|| key.to_owned())
     }
 
-    /// The public key of the pair, which is made by ssh-keygen(1) if there is none.
+    /// The public key of the pair, which ssh-keygen(1) makes if there is none.
     ///
     /// # Errors
     /// Why there is none, in words.
@@ -99,7 +99,8 @@ impl Files {
             return Ok(key);
         }
         for half in [&self.key, &self.public()] {
-            // ssh-keygen would ask whether to overwrite it. What cannot be removed it says itself.
+            // ssh-keygen would ask whether to overwrite it, and reports a file that cannot be
+            // removed.
             let _ = fs::remove_file(half);
         }
         let mut keygen = Command::new("ssh-keygen");
@@ -120,7 +121,7 @@ impl Files {
         })
     }
 
-    /// The user whom the guest lets in, as it said before.
+    /// The user that the guest reported before.
     pub fn user(&self) -> Option<User> {
         user_name(read(&self.user).ok()?.trim()).ok()
     }
@@ -128,7 +129,7 @@ impl Files {
     /// Remembers that user.
     pub fn remember(&self, user: &User) {
         if let Err(error) = fs::write(&self.user, format!("{}\n", user.as_str())) {
-            // It is asked again.
+            // The guest is asked again next time.
             tracing::debug!(%error, "cannot remember the guest's user");
         }
     }

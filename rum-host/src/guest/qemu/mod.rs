@@ -1,4 +1,4 @@
-//! Kind `qemu`: a VM that rum boots, with its agent put in.
+//! Kind `qemu`: a VM that rum boots with an agent inside.
 //!
 //! ```text
 //! rum ──── __rum-warden ──┬─ qemu-system-…          overlay, seed or initramfs: state directory
@@ -7,19 +7,19 @@
 //!  └─ vsock: the agent
 //! ```
 //!
-//! The agent comes in with the initramfs of a kernel, or on a seed disk that cloud-init reads
-//! ([`crate::guest::payload`]). An image is never written: the guest's writes go to an overlay
+//! The agent comes in the initramfs of a kernel, or on a seed disk that cloud-init reads
+//! ([`crate::guest::payload`]). rum never writes an image: the guest's writes go to an overlay
 //! (`overlay`), which stays.
 //!
-//! A guest may reboot. QEMU ends with the guest's reset (`-action reboot=shutdown`), which it tells
-//! from a power-off, and rum starts it again, with a new vsock device beside it: vhost-device-vsock
-//! ends for good when anything moves on its host's side while the guest's driver is away, which is
-//! what a reboot is. It is the same with /dev/vhost-vsock, where a reset in place would do: one way
-//! is simpler than two, it costs some tenths of a second, and connections of the old boot end at
-//! once instead of at their next byte. Disk, logs, CID and sockets stay. How often: `reboots`.
+//! A guest may reboot. QEMU then exits (`-action reboot=shutdown`) and reports a reset, not a
+//! power-off, and rum starts it again with a new vsock device. vhost-device-vsock exits for good
+//! when anything happens on its host side while the guest's driver is away, as in a reboot. rum
+//! does the same with /dev/vhost-vsock, where a reset in place would work: one way is simpler than
+//! two, it costs some tenths of a second, and connections of the old boot end at once instead of at
+//! their next byte. Disk, logs, CID and sockets stay. `reboots` limits the rate.
 //!
-//! Invariants: none of the VM's processes outlives rum ([`crate::guest::process`]); nothing of it listens
-//! on a network of the host (`command`); what its logs say is cleaned before it is shown.
+//! Invariants: none of the VM's processes outlives rum ([`crate::guest::process`]); none listens on
+//! a network of the host (`command`); lines of its logs are cleaned before they are shown.
 
 use std::fmt;
 use std::pin::Pin;
@@ -58,25 +58,25 @@ use qmp::{Event, Qmp};
 use reboots::{Next, Reboots};
 use start::Launcher;
 
-/// Without an agent for so long something is probably wrong; translated instructions take longer.
+/// If the agent has not answered by then something is probably wrong; emulation takes longer.
 const AGENT_DEADLINE: Duration = Duration::from_secs(120);
 const AGENT_DEADLINE_TCG: Duration = Duration::from_secs(240);
-/// Time to power off: services of a distribution are stopped one after the other, and have things
-/// to write. A kernel with an initramfs often has nobody who hears the button, and no disk.
+/// Time to power off: a distribution stops its services one after the other, and they have data to
+/// write. A kernel with an initramfs often ignores the power button and has no disk.
 const IMAGE_DEADLINE: Duration = Duration::from_secs(60);
 const IMAGE_DEADLINE_TCG: Duration = Duration::from_secs(180);
 const KERNEL_DEADLINE: Duration = Duration::from_secs(5);
-/// How often the power button is pressed: what boots does not hear it.
+/// Interval of pressing the power button: a booting guest ignores it.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
-/// Time for QEMU to quit when told, its caches written; and for what is killed to be gone.
+/// Time for QEMU to write its caches and quit; and for a killed process to be gone.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
-/// How often the console's log is looked at: for its length, and for how far a boot is.
+/// Interval of checking the console's log: its length, and the progress of a boot.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Lines of a log that are shown when something went wrong.
 const TAIL: usize = 15;
-/// QEMU's word for the guest's reset, which ends it here.
+/// QEMU's reason for its end when the guest resets.
 const REBOOTED: &str = "guest-reset";
-/// And for its power-off.
+/// QEMU's reason when the guest powers off.
 const POWERED_OFF: &str = "guest-shutdown";
 
 /// A VM: running, or between two boots.
@@ -91,11 +91,11 @@ pub struct Qemu {
     /// When this boot began.
     started: Instant,
     agent: watch::Receiver<u64>,
-    /// How often the agent had been connected to when this boot began.
+    /// Number of connections to the agent when this boot began.
     agent_before: u64,
     agent_was_up: bool,
     late_at: Option<tokio::time::Instant>,
-    /// Why QEMU says that the machine stops.
+    /// QEMU's reason for stopping the machine.
     shutdown: Option<String>,
     reboots: Reboots,
     end: Option<GuestEnd>,
@@ -109,11 +109,11 @@ enum Machine {
         /// None once QEMU has closed it.
         qmp: Option<Qmp>,
     },
-    /// They are being started again, perhaps after a pause.
+    /// The processes are being started again, perhaps after a pause.
     Off(Restart),
 }
 
-/// Kept by its owner, so that a caller who stops waiting does not stop it.
+/// Stored, so that a caller that stops waiting does not cancel it.
 type Restart = Pin<Box<dyn Future<Output = Result<start::Running, GuestError>> + Send>>;
 
 impl Machine {
@@ -124,7 +124,7 @@ impl Machine {
         }
     }
 
-    /// The next thing that QEMU says or does. Cancel-safe.
+    /// The next event of QEMU. Cancel-safe.
     async fn next(&mut self) -> Happened {
         match self {
             Self::Off(restart) => match restart.await {
@@ -132,7 +132,7 @@ impl Machine {
                 Err(error) => Happened::NotStarted(error),
             },
             Self::On { process, qmp } => {
-                // QEMU's end is seen here first, whatever ended it, and so its reason is heard.
+                // QMP ends first, whatever ended QEMU, and so the reason is read before.
                 if let Some(open) = qmp {
                     match open.event().await {
                         Some(event) => return Happened::Event(event),
@@ -154,7 +154,7 @@ impl fmt::Debug for Machine {
     }
 }
 
-/// What can happen to a VM.
+/// An event of a VM.
 enum Happened {
     Ended(String),
     Started(Box<start::Running>),
@@ -166,7 +166,7 @@ enum Happened {
 }
 
 impl Qemu {
-    /// Starts the VM. It boots when this returns.
+    /// Starts the VM. It is booting when this returns.
     pub async fn start(
         guest: &GuestSpec,
         spec: &Spec,
@@ -204,7 +204,7 @@ impl Qemu {
         Ok((endpoint, this))
     }
 
-    /// The machine runs, for the first time or again.
+    /// The machine was started, for the first time or again.
     fn boots(&mut self) {
         self.agent_before = *self.agent.borrow();
         self.agent_was_up = false;
@@ -281,19 +281,20 @@ impl Qemu {
                 }
             };
             if let Some(reason) = end {
-                // It did what it was told inside, and not before it was of any use.
+                // A power-off from inside counts as the guest's own end only if the agent had been
+                // up.
                 let by_itself = self.agent_was_up && self.shutdown.as_deref() == Some(POWERED_OFF);
                 return self.end.insert(GuestEnd { reason, by_itself }).clone();
             }
         }
     }
 
-    /// The processes have ended. Returns why the guest has, or None if it is started again.
+    /// The processes have ended. Returns why the guest ended, or None if it is started again.
     fn machine_ended(&mut self, how: String) -> Option<String> {
         if self.shutdown.as_deref() != Some(REBOOTED) {
             return Some(self.reason(how));
         }
-        // Whether it is up may be known already, but not here.
+        // The agent may have connected without this loop having seen it yet.
         let agent = self.agent_was_up || *self.agent.borrow() > self.agent_before;
         match self.reboots.next(self.started.elapsed(), agent) {
             Next::GiveUp(times) => Some(self.gave_up(times)),
@@ -325,7 +326,7 @@ impl Qemu {
         self.tell.say(Progress::AgentUp { after });
     }
 
-    /// Says how far the boot is, as its console tells.
+    /// Reports the progress of the boot from the console.
     fn boots_still(&self) {
         if !self.agent_was_up && matches!(self.machine, Machine::On { .. }) {
             let after = self.started.elapsed();
@@ -349,7 +350,7 @@ impl Qemu {
         }
     }
 
-    /// As [`Qemu::reason`], of a guest that only reboots.
+    /// As [`Qemu::reason`], for a guest that only reboots.
     fn gave_up(&self, times: u32) -> String {
         self.show(&self.state.console_log());
         match times {
@@ -358,7 +359,7 @@ impl Qemu {
         }
     }
 
-    /// As [`Qemu::reason`], of a machine that could not be started again.
+    /// As [`Qemu::reason`], for a machine that could not be started again.
     fn not_started(&self, error: &GuestError) -> String {
         for line in error.example().iter().flat_map(|lines| lines.lines()) {
             self.tell.say(Progress::LogLine(line.to_owned()));
@@ -366,7 +367,7 @@ impl Qemu {
         format!("it rebooted, and {error}")
     }
 
-    /// Says why it ended, and shows what the logs know of it.
+    /// The reason of the end; shows the logs' last lines.
     fn reason(&self, how: String) -> String {
         let early = !self.agent_was_up;
         let (reason, guests_own) = match self.shutdown.as_deref() {
@@ -385,7 +386,7 @@ impl Qemu {
 
     /// As [`super::Guest::stop`]: presses the power button, then switches it off.
     pub async fn stop(self, deadline: Duration) -> Stopped {
-        // Between two boots there is nothing to be asked, and what has been started goes with this.
+        // Between two boots there is nothing to power off; dropping this ends what was started.
         let Machine::On { mut process, qmp } = self.machine else {
             return Stopped::Clean;
         };

@@ -1,9 +1,9 @@
-//! The overlay: where a guest's writes to its image go, so that the image stays as it is.
+//! The overlay: receives a guest's writes to its image, so that the image stays unchanged.
 //!
-//! A qcow2 file with the image as its backing file. It is only good for exactly that image: when
-//! the image has changed since, what the guest wrote and what it lies over no longer fit together.
-//! So the image's path, size and time of change are kept beside the overlay, and written after
-//! it: an overlay without them was never used, and is made anew.
+//! A qcow2 file with the image as its backing file. It fits only that very image: if the image has
+//! changed since, the overlay's content no longer matches it. So the image's path, size and
+//! modification time are stored next to the overlay, and written after it: an overlay without them
+//! was never used, and is made anew.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -21,17 +21,17 @@ use crate::guest::GuestError;
 
 /// The program that makes overlays.
 const QEMU_IMG: &str = "qemu-img";
-/// Most characters of what it says that are shown.
+/// Most characters of the program's output that are shown.
 const MAX_SAID: usize = 300;
 
-/// What an overlay lies over, and which guest it is of.
+/// The image below an overlay, and the guest to which it belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Base {
     image: PathBuf,
     size: u64,
     /// Seconds and nanoseconds since 1970.
     changed: (i64, i64),
-    /// cloud-init's instance: the same as long as the overlay.
+    /// cloud-init's instance id: it changes with the overlay.
     instance: String,
 }
 
@@ -70,19 +70,19 @@ impl Base {
     }
 }
 
-/// An overlay that is there.
+/// An existing overlay.
 #[derive(Debug)]
 pub struct Overlay {
     /// cloud-init's instance id.
     pub instance: String,
-    /// Whether nothing was written to it yet.
+    /// Whether it has not been written yet.
     pub fresh: bool,
 }
 
-/// Makes the overlay over `image`, or finds that of the last time; with `reset` always a new one.
+/// Makes the overlay over `image`, or finds the existing one; with `reset` always makes a new one.
 ///
 /// # Errors
-/// The image cannot be read or has changed since; `qemu-img` is not there or fails.
+/// The image cannot be read or has changed since; `qemu-img` is missing or fails.
 pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Overlay, GuestError> {
     let fresh = format!("rum-{:016x}", fastrand::u64(..));
     let mut base = Base::of(image, fresh).map_err(|error| unreadable(image, &error))?;
@@ -132,10 +132,11 @@ pub async fn prepare(image: &Path, state: &StateDir, reset: bool) -> Result<Over
     })
 }
 
-/// Makes the disk that `overlay` is at least `mib` MiB large. What is in it is the guest's to grow.
+/// Grows the disk of `overlay` to at least `mib` MiB. Growing the file system in it is up to the
+/// guest.
 ///
 /// # Errors
-/// It is larger already; `qemu-img` fails.
+/// The disk is larger already; `qemu-img` fails.
 pub async fn grow(overlay: &Path, mib: u32) -> Result<(), GuestError> {
     let now = Info::of(overlay).await?.virtual_size;
     if grows(now, mib)? {
@@ -182,12 +183,12 @@ fn unreadable(image: &Path, error: &io::Error) -> GuestError {
         .with_hint("`image` in [guest] is the path of a disk, relative to rum.toml")
 }
 
-/// What `qemu-img` tells of a disk.
+/// The output of `qemu-img info`.
 #[derive(Debug, Facet)]
 #[facet(rename_all = "kebab-case")]
 struct Info {
     format: String,
-    /// What the guest has, in bytes.
+    /// The disk's size in the guest, in bytes.
     virtual_size: u64,
 }
 

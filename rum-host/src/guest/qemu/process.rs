@@ -15,7 +15,7 @@ use crate::guest::process::status::Status;
 use crate::guest::process::{SELF, START, WARDEN};
 use crate::runtime_dir::RuntimeDir;
 
-/// A warden and what it runs, which is killed when this is dropped.
+/// A warden and the programs that it runs; dropping it kills them.
 #[derive(Debug)]
 pub struct Process {
     warden: Child,
@@ -24,7 +24,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the first of `programs`; what they say goes to `log`.
+    /// Starts the first of `programs`; their output goes to `log`.
     pub fn start(
         dir: &RuntimeDir,
         programs: &[Vec<OsString>],
@@ -54,16 +54,16 @@ impl Process {
         })
     }
 
-    /// Starts the next one.
+    /// Starts the next program.
     pub async fn start_next(&mut self) {
         if let Some(lifeline) = &mut self.lifeline {
-            // A warden that does not read it any more has ended, which is seen elsewhere.
+            // The write fails only if the warden has ended, which is handled elsewhere.
             let _ = lifeline.write_all(&[START]).await;
         }
     }
 
-    /// Waits until all of them have ended. Says how, with the program's name first. Cancel-safe;
-    /// once it has completed it is not to be called again.
+    /// Waits until all programs have ended. Returns how, with the program's name first.
+    /// Cancel-safe; must not be called again once it has completed.
     pub async fn ended(&mut self) -> String {
         let mut said = None;
         while let Some(status) = self.status.next().await {
@@ -78,7 +78,7 @@ impl Process {
         })
     }
 
-    /// Kills them.
+    /// Kills the programs.
     pub fn kill(&mut self) {
         self.lifeline = None;
     }

@@ -1,11 +1,11 @@
-//! QMP, QEMU's control channel: one JSON object a line on a Unix socket.
+//! QMP, QEMU's control channel: one JSON object per line on a Unix socket.
 //!
-//! The client says `execute` with an `id`, the server answers with that id, and tells of events
-//! in between. Only a handful of commands and events matter here, so this is all of it: the crate
-//! `qapi` builds QEMU's whole schema (forty crates) for the same five words.
+//! The client sends `execute` with an `id`, the server answers with that id, and sends events in
+//! between. Only a handful of commands and events are needed, so this implements just those: the
+//! crate `qapi` builds QEMU's whole schema (forty crates) for the same five words.
 //!
-//! Events that come while an answer is awaited are kept for [`Qmp::event`]. QEMU is on our side,
-//! but what a line may cost is bounded all the same, and one that is not understood is skipped.
+//! Events that arrive before an awaited answer are kept for [`Qmp::event`]. QEMU is trusted, but
+//! the cost of a line is bounded all the same, and a line that is not understood is skipped.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 
 /// Longest line that is read, in bytes; usual ones have a few hundred.
 const MAX_LINE: usize = 1 << 20;
-/// Most events that are kept; older ones go first.
+/// Most events that are kept; older ones are dropped first.
 const MAX_EVENTS: usize = 64;
 
 /// A connection to QMP, ready for commands.
@@ -29,16 +29,16 @@ pub struct Qmp {
     last_id: u64,
 }
 
-/// What QEMU tells of.
+/// An event of QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The machine stops for good, for this reason in QEMU's words (`guest-shutdown`, …).
     Shutdown(String),
-    /// The guest's kernel said that it panicked.
+    /// The guest's kernel reported a panic.
     Panicked,
 }
 
-/// A line of the server, as far as it is of use here.
+/// The fields of a server's line that are needed here.
 #[derive(Debug, Facet)]
 struct Line {
     id: Option<u64>,
@@ -58,8 +58,8 @@ struct Problem {
 }
 
 impl Qmp {
-    /// Connects and agrees on the protocol. Completes when the machine is set up: QEMU does not
-    /// answer before. Fails at once while there is no socket.
+    /// Connects and negotiates. Completes when the machine is set up: QEMU does not answer before.
+    /// Fails at once if there is no socket.
     pub async fn connect(path: &Path) -> io::Result<Self> {
         let mut this = Self {
             stream: UnixStream::connect(path).await?,
@@ -71,10 +71,10 @@ impl Qmp {
         Ok(this)
     }
 
-    /// Runs a command. None that is used here takes arguments.
+    /// Runs a command. No command used here takes arguments.
     ///
     /// # Errors
-    /// What QEMU says; `UnexpectedEof` when it is gone.
+    /// QEMU's error; `UnexpectedEof` when QEMU is gone.
     pub async fn execute(&mut self, command: &str) -> io::Result<()> {
         self.last_id += 1;
         let id = self.last_id;
@@ -108,7 +108,7 @@ impl Qmp {
         }
     }
 
-    /// The next line that is one. Cancel-safe.
+    /// The next line that can be parsed. Cancel-safe.
     async fn line(&mut self) -> io::Result<Line> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {

@@ -1,24 +1,25 @@
-//! When a machine whose guest has rebooted is started again. Pure.
+//! Decides when a machine whose guest has rebooted is started again. Pure.
 //!
-//! A reboot is an everyday thing and costs no pause. A guest that reboots soon after each start
-//! gets more and more of one, so that it does not occupy the host; and one whose agent does not
-//! come back in boot after boot is given up, loudly: rum without an agent is of no use.
+//! An ordinary reboot costs no pause. A guest that reboots soon after each start gets longer and
+//! longer pauses, so that it does not occupy the host. A guest whose agent does not come back in
+//! several boots is given up, loudly: rum is useless without an agent.
 
 use std::time::Duration;
 
-/// A boot that lasts at least this long is a good one: services are up, and a watchdog that was
-/// not fed has struck.
+/// A boot that lasts at least this long is good: services are up, and a watchdog without its
+/// keep-alive would have fired.
 const STEADY: Duration = Duration::from_secs(60);
-/// Short boots in a row that are followed by the next one at once: somebody tries something out.
+/// Short boots in a row that are followed by the next one without a pause: the user tries something
+/// out.
 const FREE: u32 = 3;
 /// The first pause, which doubles, and the longest one.
 const PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(32);
-/// Boots in a row without an agent before the guest is given up. The first of an image may well
-/// end in a reboot.
+/// Boots in a row without an agent before the guest is given up. The first boot of an image may end
+/// in a reboot.
 const MAX_DEAF: u32 = 5;
 
-/// What is known of the boots so far.
+/// The record of the boots so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reboots {
     /// Boots in a row without an agent.
@@ -39,8 +40,8 @@ pub enum Next {
 }
 
 impl Reboots {
-    /// Before the first boot. A guest that is `the_same` in each one, a kernel with its initramfs,
-    /// needs no second boot without an agent to be understood.
+    /// Before the first boot. A guest whose boots are all `the_same`, a kernel with its initramfs,
+    /// is given up after the first boot without an agent.
     pub fn new(the_same: bool) -> Self {
         Self {
             deaf: 0,
@@ -49,11 +50,11 @@ impl Reboots {
         }
     }
 
-    /// A boot ended in a reboot after `lived`; `agent` says whether its agent was up.
+    /// A boot ended in a reboot after `lived`; `agent`: whether its agent was up.
     pub fn next(&mut self, lived: Duration, agent: bool) -> Next {
         if agent {
             self.deaf = 0;
-            // It can come up, so that a failure is worth another try.
+            // The agent can come up, so a failure is worth another try.
             self.max_deaf = MAX_DEAF;
         } else {
             self.deaf += 1;

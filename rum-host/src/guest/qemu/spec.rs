@@ -1,4 +1,4 @@
-//! What a VM is to be: the checked keys of `[guest]`.
+//! The description of a VM: the checked keys of `[guest]`.
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,9 @@ pub struct Spec {
     pub cpus: u16,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// What its disk has at least, in MiB, for images; `None`: what the image has.
+    /// Least size of its disk in MiB, for images; `None`: the image's size.
     pub disk_mib: Option<u32>,
-    /// Whether UEFI boots it and not a BIOS, for images; `None`: as is usual for its architecture.
+    /// Whether to boot by UEFI and not BIOS, for images; `None`: the default of the architecture.
     pub uefi: Option<bool>,
     /// How to run it.
     pub accel: Accel,
@@ -28,7 +28,7 @@ pub struct Spec {
 /// What to boot from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Boot {
-    /// A disk, to which nothing is written: what the guest writes goes to an overlay.
+    /// A disk image, which rum never writes: the guest's writes go to an overlay.
     Image(PathBuf),
     /// A Linux kernel.
     Kernel {
@@ -36,7 +36,7 @@ pub enum Boot {
         kernel: PathBuf,
         /// Its initramfs. None: it has one built in.
         initrd: Option<PathBuf>,
-        /// What to add to its command line.
+        /// Text added to the kernel's command line.
         append: String,
     },
 }
@@ -62,7 +62,7 @@ pub enum Accel {
     Tcg,
 }
 
-/// Whether `text` is one public key, without options before it. As in authorized_keys(5) the key's
+/// Whether `text` is one public key without options before it. As in authorized_keys(5), the key
 /// type comes first.
 pub fn is_public_key(text: &str) -> bool {
     let kinds = ["ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-"];
@@ -80,7 +80,7 @@ pub enum SshKey {
 }
 
 impl Spec {
-    /// Makes relative paths start at `dir`, and those that begin with `~/` at `home`.
+    /// Resolves relative paths against `dir`, and those that begin with `~/` against `home`.
     pub fn resolve(&mut self, dir: &Path, home: Option<&Path>) {
         let resolve = |path: &mut PathBuf| match (path.strip_prefix("~"), home) {
             (Ok(rest), Some(home)) => *path = home.join(rest),

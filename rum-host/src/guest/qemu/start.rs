@@ -1,11 +1,11 @@
-//! From a [`Spec`] to a machine that runs: what is on this host, the files, the processes.
+//! From a [`Spec`] to a running machine: checks this host, makes the files, starts the processes.
 //!
-//! Whether KVM works is tried before (`kvm`), but not known before QEMU has tried, and neither is
-//! whether a CID is free. So the start itself is the probe: QEMU answers on QMP only when the machine
-//! is set up, and if it ends before that it is started once more with what its last words suggest.
+//! A test of KVM comes first (`kvm`), but only QEMU's own start shows whether KVM works and whether
+//! a CID is free. So the start itself is the probe: QEMU answers on QMP only when the machine is
+//! set up. If it exits before that, rum starts it once more with what its last log lines suggest.
 //!
-//! What worked is kept in a [`Launcher`], which starts the same machine again when its guest has
-//! rebooted: with its disk, its logs and its CID.
+//! A [`Launcher`] keeps the settings that worked, and starts the same machine again when its guest
+//! has rebooted: with its disk, its logs and its CID.
 
 use std::fs;
 use std::io;
@@ -31,9 +31,9 @@ use crate::runtime_dir::RuntimeDir;
 
 /// QEMU sets a machine up in less than a second; a loaded machine gets more.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-/// Pause between two looks for a socket that is about to appear.
+/// Interval of checking for a socket that is about to appear.
 const LOOK: Duration = Duration::from_millis(10);
-/// Starts before giving up: KVM may have to be left, and CIDs are drawn from billions.
+/// Most starts: one may be lost to KVM, and CIDs are drawn from billions.
 const ATTEMPTS: usize = 4;
 /// Lines of QEMU's log that an error shows.
 const LOG_LINES: usize = 5;
@@ -41,10 +41,10 @@ const LOG_LINES: usize = 5;
 const MAX_PATH: usize = 300;
 /// The vsock device for hosts without /dev/vhost-vsock.
 const VSOCK_DEVICE: &str = "vhost-device-vsock";
-/// QEMU's words when another VM has the CID.
+/// QEMU's error when another VM has the CID.
 const CID_TAKEN: &str = "set guest cid";
 
-/// A machine that runs.
+/// A running machine.
 pub type Running = (Process, Qmp);
 
 /// How to start a machine, at first and after each of its reboots.
@@ -56,7 +56,7 @@ pub struct Launcher {
     engine: Engine,
     sandbox: bool,
     device: Device,
-    /// The device's, if it has one.
+    /// The device's program, if it has one.
     device_program: Option<PathBuf>,
     firmware: Option<Firmware>,
     files: Files,
@@ -134,7 +134,7 @@ impl Launcher {
         self.device
     }
 
-    /// Starts the machine again after its end, as it was. Its vsock device is a new one: one that
+    /// Starts the machine again after its end, unchanged. Its vsock device is new: a device that
     /// outlives its guest's driver may not survive it (see `mod`).
     pub async fn restart(&self) -> Result<Running, GuestError> {
         match self.launch(self.log()?).await? {
@@ -169,7 +169,7 @@ impl Launcher {
     async fn launch(&self, log: fs::File) -> Result<Launch, GuestError> {
         let files = &self.files;
         for socket in [&files.qmp, &files.console, &files.vhost, &files.vsock] {
-            // What an earlier attempt or boot left.
+            // Left over from an earlier attempt or boot.
             let _ = fs::remove_file(socket);
         }
         let mut programs = Vec::new();
@@ -268,7 +268,8 @@ fn choose_device() -> Result<(Device, Option<PathBuf>), GuestError> {
     Ok((Device::User, Some(program)))
 }
 
-/// A CID that hardly anybody has. Below 2^31, where no tool mistakes it for a negative number.
+/// A CID that is almost certainly free. Below 2^31, where no tool mistakes it for a negative
+/// number.
 fn draw_cid() -> u32 {
     fastrand::u32(3..1 << 31)
 }
@@ -284,7 +285,7 @@ fn in_path(program: &str) -> Option<PathBuf> {
         .find_map(|path| std::path::absolute(path).ok())
 }
 
-/// What to try first, and why it is nothing faster.
+/// The engine to try first, and why no faster one.
 async fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestError> {
     if accel == Accel::Tcg {
         return Ok((Engine::Tcg, Some("as rum.toml says".to_owned())));
@@ -299,7 +300,7 @@ async fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestEr
     }
 }
 
-/// What of this machine keeps the VM from being started, as [`start`] would find it.
+/// Why this machine cannot start the VM: the errors of [`start`].
 pub async fn in_the_way(spec: &Spec) -> Vec<GuestError> {
     let arch = match arch() {
         Ok(arch) => arch,
@@ -327,7 +328,7 @@ fn arch() -> Result<Arch, GuestError> {
     })
 }
 
-/// What goes into a VM beside its disk.
+/// Files of a VM besides its disk.
 struct Inputs {
     firmware: Option<Firmware>,
     user_data: Option<String>,
@@ -371,7 +372,7 @@ async fn prepare(
     let payload_failed = |error: io::Error| {
         GuestError::vm(format!("cannot put the agent beside the guest: {error}"))
     };
-    // Nothing that a predecessor left is taken for this boot's.
+    // A predecessor's console output must not count as this boot's.
     log::create(&state.console_log()).map_err(|error| {
         let path = state.console_log();
         GuestError::vm(format!("cannot write {}: {error}", path.display()))
@@ -417,7 +418,7 @@ async fn prepare(
     }
 }
 
-/// What came of a start.
+/// Result of a start.
 enum Launch {
     /// The machine runs.
     Runs(Box<Running>),
@@ -425,7 +426,7 @@ enum Launch {
     Ended(String, Vec<String>),
 }
 
-/// Waits for the socket of a program that has just been started; Err says how that ended instead.
+/// Waits for the socket of a program that was just started; Err: how the program ended instead.
 async fn until_there(process: &mut Process, socket: &Path) -> Result<(), String> {
     let appears = async {
         while !socket.exists() {

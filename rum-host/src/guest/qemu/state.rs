@@ -1,11 +1,11 @@
-//! The state directory of a VM: what stays when it has ended. `BASE/NAME`, mode 0700; BASE is
+//! The state directory of a VM: the files that outlast it. `BASE/NAME`, mode 0700; BASE is
 //!
 //! 1. `$RUM_STATE_DIR`, if set;
 //! 2. `/var/lib/rum` for root;
 //! 3. `$XDG_STATE_HOME/rum`, if that is set;
 //! 4. `~/.local/state/rum`.
 //!
-//! Whoever holds the guest's runtime directory may write here.
+//! Only the process that holds the guest's runtime directory may write here.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -20,7 +20,7 @@ use crate::runtime_dir;
 pub struct StateDir(PathBuf);
 
 impl StateDir {
-    /// That of the guest `name`, made if it is not there.
+    /// The directory of the guest `name`; created if it does not exist.
     pub fn open(name: &str) -> Result<Self, GuestError> {
         let set = |key| std::env::var_os(key).filter(|value| !value.is_empty());
         let base = choose_base(
@@ -54,12 +54,12 @@ impl StateDir {
         Ok(Self(path))
     }
 
-    /// What the serial console said.
+    /// The output of the serial console.
     pub fn console_log(&self) -> PathBuf {
         self.0.join("console.log")
     }
 
-    /// What QEMU and its vsock device said.
+    /// The output of QEMU and its vsock device.
     pub fn qemu_log(&self) -> PathBuf {
         self.0.join("qemu.log")
     }
@@ -74,17 +74,17 @@ impl StateDir {
         self.0.join("uefi-vars")
     }
 
-    /// What the guest wrote to its image.
+    /// The guest's writes to its image.
     pub fn overlay(&self) -> PathBuf {
         self.0.join("overlay.qcow2")
     }
 
-    /// What the overlay lies over.
+    /// The identity of the image below the overlay.
     pub fn base(&self) -> PathBuf {
         self.0.join("overlay.base")
     }
 
-    /// What `rum ssh` keeps.
+    /// The files of `rum ssh`.
     pub fn ssh(&self) -> Files {
         Files::in_dir(&self.0)
     }
