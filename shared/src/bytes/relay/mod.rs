@@ -16,15 +16,15 @@
 //!   other close is a reset, also when the future is dropped or the process is killed; only
 //!   [`Outcome::Finished`] disarms it;
 //! - a reset is seen while a direction waits for a reader that does not read: of TCP because its
-//!   socket is watched, of the channel because its hang-up is ([`incoming`]). The bytes held for
+//!   socket is watched, of the channel because its hang-up is (`incoming`). The bytes held for
 //!   that reader are then lost;
-//! - a relay that moves much data yields to others ([`turn`]);
+//! - a relay that moves much data yields to others (`turn`);
 //! - a side that can no longer write still reads to the end, so data under way before a failure is
 //!   delivered. Data that the kernel has not delivered when a reset follows is lost, as with every
 //!   TCP reset;
 //! - a direction has at most one buffer, and none while it waits for bytes: thousands of idle
 //!   connections cost little, and a slow reader stops its writer. The total for many slow readers
-//!   is bounded ([`buffer`]).
+//!   is bounded (`buffer`).
 
 mod buffer;
 mod direct;
