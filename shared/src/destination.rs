@@ -1,24 +1,24 @@
-//! Where a connection is to lead in the guest: what a configuration says, and a channel's header.
+//! Where a connection leads in the guest: in the configuration and in a channel's header.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// A TCP port of the guest, or one at an address in its networks: a container's, a neighbour's.
+/// A TCP port of the guest, or a port at an address in its networks (a container, a neighbour).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Destination {
     /// The port, from 1 to 65535.
     pub port: u16,
-    /// The address; `None`: the guest's own, whichever its program listens at.
+    /// The address; `None`: the guest itself, at whichever address its program listens.
     pub ip: Option<IpAddr>,
 }
 
 impl Destination {
-    /// A port of the guest's own.
+    /// A port of the guest itself.
     pub const fn own(port: u16) -> Self {
         Self { port, ip: None }
     }
 
-    /// The address with its port, if it is not the guest's own.
+    /// The address with its port, if it is not the guest itself.
     pub fn address(self) -> Option<String> {
         self.ip.map(|_| self.to_string())
     }

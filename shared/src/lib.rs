@@ -1,4 +1,4 @@
-//! What the rum agent (in the guest) and the rum host both say.
+//! The protocol and the code that the rum agent (in the guest) and the rum host share.
 //!
 //! The crate follows the data flow of ARCHITECTURE.md:
 //!
@@ -8,10 +8,10 @@
 //! | 3 RPC stream | [`stream`]: the trait and its wire types, its sessions and their frames, over [`transport`] |
 //! | 5, 6 bytes | [`destination`], [`bytes`]: the forward channel and its half-close |
 //!
-//! [`text`] cleans what the other side wrote before a terminal sees it.
+//! [`text`] cleans text of the other side before a terminal sees it.
 //!
-//! Invariant: everything that crosses is bounded by a named constant and checked on arrival,
-//! since guest and host distrust each other.
+//! Invariant: everything received is bounded by a named constant and checked on arrival, since
+//! guest and host distrust each other.
 
 pub mod bytes;
 pub mod destination;
@@ -28,5 +28,5 @@ pub mod transport;
 pub const RPC_PORT: u32 = 2222;
 /// Port of the forward (byte) channel.
 pub const CHANNEL_PORT: u32 = 2223;
-/// Port on the host (CID 2) where an agent knocks while nobody has its stream.
+/// Port on the host (CID 2) for an agent's ready notification while no host is subscribed.
 pub const KNOCK_PORT: u32 = 2224;

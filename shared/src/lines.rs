@@ -1,14 +1,14 @@
-//! Lines for people: what `rum up` says, and the logs of rum and its helpers.
+//! Output lines for people: the messages of `rum up`, and the logs of rum and its helpers.
 //!
-//! A pipe that nobody reads and a terminal that is stopped (Ctrl+S) make a write wait for ever, a full disk
-//! and a reader that is gone make it fail. Neither may decide over what a process is there for: the
-//! first process of a guest must not end or hang for want of a place to say something. O_NONBLOCK is
-//! no way out, because it belongs to the open file, which others share. So a thread writes, behind a
-//! bounded queue. Lines that find no room, and those that cannot be written, are counted, and the
-//! count is told once lines are taken again.
+//! A write blocks for good on a pipe without a reader's read or on a stopped terminal (Ctrl+S), and
+//! fails on a full disk or a closed pipe. Neither may affect a process's task: the first process of
+//! a guest must not end or hang because it cannot print. O_NONBLOCK does not help, because it
+//! belongs to the open file description, which others share. So a thread writes, behind a bounded
+//! queue. Lines that do not fit, and those that cannot be written, are counted, and the count is
+//! printed once lines can be written again.
 //!
-//! Invariants: nothing here waits but [`Lines::flush`], which has a limit; no failure is passed on, but
-//! that a pipe has no reader any more, to who asked for it; what is said together is one write.
+//! Invariants: nothing here blocks but [`Lines::flush`], which has a limit; the only failure
+//! reported, on request, is that a pipe has no reader any more; the text of one call is one write.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -24,12 +24,12 @@ use rustix::io::Errno;
 
 /// Lines that wait for a slow reader: more than the largest burst, 500 listeners at once.
 pub const QUEUE: usize = 4096;
-/// How long a process that ends waits for its last lines to be written.
+/// How long an ending process waits for its last lines to be written.
 pub const LAST: Duration = Duration::from_secs(1);
 /// Stack of the writing thread, in bytes: it only writes.
 const STACK: usize = 64 * 1024;
 
-/// Makes the line that tells of so many lost ones.
+/// Makes the line that reports a number of lost lines.
 pub type TellLost = fn(u64) -> String;
 
 /// How many lines were lost, in words.
@@ -45,7 +45,7 @@ pub fn lost_line(lines: u64) -> String {
     format!("({})\n", lost(lines))
 }
 
-/// A way to say lines without waiting. Clones share one queue.
+/// A writer of lines that never blocks. Clones share one queue.
 #[derive(Debug, Clone)]
 pub struct Lines {
     queue: SyncSender<Item>,
@@ -61,8 +61,8 @@ enum Item {
 }
 
 impl Lines {
-    /// Starts to write to `to`. `hung_up` is called, perhaps again, when that is a pipe whose reader is
-    /// gone. Where no thread can be had every line is lost.
+    /// Starts the thread that writes to `to`. `hung_up` is called, perhaps repeatedly, when `to` is
+    /// a pipe without a reader. If no thread can be started every line is lost.
     pub fn start(
         to: impl Write + Send + 'static,
         tell_lost: TellLost,
@@ -74,7 +74,7 @@ impl Lines {
             queue,
             lost: lost.clone(),
         };
-        // Ends with the process, or with the last of those that say something.
+        // The thread ends with the process, or with the last clone.
         let _ = thread::Builder::new()
             .name("output".to_owned())
             .stack_size(STACK)
@@ -82,12 +82,12 @@ impl Lines {
         lines
     }
 
-    /// Says one or more whole lines.
+    /// Queues one or more whole lines.
     pub fn say(&self, text: impl Into<String>) {
         self.offer(text.into());
     }
 
-    /// As [`Self::say`]. False: there is no thread that writes.
+    /// As [`Self::say`]. False: no thread writes.
     fn offer(&self, text: String) -> bool {
         let lines = count(&text);
         let offered = self.queue.try_send(Item::Text(text));
@@ -97,12 +97,12 @@ impl Lines {
         !matches!(offered, Err(TrySendError::Disconnected(_)))
     }
 
-    /// Waits until everything said so far is written or lost, at most for `limit`. For the very end;
+    /// Waits until every queued line is written or lost, at most for `limit`. For the very end;
     /// blocks the thread.
     pub fn flush(&self, limit: Duration) {
         let (done, wait) = mpsc::channel();
         if self.queue.try_send(Item::Flush(done)).is_ok() {
-            // An error is the limit: nothing more can be done.
+            // An error is the timeout, after which nothing more can be done.
             let _ = wait.recv_timeout(limit);
         }
     }
@@ -154,31 +154,31 @@ fn write_all(
         if missing > 0 && !write(&tell_lost(missing)) {
             lost.fetch_add(missing, Ordering::Relaxed);
         }
-        // An error is one that waits no more.
+        // The send fails only if `flush` no longer waits.
         let _ = done.map(|done| done.send(()));
     }
 }
 
 static STDERR: OnceLock<Lines> = OnceLock::new();
 
-/// This process's lines on stderr. They share one queue; the first call starts it, and decides how lost
-/// lines are told.
+/// This process's lines on stderr. They share one queue; the first call starts it and sets how lost
+/// lines are reported.
 pub fn stderr(tell_lost: TellLost) -> &'static Lines {
     STDERR.get_or_init(|| Lines::start(Standard::Stderr, tell_lost, || ()))
 }
 
-/// Says something on stderr: in its turn where [`stderr`] has been started, else at once.
+/// Writes `text` to stderr: in its turn if [`stderr`] has been started, else at once.
 pub fn say_on_stderr(text: &str) {
     match STDERR.get() {
         Some(lines) if lines.offer(text.to_owned()) => {}
         Some(_) => say_without_thread(text),
-        // There is nobody to tell of an error.
+        // A failed write has nowhere to be reported.
         None => drop(Standard::Stderr.write_all(text.as_bytes())),
     }
 }
 
-/// Says something short on stderr, for a process that may not have another thread. Waits up to [`LAST`] for
-/// room; then a pipe takes so much at once (pipe(7)).
+/// Writes a short text to stderr, for a process that may not have another thread. Waits up to
+/// [`LAST`] for space; a pipe then accepts this much at once (pipe(7)).
 pub fn say_without_thread(text: &str) {
     let stderr = rustix::stdio::stderr();
     // A second.
@@ -186,19 +186,19 @@ pub fn say_without_thread(text: &str) {
     let has_room = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], limit.as_ref());
     if has_room.is_ok_and(|ready| ready > 0) {
         let short = &text.as_bytes()[..text.len().min(rustix::pipe::PIPE_BUF)];
-        // There is nobody to tell of an error.
+        // A failed write has nowhere to be reported.
         let _ = rustix::io::write(stderr, short);
     }
 }
 
-/// Waits up to [`LAST`] for what was said on stderr.
+/// Waits up to [`LAST`] until the lines for stderr are written.
 pub fn flush_stderr() {
     if let Some(lines) = STDERR.get() {
         lines.flush(LAST);
     }
 }
 
-/// A standard stream without the standard library's lock, which a write that waits would hold.
+/// A standard stream without the standard library's lock, which a blocked write would hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standard {
     /// Descriptor 1.
@@ -215,7 +215,7 @@ impl Write for Standard {
         };
         loop {
             match rustix::io::write(fd, bytes) {
-                // Whoever shares the open file has made it so.
+                // Another process that shares the open file description has set O_NONBLOCK.
                 Err(Errno::AGAIN) => {
                     poll(
                         &mut [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::OUT)],
@@ -257,10 +257,10 @@ mod tests {
 
     use super::*;
 
-    /// Far beyond what anything here takes.
+    /// Far longer than anything here takes.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// A disk that is full for as many writes.
+    /// A disk that is full for this many writes.
     #[derive(Clone, Default)]
     struct Disk(Arc<Mutex<(usize, String)>>);
 
@@ -322,7 +322,7 @@ mod tests {
             reader.read_to_string(&mut text).unwrap();
             text
         });
-        // The queue has room again once something is read.
+        // The queue has space again once something is read.
         while lines.lost.load(Ordering::Relaxed) > 0 {
             lines.say("y\n");
             lines.flush(PATIENCE);

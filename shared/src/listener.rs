@@ -1,12 +1,11 @@
-//! Step 2 of the data flow: what listens, as one set, and the difference between two sets.
+//! Step 2 of the data flow: the set of listeners, and the difference between two sets.
 //!
-//! A [`ListenerSet`] holds one [`Listener`] for each port, however many sockets listen on it
-//! (IPv4 and IPv6, SO_REUSEPORT twins): to a user they are one port. A [`Change`] takes one
-//! set to the next; the generation rises by one with every change, so a reader who missed one
-//! notices it.
+//! A [`ListenerSet`] holds one [`Listener`] for each port, however many sockets listen on it (IPv4
+//! and IPv6, SO_REUSEPORT): to a user they are one port. A [`Change`] turns one set into the next.
+//! The generation rises by one with every change, so a reader that missed one notices.
 //!
-//! Invariants: pure (no clock, no socket); `set.apply(&set.diff(&next))` equals `next`; a
-//! change never names a port twice.
+//! Invariants: pure (no clock, no socket); `set.apply(&set.diff(&next))` equals `next`; a change
+//! never names a port twice.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,23 +14,23 @@ use facet::Facet;
 
 use crate::range::PortRange;
 
-/// At most this many addresses of one port are reported: enough for any real program, and it
-/// bounds a message whatever the guest does.
+/// Most addresses of one port that are reported: enough for any real program, and a bound on the
+/// message whatever the guest does.
 pub const MAX_ADDRESSES: usize = 8;
 /// Longest name of a process, program, script or network interface that is reported, in bytes. The
-/// kernel's own limit is 15 for a process (TASK_COMM_LEN, include/linux/sched.h) and for an interface
-/// (IFNAMSIZ, include/uapi/linux/if.h); file names may be longer, and are cut.
+/// kernel's own limit is 15 for a process (TASK_COMM_LEN, include/linux/sched.h) and for an
+/// interface (IFNAMSIZ, include/uapi/linux/if.h); longer file names are truncated.
 pub const MAX_NAME: usize = 64;
-/// Longest command line that is reported, in bytes. Of a longer one the beginning and the end stay:
-/// that is where a Java program has its class, behind a long class path.
+/// Longest command line that is reported, in bytes. A longer one keeps its beginning and its end: a
+/// Java program's class comes last, after a long class path.
 pub const MAX_COMMAND: usize = 256;
 
 /// An address that a listener is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Facet)]
 pub struct BoundAddr {
-    /// The local address; unspecified (`0.0.0.0`, `::`) for all addresses.
+    /// The local address; unspecified (`0.0.0.0`, `::`) means all addresses.
     pub ip: IpAddr,
-    /// An IPv6 socket that takes IPv4 connections as well (no IPV6_V6ONLY).
+    /// An IPv6 socket that accepts IPv4 connections as well (no IPV6_V6ONLY).
     pub dual_stack: bool,
     /// Index of the network interface or VRF that the socket is bound to, by SO_BINDTODEVICE or by
     /// the scope of a link-local address; 0 for any.
@@ -39,7 +38,7 @@ pub struct BoundAddr {
 }
 
 impl BoundAddr {
-    /// An address that is bound to no interface.
+    /// An address that is not bound to an interface.
     pub fn new(ip: IpAddr, dual_stack: bool) -> Self {
         Self {
             ip,
@@ -54,32 +53,32 @@ impl BoundAddr {
 pub struct Device {
     /// Its index, as in [`BoundAddr::device`].
     pub index: u32,
-    /// Its name. Chosen by the guest: clean it before a terminal sees it.
+    /// Its name. Set by the guest: clean it before a terminal sees it.
     pub name: String,
 }
 
-/// The program that podman and CRI-O start for each container: it has the sockets of the ports that the
-/// container publishes.
+/// The program that podman and CRI-O start for each container; it holds the sockets of the
+/// container's published ports.
 pub const MONITOR: &str = "conmon";
 
-/// The process that holds a listening socket. All text in it is chosen by the guest: clean it before
-/// a terminal sees it.
+/// The process that holds a listening socket. The guest controls all its texts: clean them before a
+/// terminal sees them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Facet)]
 pub struct Process {
-    /// Process id, as the guest counts; that of the process, whichever thread of it listens.
+    /// Process id in the guest; that of the process, whichever of its threads listens.
     pub pid: u32,
     /// The kernel's short name (`/proc/PID/comm`).
     pub name: String,
     /// File name of the executable (`/proc/PID/exe`), empty if unknown.
     pub program: String,
-    /// File name of the first argument that is no option: of a script's interpreter that is the
-    /// script. Of a [`MONITOR`] the name of its container. Empty if there is none.
+    /// File name of the first argument that is not an option: for an interpreter its script. For a
+    /// [`MONITOR`] the name of its container. Empty if there is none.
     pub script: String,
     /// The arguments, joined by spaces, at most [`MAX_COMMAND`] bytes. Empty if unknown.
     pub command: String,
 }
 
-/// Another process than the one that connections reach, with a socket on the same port.
+/// A further process with a socket on the same port, which connections do not reach.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Facet)]
 pub struct Holder {
     /// Where it listens.

@@ -1,17 +1,17 @@
-//! Step 1: CAP_SYS_ADMIN for as short as can be.
+//! Step 1: holds CAP_SYS_ADMIN as briefly as possible.
 //!
-//! CAP_PERFMON is what perf_event_open(2) asks for. Linux before 5.8 does not know it, and Debian's
-//! kernel wants CAP_SYS_ADMIN all the same while `kernel.perf_event_paranoid` is above 2, which it
-//! is there by default (tried with 6.1). So the agent's unit gives it both, and the agent, where
-//! it is no root, holds the larger one back:
+//! perf_event_open(2) needs CAP_PERFMON. Linux before 5.8 does not have it, and Debian's kernel
+//! requires CAP_SYS_ADMIN all the same while `kernel.perf_event_paranoid` is above 2, its default
+//! there (tested with 6.1). So the agent's unit grants both, and an agent that is not root holds
+//! the larger one back:
 //!
-//! - [`hold_back`], first thing in the process: it is no longer effective;
-//! - [`open`] tries without it. Where that is enough it is given up for good; where it is refused
-//!   it is effective for a second try and for nothing else.
+//! - [`hold_back`], first thing in the process, makes it ineffective;
+//! - [`open`] tries without it. If that succeeds it is dropped for good; if not, it is effective
+//!   for a second try and for nothing else.
 //!
-//! Invariants: between two calls of this module CAP_SYS_ADMIN is not effective; it never comes back
-//! once it was given up. Capabilities belong to threads: the agent opens events on the thread that
-//! started it, and threads that come later inherit what that one has.
+//! Invariants: between two calls of this module CAP_SYS_ADMIN is not effective; once dropped it
+//! never comes back. Capabilities belong to threads: the agent opens events on the thread that
+//! started it, and later threads inherit its capabilities.
 
 use std::io;
 
@@ -31,10 +31,10 @@ pub fn hold_back() -> io::Result<()> {
     change(|sets| sets.effective -= ADMIN)
 }
 
-/// Opens something that CAP_PERFMON may be enough for, and CAP_SYS_ADMIN is.
+/// Opens something for which CAP_PERFMON may suffice, and CAP_SYS_ADMIN does.
 ///
 /// # Errors
-/// What `open` says, at its second try if there was one.
+/// The error of `open`, of its second try if there was one.
 pub fn open<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let first = open();
     if geteuid().is_root() || !capabilities(None)?.permitted.contains(ADMIN) {
@@ -48,7 +48,7 @@ pub fn open<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
             second
         }
         Ok(opened) => {
-            // The ambient set follows (capabilities(7)).
+            // The ambient set shrinks accordingly (capabilities(7)).
             change(|sets| {
                 sets.permitted -= ADMIN;
                 sets.inheritable -= ADMIN;
@@ -83,7 +83,7 @@ mod tests {
     fn as_user(test: impl FnOnce() + Send + 'static) {
         let thread = std::thread::spawn(|| {
             set_keep_capabilities(true).unwrap();
-            // Of this thread alone.
+            // Affects only this thread.
             set_thread_uid(Uid::from_raw(65534)).unwrap();
             let both = ADMIN | CapabilitySet::PERFMON;
             let sets = CapabilitySets {
@@ -119,7 +119,7 @@ mod tests {
                 open(needs_it).unwrap();
                 assert!(!is_effective() && is_permitted());
             }
-            // Not even that helps: it is held back all the same.
+            // Not even CAP_SYS_ADMIN helps: it is held back all the same.
             open(refused::<()>).unwrap_err();
             assert!(!is_effective());
         });

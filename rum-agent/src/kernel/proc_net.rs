@@ -5,11 +5,11 @@
 //! address is printed as 32-bit words in the byte order of the machine: `0100007F` is 127.0.0.1
 //! on a little-endian one and `7F000001` on a big-endian one.
 //!
-//! The files list every connection too, so a read costs what the connections cost. They do not
-//! tell whether an IPv6 socket takes IPv4 (IPV6_V6ONLY), so `::` is taken to be dual-stack: that
-//! is the kernel's default.
+//! The files list every connection too, so a read costs as much as there are connections. They do
+//! not show whether an IPv6 socket accepts IPv4 (IPV6_V6ONLY), so `::` is assumed to be dual-stack,
+//! the kernel's default.
 //!
-//! Invariant: a line that cannot be read is an error with its number, never a missing port.
+//! Invariant: an unreadable line is an error with its number, never a missing port.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -48,7 +48,7 @@ impl Endian {
     };
 }
 
-/// A line that is not as the kernel writes it.
+/// A line that does not have the kernel's format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {what}")]
 pub struct ParseError {
@@ -102,7 +102,7 @@ fn parse_line(text: &str, family: Family, endian: Endian) -> Result<Option<Socke
         .and_then(|port| u16::try_from(port).ok())
         .ok_or_else(|| format!("`{port}` is not a port in hexadecimal"))?;
     let state = hex(state, 2).ok_or_else(|| format!("`{state}` is not a state in hexadecimal"))?;
-    // Port 0: a socket that is being closed has lost its port already.
+    // Port 0: a socket that is being closed has already lost its port.
     if state != u32::from(TCP_LISTEN) || port == 0 {
         return Ok(None);
     }
@@ -125,12 +125,13 @@ fn parse_line(text: &str, family: Family, endian: Endian) -> Result<Option<Socke
 
 /// Exactly `digits` hexadecimal digits, at most 8.
 fn hex(text: &str, digits: usize) -> Option<u32> {
-    // from_str_radix would also take a sign.
+    // from_str_radix also accepts a sign.
     let all = text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit());
     all.then(|| u32::from_str_radix(text, 16).ok()).flatten()
 }
 
-/// An address as the tables have it: 8 or 32 hexadecimal digits, in words of the byte order `endian`.
+/// Parses an address of the tables: 8 or 32 hexadecimal digits, in words of the byte order
+/// `endian`.
 pub fn parse_ip(text: &str, family: Family, endian: Endian) -> Option<IpAddr> {
     let word = |index: usize| -> Option<[u8; 4]> {
         let word = hex(text.get(index * 8..index * 8 + 8)?, 8)?;
@@ -152,7 +153,7 @@ pub fn parse_ip(text: &str, family: Family, endian: Endian) -> Option<IpAddr> {
     }
 }
 
-/// A source of facts that needs nothing but `/proc`.
+/// A source of facts that needs only `/proc`.
 #[derive(Debug)]
 pub struct ProcNet {
     dir: PathBuf,
@@ -176,7 +177,7 @@ impl ProcNet {
     /// All listening TCP sockets, IPv4 and IPv6. A missing `tcp6` means that there is no IPv6.
     ///
     /// # Errors
-    /// [`DumpError`]; then nothing is known, least of all that a port is closed.
+    /// [`DumpError`]; no conclusion is possible then, least of all that a port is closed.
     pub fn dump(&mut self) -> Result<Vec<Socket>, DumpError> {
         let mut sockets = self.read("tcp", Family::V4)?.ok_or_else(|| DumpError::Io {
             what: "open /proc/net/tcp",

@@ -2,12 +2,12 @@
 //!
 //! `/proc/PID/fd` has a link `socket:[INODE]` for each descriptor that is a socket. There is no
 //! index from inode to process, so the descriptors are walked until every inode is found: first
-//! those of the process that the hint named, which nearly always is the one, then those of all
-//! processes by their ids.
+//! those of the process that the hint named, nearly always the right one, then those of all
+//! processes by id.
 //!
-//! Invariants: a walk is bounded by a number of descriptors that the caller gives, and says where
-//! the next one goes on; a process that may not be read or that ends meanwhile is passed over. The
-//! answer is for people and for rules; nothing else depends on it.
+//! Invariants: the caller bounds a walk by a number of descriptors, and the walk returns where to
+//! continue; a process that cannot be read or ends meanwhile is skipped. The answer is for display
+//! and for rules; nothing else depends on it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -23,16 +23,16 @@ use rustix::io::Errno;
 
 use super::identity;
 
-/// How many descriptors the agent looks at in one call, at one or two microseconds each: a bound on
-/// the time that it is busy with what is only a name.
+/// Most descriptors inspected in one call, at one or two microseconds each: bounds the time spent
+/// on what is only a name.
 pub const MAX_DESCRIPTORS: usize = 20_000;
-/// How many descriptors of a process are looked at before all others.
+/// Descriptors of a process that are inspected before all others.
 const NEWEST: u64 = 16;
-/// At most this many processes are looked at in one call, for the same reason.
+/// Most processes inspected in one call, for the same reason.
 pub const MAX_PROCESSES: usize = 10_000;
 
-/// Where a walk through all processes is: what has a smaller pid, or in that process a smaller
-/// descriptor, was looked at.
+/// Position of a walk through all processes: lower pids, and lower descriptors of the same pid,
+/// were inspected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pid: u32,
@@ -40,11 +40,11 @@ pub struct Place {
 }
 
 impl Place {
-    /// Before all processes.
+    /// Before the first process.
     pub const START: Self = Self { pid: 0, fd: 0 };
 }
 
-/// Who holds a socket, and as which descriptor.
+/// The process that holds a socket, and its descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     /// The process.
@@ -53,12 +53,12 @@ pub struct Held {
     pub fd: u64,
 }
 
-/// What a walk has found.
+/// Result of a walk.
 #[derive(Debug, Default)]
 pub struct Found {
     /// By inode.
     pub held: HashMap<u64, Held>,
-    /// Where to go on; None when the last process was looked at, or nothing is left to be found.
+    /// Where to continue; None when the last process was inspected, or every inode was found.
     pub rest: Option<Place>,
 }
 
@@ -67,18 +67,18 @@ pub struct Found {
 pub struct Walk<'a> {
     /// The inodes whose holders are wanted.
     pub inodes: &'a [u64],
-    /// A process or thread that is looked at first, as far as half of `descriptors` goes.
+    /// A process or thread that is inspected first, within half of `descriptors`.
     pub first: Option<u32>,
     /// Where to begin after it.
     pub from: Place,
-    /// At most so many descriptors are looked at.
+    /// Most descriptors to inspect.
     pub descriptors: usize,
-    /// Raised when nobody wants to know any more.
+    /// Set when the result is no longer wanted.
     pub stop: &'a AtomicBool,
 }
 
 impl Walk<'_> {
-    /// Looks. Of several holders of one socket the first found is named.
+    /// Runs the walk. Of several holders of one socket it returns the first found.
     ///
     /// Takes some milliseconds on a busy machine: not for the path between a hint and its report.
     pub fn find(&self) -> Found {
@@ -94,11 +94,11 @@ impl Walk<'_> {
             descriptors: self.descriptors,
             link: Vec::new(),
         };
-        // A hint may name a thread; its directory exists, but is of no process.
+        // A hint may name a thread; its directory exists, but is not that of a process.
         let mut first = self.first.and_then(|id| identity::process_of(proc, id));
         if let Some(pid) = first {
-            // Half is for the others: one that has more descriptors and is named again and again
-            // would leave nothing to look at for the walk through all.
+            // Half is for the others: a process with more descriptors that is named again and again
+            // would leave nothing for the walk through all.
             let kept = self.descriptors / 2;
             search.descriptors -= kept;
             let unfinished = search.process(pid, 0).is_some();
@@ -124,7 +124,7 @@ struct Search<'a> {
     stop: &'a AtomicBool,
     wanted: HashSet<u64>,
     held: HashMap<u64, Held>,
-    /// How many descriptors may still be looked at.
+    /// Descriptors that may still be inspected.
     descriptors: usize,
     /// Reused for each link.
     link: Vec<u8>,
@@ -135,7 +135,7 @@ impl Search<'_> {
         self.wanted.is_empty() || self.descriptors == 0 || self.stop.load(Ordering::Relaxed)
     }
 
-    /// Looks at all processes from `from` on, but for `first`. Where it had to stop.
+    /// Inspects all processes from `from` on, except `first`. Returns where it had to stop.
     fn others(&mut self, first: Option<u32>, from: Place) -> Option<Place> {
         if self.is_over() {
             return Some(from);
@@ -157,8 +157,8 @@ impl Search<'_> {
         None
     }
 
-    /// Looks at the descriptors of one process from `from` on; where it had to stop. The process may
-    /// end or be out of reach: then there is nothing to find.
+    /// Inspects the descriptors of one process from `from` on; returns where it had to stop. Finds
+    /// nothing if the process ended or cannot be read.
     fn process(&mut self, pid: u32, from: u64) -> Option<u64> {
         let mut held = Vec::new();
         let rest = self.descriptors(pid, from, &mut held).ok().flatten();
@@ -172,7 +172,7 @@ impl Search<'_> {
         rest
     }
 
-    /// Adds the wanted inodes among the descriptors of a process to `held`; they are wanted no more.
+    /// Moves the wanted inodes among the descriptors of a process to `held`.
     fn descriptors(
         &mut self,
         pid: u32,
@@ -184,13 +184,13 @@ impl Search<'_> {
         let dir = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
         let newest = newest(&dir)?;
         if from == 0 && newest > 0 {
-            // Few enough to look at again below.
+            // Few enough to inspect again below.
             self.some(&dir, newest, 2 * NEWEST, held)?;
         }
         self.some(&dir, from, u64::MAX, held)
     }
 
-    /// As [`Self::descriptors`], at most `most` of them; where it had to stop before that.
+    /// As [`Self::descriptors`], at most `most` of them; returns where it had to stop.
     fn some(
         &mut self,
         dir: &OwnedFd,
@@ -224,8 +224,7 @@ impl Search<'_> {
             let link = std::mem::take(&mut self.link);
             let link = match readlinkat(dir, entry.file_name(), link) {
                 Ok(link) => link,
-                // What may be done with a process is the same for all its descriptors
-                // (proc(5)).
+                // Access is the same for all descriptors of a process (proc(5)).
                 Err(error @ (Errno::ACCESS | Errno::PERM)) => return Err(error.into()),
                 // Closed meanwhile.
                 Err(_) => continue,
@@ -241,8 +240,8 @@ impl Search<'_> {
     }
 }
 
-/// The number from which on the newest descriptors are looked for first: the highest mostly are. 0
-/// before Linux 6.2, since when the size of the directory is how many there are (proc_fd_getattr,
+/// Where the search for the newest descriptors begins: they mostly have the highest numbers. 0
+/// before Linux 6.2; since then the directory's size is the number of descriptors (proc_fd_getattr,
 /// fs/proc/fd.c).
 fn newest(dir: &OwnedFd) -> rustix::io::Result<u64> {
     let count = u64::try_from(fstat(dir)?.st_size).unwrap_or(0);
@@ -267,7 +266,7 @@ mod tests {
 
     static GO_ON: AtomicBool = AtomicBool::new(false);
 
-    /// A walk without a bound from the beginning.
+    /// An unbounded walk from the beginning.
     fn walk(inodes: &[u64]) -> Walk<'_> {
         Walk {
             inodes,
@@ -326,7 +325,7 @@ mod tests {
         let flags = OFlags::DIRECTORY;
         let dir = openat(rustix::fs::CWD, "/proc/self/fd", flags, Mode::empty());
         assert!(super::newest(&dir.unwrap()).unwrap() > 4 * NEWEST);
-        // Other tests of this process have some of the newest, or leave it an old number.
+        // Other tests of this process hold some of the newest, or free an old number.
         let soon = || {
             let newest = TcpListener::bind("127.0.0.1:0").unwrap();
             let inodes = [inode(&newest)];
@@ -389,7 +388,7 @@ mod tests {
     fn a_process_that_is_always_named_first_does_not_keep_the_walk_in_its_place() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let inodes = [inode(&listener)];
-        // More of them than a walk looks at, before that of the listener and after it.
+        // More of them than one walk inspects, before the listener's and after it.
         let fill = |from| rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), from).unwrap();
         let _many: Vec<_> = (0..200).map(|_| fill(2000)).collect();
         let wanted = rustix::io::fcntl_dupfd_cloexec(&listener, 2000).unwrap();

@@ -1,27 +1,25 @@
 //! Step 2: the port set from NETLINK_SOCK_DIAG (man 7 sock_diag).
 //!
-//! [`SockDiag::dump`] asks for the sockets in LISTEN only, once for each address family: the
-//! kernel then walks the small table of listeners and never the connections, so the cost does
-//! not grow with them. The kernel fills the first datagram while it takes the request, and each
-//! further one while the last is read, so nothing here ever waits.
+//! [`SockDiag::dump`] requests only the sockets in LISTEN, once for each address family. The kernel
+//! then walks the small table of listeners and never the connections, so the cost does not grow
+//! with them. The kernel fills the first datagram while it handles the request, and each further
+//! one while the last is read, so nothing here ever blocks.
 //!
-//! [`SockDiag::dump_ports`] asks for those of a port: the kernel still walks all, but describes only
-//! these, which is most of the work (10,000 listeners: 8 ms, or 1.4). Nearly always
-//! the answer is one datagram, which the kernel makes in one go: no socket that stays is missed.
+//! [`SockDiag::dump_ports`] requests those of a port: the kernel still walks all listeners, but
+//! describes only these, which is most of the work (10,000 listeners: 8 ms, or 1.4). Nearly always
+//! the answer is one datagram, which the kernel makes in one go, so no socket that stays is missed.
 //!
-//! MPTCP listeners are in the plain TCP dump (with the inode of the descriptor that the program
-//! holds); asking for protocol 262 would list them twice.
+//! MPTCP listeners are in the plain TCP dump (with the inode of the program's descriptor); a
+//! request for protocol 262 would list them twice.
 //!
-//! A dump is not atomic. Between two datagrams the kernel keeps only a position in a hash
-//! bucket; sockets that close before that position make it skip as many that stay. So a socket
-//! that a dump lacks may still listen. [`SockDiag::exists`] is the question for one address: it
-//! looks it up as the kernel does for a connection that comes in, which no churn elsewhere in the
-//! table disturbs. Only among SO_REUSEPORT twins it may choose one that is closing; it asks again
-//! then.
+//! A dump is not atomic. Between two datagrams the kernel keeps only a position in a hash bucket;
+//! for each socket that closes before that position it skips one that stays. So a socket missing
+//! from a dump may still listen. [`SockDiag::exists`] queries one address: the kernel looks it up
+//! as for an incoming connection, which no churn elsewhere in the table disturbs. Only among
+//! SO_REUSEPORT sockets it may choose one that is closing; then the query is repeated.
 //!
-//! Invariants: an answer is complete or an error; only the kernel (port id 0) is believed; after
-//! an error the netlink socket is replaced, so that no remains of a broken answer are read
-//! later.
+//! Invariants: an answer is complete or an error; only messages of the kernel (port id 0) count;
+//! after an error the netlink socket is replaced, so that no rest of a broken answer is read later.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -36,28 +34,28 @@ use netlink_sys::{Socket as Netlink, SocketAddr};
 use super::answer::{Answer, family};
 use super::{DumpError, MAX_SOCKETS, Socket};
 
-/// Room for one datagram. The kernel never makes a larger one for a dump (32 KiB, less its own
+/// Buffer for one datagram. The kernel never makes a larger one for a dump (32 KiB, less its own
 /// bookkeeping: netlink_dump in net/netlink/af_netlink.c).
 const DATAGRAM: usize = 32 * 1024;
-/// An answer has at most this many datagrams: [`MAX_SOCKETS`] with at least one socket each,
-/// and what strangers may have sent in between.
+/// Most datagrams of an answer: [`MAX_SOCKETS`] with at least one socket each, and messages of
+/// other senders in between.
 const MAX_DATAGRAMS: usize = MAX_SOCKETS + 1024;
-/// An interrupted dump (NLM_F_DUMP_INTR) is asked for again this often.
+/// Most repetitions of an interrupted dump (NLM_F_DUMP_INTR).
 const ATTEMPTS: usize = 5;
-/// "No such listener" is believed when it is said this often in a row: the kernel also says it
-/// when the twin that it chose is freed that very moment (refcount_inc_not_zero in inet_lookup,
-/// include/net/inet_hashtables.h), though another stays.
+/// Number of "no such listener" answers in a row that are conclusive. The kernel also answers so
+/// when the SO_REUSEPORT socket that it chose is freed that very moment (refcount_inc_not_zero in
+/// inet_lookup, include/net/inet_hashtables.h), though another stays.
 const ABSENCES: usize = 3;
-/// At most this many lookups for one question.
+/// Most lookups for one query.
 const LOOKUPS: usize = 100;
-/// "Whatever its cookie" (INET_DIAG_NOCOOKIE).
+/// Any cookie (INET_DIAG_NOCOOKIE).
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
-/// What a lookup finds.
+/// Result of a lookup.
 enum Found {
     Listens(Socket),
     Nothing,
-    /// Something that was about to close, again and again.
+    /// A socket that was closing, each time.
     Unsure,
 }
 
@@ -85,22 +83,22 @@ impl SockDiag {
         Ok(this)
     }
 
-    /// All listening TCP sockets, IPv4 and IPv6, in the kernel's order. Does not wait.
+    /// All listening TCP sockets, IPv4 and IPv6, in the kernel's order. Does not block.
     ///
-    /// A socket that opens or closes meanwhile may or may not be among them; one that stays is
-    /// nearly always (see the module for the exception).
+    /// A socket that opens or closes meanwhile may or may not be among them; one that stays nearly
+    /// always is (see the module for the exception).
     ///
     /// # Errors
-    /// [`DumpError`]; then nothing is known, least of all that a port is closed.
+    /// [`DumpError`]; no conclusion is possible then, least of all that a port is closed.
     pub fn dump(&mut self) -> Result<Vec<Socket>, DumpError> {
         // 0 is every port.
         self.dump_port(0)
     }
 
-    /// As [`SockDiag::dump`], those on `ports` alone.
+    /// As [`SockDiag::dump`], for `ports` only.
     ///
     /// # Errors
-    /// [`DumpError`]; then nothing is known.
+    /// [`DumpError`]; no conclusion is possible then.
     pub fn dump_ports(&mut self, ports: &BTreeSet<u16>) -> Result<Vec<Socket>, DumpError> {
         let mut all = Vec::new();
         for port in ports.iter().filter(|port| **port != 0) {
@@ -127,31 +125,31 @@ impl SockDiag {
         Err(DumpError::Interrupted)
     }
 
-    /// Whether any listening socket serves the address and port of `socket`: itself, a twin, or
-    /// one that listens on all addresses. Reliable, unlike a dump; does not wait.
+    /// Whether any listening socket serves the address and port of `socket`: itself, another on the
+    /// same port, or one that listens on all addresses. Reliable, unlike a dump; does not block.
     ///
     /// # Errors
-    /// [`DumpError`]; then nothing is known.
+    /// [`DumpError`]; no conclusion is possible then.
     pub fn exists(&mut self, socket: &Socket) -> Result<bool, DumpError> {
         match self.find(socket.port, socket.ip, socket.device)? {
             Found::Listens(_) => Ok(true),
             Found::Nothing => Ok(false),
-            // A port is never closed on a guess.
+            // No port counts as closed on a guess.
             Found::Unsure => Ok(true),
         }
     }
 
     /// The sockets that a connection to `port` would reach at the loopback addresses and at that of
-    /// `known`. It costs the same however many sockets listen, and does not wait; it tells nothing of
-    /// other addresses, and one of several twins.
+    /// `known`. The cost does not depend on the number of listeners; does not block. Says nothing
+    /// about other addresses, and returns one of several sockets on an address.
     ///
     /// # Errors
-    /// [`DumpError`]; then nothing is known.
+    /// [`DumpError`]; no conclusion is possible then.
     pub fn look_up(&mut self, port: u16, known: Option<&Socket>) -> Result<Vec<Socket>, DumpError> {
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let loopback = loopback.map(|ip: IpAddr| (ip, 0));
         let known = known.map(|known| (known.ip, known.device));
-        // Nothing there is believed when it is said three times: not to be asked twice.
+        // Three negative answers are conclusive, so it is not queried twice.
         let known = known.filter(|known| !loopback.contains(known));
         let mut all: Vec<Socket> = Vec::new();
         for (ip, device) in loopback.into_iter().chain(known) {

@@ -35,7 +35,7 @@ pub(super) struct Pool(Mutex<Pipes>);
 
 #[derive(Debug)]
 struct Pipes {
-    /// Those that exist, the spare ones included.
+    /// Existing pipes, the spare ones included.
     made: usize,
     spare: Vec<Ends>,
     busy: usize,
@@ -50,7 +50,7 @@ struct Ends {
 impl Ends {
     fn new() -> rustix::io::Result<Self> {
         let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // A smaller one is not worth its while.
+        // A smaller pipe gains nothing.
         fcntl_setpipe_size(&into, SIZE)?;
         Ok(Self { out, into })
     }
@@ -66,11 +66,11 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, Pipes> {
-        // Nothing is left half done where it can panic.
+        // A panic leaves no half-done change, so a poisoned lock is usable.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on until it is dropped, empty pipes are kept.
+    /// Until the value is dropped, empty pipes are kept.
     pub(super) fn busy(&'static self) -> Busy {
         self.lock().busy += 1;
         Busy(self)
@@ -94,11 +94,11 @@ impl Pool {
         })
     }
 
-    /// Fills a pipe with what `from` has; with nothing at its end. `Ok(None)`: there is no pipe.
+    /// Fills a pipe from `from`; an empty pipe at its end. `Ok(None)`: no pipe is available.
     ///
     /// # Errors
-    /// `WouldBlock`, also when there is only something that splice(2) does not take (urgent
-    /// data); and those of the socket.
+    /// `WouldBlock`, also if there is only something that splice(2) cannot move (urgent data); and
+    /// those of the socket.
     pub(super) fn fill(&'static self, from: &TcpStream) -> io::Result<Option<Pipe>> {
         let Some(mut pipe) = self.take() else {
             return Ok(None);
@@ -110,7 +110,7 @@ impl Pool {
     }
 }
 
-/// Somebody who moves bytes in bulk.
+/// Held by a direction that moves bytes in bulk.
 #[derive(Debug)]
 pub(super) struct Busy(&'static Pool);
 
@@ -128,7 +128,7 @@ impl Drop for Busy {
 /// Bytes under way in a pipe.
 #[derive(Debug)]
 pub(super) struct Pipe {
-    /// None only while it is dropped.
+    /// None only during drop.
     ends: Option<Ends>,
     held: usize,
     pool: &'static Pool,
@@ -139,7 +139,7 @@ impl Pipe {
         self.ends.as_ref().expect("taken by drop only")
     }
 
-    /// Bytes that are in it.
+    /// Number of bytes in the pipe.
     pub(super) fn len(&self) -> usize {
         self.held
     }
@@ -147,7 +147,7 @@ impl Pipe {
     /// Writes all of it.
     ///
     /// # Errors
-    /// Those of the socket. SIGPIPE must be ignored, as std does: splice(2) cannot be told so.
+    /// Those of the socket. SIGPIPE must be ignored, as std does: splice(2) has no flag for that.
     pub(super) async fn write_all(mut self, to: &TcpStream) -> io::Result<()> {
         while self.held > 0 {
             let out = self.ends().out.as_fd();

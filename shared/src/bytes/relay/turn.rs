@@ -1,13 +1,14 @@
-//! Bulk gives way: what one relay may do before others have their turn, and where those in bulk run.
+//! Keeps bulk transfers from delaying others: how much one relay may do in a turn, and where bulk
+//! runs.
 //!
-//! A relay whose sockets are always ready would never return to the event loop. After [`BUDGET`] bytes it
-//! does. That alone is not enough beside many of them, since each has its budget before a small
-//! relay has its turn, and since the kernel makes a thread that computes all the time wait longer than
-//! one that mostly sleeps. So a relay that moves much moves to [`Bulk`], threads of their own, and
-//! comes back when it moves little. It goes as it is: a future can be polled by any thread, and its
-//! sockets stay with the event loop that they are registered with.
+//! A relay whose sockets are always ready would never return to the event loop, so it returns after
+//! [`BUDGET`] bytes. With many such relays that is not enough: each uses its budget before a small
+//! relay gets its turn, and the kernel schedules a thread that computes all the time later than one
+//! that mostly sleeps. So a relay that moves much data moves to [`Bulk`], a set of threads, and
+//! comes back when it moves little. It moves as it is: any thread can poll a future, and its
+//! sockets stay registered with their event loop.
 //!
-//! Invariants: without bulk there are no further threads; a relay that moves is still owned by the
+//! Invariants: without bulk there are no further threads; a moved relay is still owned by the
 //! future that began it, and ends when that is dropped.
 
 use std::pin::Pin;
@@ -20,32 +21,32 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::threads;
 
-/// Bytes that a relay moves before it returns to the event loop: two turns with a full buffer. Less costs
-/// throughput, more costs others time.
+/// Bytes that a relay moves before it returns to the event loop: two turns with a full buffer. A
+/// smaller budget costs throughput, a larger one delays others.
 const BUDGET: usize = 512 * 1024;
-/// Bytes of one poll below which a relay is a small one.
+/// Bytes moved in one poll below which the poll counts as small.
 const LITTLE: usize = 32 * 1024;
-/// Bytes that were moved without a small poll between from which on a relay is bulk: a page and what
-/// belongs to it is not.
+/// Bytes moved without a small poll in between that make a relay bulk: more than a web page with
+/// its resources.
 const MUCH: usize = 1024 * 1024;
-/// Small polls in a row after which it no longer is: bulk may stall for a moment.
+/// Small polls in a row that end bulk: bulk may stall for a moment.
 const CALM: usize = 32;
 /// Most threads for bulk; more do not make relays faster.
 const MAX_WORKERS: usize = 8;
 
-/// What a relay has moved of late.
+/// What a relay has moved recently.
 #[derive(Debug, Default)]
 pub struct Turn {
-    /// Bytes since the relay was polled or gave way.
+    /// Bytes since the relay was polled or last yielded.
     moved: AtomicUsize,
-    /// Bytes in polls without a small one between.
+    /// Bytes since the last small poll.
     much: AtomicUsize,
     /// Small polls in a row.
     calm: AtomicUsize,
 }
 
 impl Turn {
-    /// Counts `bytes`, and gives way when the budget is used up.
+    /// Counts `bytes`, and yields when the budget is used up.
     pub(super) async fn used(&self, bytes: usize) {
         let moved = self.moved.fetch_add(bytes, Relaxed) + bytes;
         if moved >= BUDGET {
@@ -56,7 +57,7 @@ impl Turn {
     /// A poll is over.
     fn over(&self) {
         match self.moved.swap(0, Relaxed) {
-            // It only looked.
+            // Nothing was moved.
             0 => {}
             moved if moved < LITTLE => {
                 self.much.store(0, Relaxed);
@@ -69,7 +70,7 @@ impl Turn {
         }
     }
 
-    /// Polls `relay` until it has ended, or `leave` says that it belongs elsewhere.
+    /// Polls `relay` until it has ended, or `leave` reports that it must run elsewhere.
     async fn run<T>(
         &self,
         relay: &mut Pin<Box<dyn Future<Output = T> + Send>>,
@@ -96,7 +97,7 @@ impl Turn {
     }
 }
 
-/// Threads for relays in bulk, which are started when the first one is. Clones share them.
+/// Threads for bulk relays, started with the first one. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Bulk(Arc<Threads>);
 
@@ -128,7 +129,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // The last owner may be a task, which must not wait.
+        // The last owner may be a task, which must not block.
         if let Some(Some(runtime)) = self.0.take() {
             runtime.shutdown_background();
         }
@@ -136,7 +137,8 @@ impl Drop for Threads {
 }
 
 impl Bulk {
-    /// Runs what `relay` makes of its [`Turn`] to its end: here, and while it is bulk, there.
+    /// Runs the relay that `relay` makes of its [`Turn`] to its end: on this thread, and on those
+    /// while it is bulk.
     pub async fn run<T, R>(&self, relay: impl FnOnce(Arc<Turn>) -> R) -> T
     where
         T: Send + 'static,
