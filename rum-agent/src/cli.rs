@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Say more, twice for everything
+    /// More log output (-vv: everything)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
 

@@ -3,7 +3,7 @@
 //! here.
 //!
 //! The reports come through a pipe, as records of [`RECORD`] bytes. The writer never blocks: it
-//! drops a record that does not fit, and loses no information by it. [`FULL`] records read in a row
+//! drops a record that does not fit, and loses no information by it. `FULL` records read in a row
 //! mean that the pipe was full, and the last of them then stands for any port. In the other
 //! direction, a file of four bytes, [`Wanted`], publishes the port range: other ports are not
 //! reported.

@@ -50,7 +50,7 @@ pub struct GlobalArgs {
     /// Print errors and problems only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Log more to stderr; twice for everything (RUST_LOG=FILTER is finer)
+    /// More log output on stderr (-vv: everything; RUST_LOG=FILTER is finer)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     /// Colour: auto, always or never; NO_COLOR=1 means never
@@ -123,7 +123,7 @@ Exit codes:
   2  the command line is wrong"
     )]
     Down(DownArgs),
-    /// List the ports of a guest, or follow what becomes of them
+    /// List the guest's ports, or follow changes
     Ports(ports::PortsArgs),
     /// Wait until a port of the guest is forwarded
     Wait(ports::WaitArgs),
@@ -149,7 +149,7 @@ Exit codes:
     /// Relay between stdin, stdout and a port of a VM
     #[command(hide = true)]
     SshProxy(ssh::SshProxyArgs),
-    /// Get rum-agent into a VM that rum did not make
+    /// Install rum-agent in a VM that rum did not start
     #[command(subcommand)]
     Agent(agent::AgentCommand),
     /// Attach to the serial console of a VM that rum booted
@@ -167,7 +167,7 @@ Exit codes:
     Init(tools::InitArgs),
     /// Say what `rum up` would forward, and what is in its way
     Check(tools::CheckArgs),
-    /// Say what rum can do on this machine
+    /// Check what rum can do on this machine
     Doctor(tools::DoctorArgs),
     /// Print a script that completes `rum` commands in a shell
     Completions(tools::CompletionsArgs),

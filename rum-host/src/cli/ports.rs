@@ -15,8 +15,8 @@ use crate::status::model::Since;
 #[command(
     after_help = r#"States: forwarded, draining, pending, lost, conflict, refused-privileged;
 with --all also ignored and out-of-range. All but forwarded have a reason.
-CONNS are those of now and all since the port was bound, IN/OUT bytes to the
-guest and to the host.
+CONNS: open now / total since the port was bound. IN/OUT: bytes to the guest and
+to the host.
 
 Where stdout is not a terminal, a port is a line without header, its columns
 separated by tabs: port, state, host address, process[pid], reason, guest

@@ -210,7 +210,7 @@ pub enum GuestError {
         running: Vec<String>,
     },
     /// The guest is being started or is just ending.
-    #[error("the guest `{name}` cannot be entered yet, or no longer")]
+    #[error("the guest `{name}` is starting up or shutting down")]
     NotReady {
         /// The guest.
         name: String,

@@ -115,7 +115,7 @@ impl fmt::Display for Progress {
             } => write!(f, "Booting with {engine}, which is slow: {why}"),
             Self::Running { after } => write!(
                 f,
-                "Machine runs after {:.1} s, waiting for its agent",
+                "VM started in {:.1} s; waiting for the agent",
                 after.as_secs_f64()
             ),
             Self::Overlay { image, fresh: true } => write!(
@@ -123,7 +123,7 @@ impl fmt::Display for Progress {
                 "The guest writes to an overlay of its own, {image} stays as it is"
             ),
             Self::Overlay { fresh: false, .. } => f.write_str(
-                "The guest goes on with what it wrote before, `rum up --reset` discards it",
+                "Continuing with the disk of the last run (`rum up --reset` discards it)",
             ),
             Self::Boots { after, line } => write!(
                 f,
@@ -153,10 +153,10 @@ impl fmt::Display for Progress {
             }
             Self::PoweringOff { deadline, boots } => write!(
                 f,
-                "Powering the guest off within {} s, again to force{}",
+                "Powering the guest off: waiting up to {} s (Ctrl+C again to stop now){}",
                 deadline.as_secs(),
                 match boots {
-                    true => " (it boots still, and hears of it later)",
+                    true => "; it is still booting and reacts later",
                     false => "",
                 }
             ),

@@ -73,7 +73,7 @@ fn main() {
     });
     let (one, cid) = check("a VM starts with the kernel's vsock", || {
         let one = up(&setup, "one", 5000, CONTROL[0], |_| {});
-        one.stderr.wait("Machine runs");
+        one.stderr.wait("VM started in");
         let line = qemu("one").1;
         let cid = line
             .split("vhost-vsock-pci,guest-cid=")
@@ -98,7 +98,7 @@ fn main() {
             ];
             command.envs(vars).env("STARTS", &starts);
         });
-        two.stderr.wait("Machine runs");
+        two.stderr.wait("VM started in");
         let starts = fs::read_to_string(starts).expect("it was started");
         assert_eq!(starts.lines().count(), 2, "{starts}");
         two

@@ -111,7 +111,7 @@ fn first_boot(debian: &Debian) {
 fn second_boot(debian: &Debian) {
     debian.set("uefi = true");
     let mut rum = debian.up(&[]);
-    rum.stderr.wait("goes on with what it wrote before");
+    rum.stderr.wait("Continuing with the disk of the last run");
     debian.until_said(&rum, "Agent up after");
     rum.stderr.wait("connected (events: tracepoint)");
     until_served(debian);
@@ -163,7 +163,7 @@ fn a_debian_boots_with_the_agent_and_keeps_what_it_wrote() {
         assert!(debian.state("known_hosts").exists());
         let mut rum = debian.up(&["--reset"]);
         rum.stderr.wait("an overlay of its own");
-        rum.stderr.wait("Machine runs");
+        rum.stderr.wait("VM started in");
         let fresh = fs::metadata(debian.state("overlay.qcow2"))
             .expect("a new one")
             .len();

@@ -193,7 +193,7 @@ fn the_power_button_is_pressed_until_it_is_heard() {
         let dirs = std::env::split_paths(&vms.path()).collect::<Vec<_>>();
         let dirs = std::env::join_paths([bin].into_iter().chain(dirs)).expect("no colon in them");
         let mut rum = vms.setup.start_command(command.env("PATH", dirs));
-        rum.stderr.wait("Machine runs");
+        rum.stderr.wait("VM started in");
         rum.signal(Signal::TERM);
         rum.stderr.wait("(it boots still, and hears of it later)");
         assert_eq!(rum.wait().code(), Some(143));
@@ -223,7 +223,7 @@ fn qemu_that_is_killed_ends_rum() {
         let vms = Vms::new();
         vms.configure("dev", 5000, "", "");
         let mut rum = vms.up("dev");
-        rum.stderr.wait("Machine runs");
+        rum.stderr.wait("VM started in");
         let qemu = process(&vms, "qemu-system-x86_64");
         kill_process(qemu, Signal::KILL).expect("it is there");
         assert_eq!(rum.wait().code(), Some(1));

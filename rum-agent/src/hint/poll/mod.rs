@@ -1,6 +1,6 @@
 //! The rungs without events for `listen()`: regular reads of the socket counters.
 //!
-//! A thread reads the counters ([`looks`]) and wakes the event loop only on a change. The cost of
+//! A thread reads the counters (`looks`) and wakes the event loop only on a change. The cost of
 //! the reads, and of the dumps that they cause, limits their rate, so that a guest on a slow (above
 //! all an emulated) processor spends no larger share of it.
 //!

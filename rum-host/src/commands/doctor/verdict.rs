@@ -159,9 +159,9 @@ fn guest(facts: &Facts) -> Check {
 
 fn events(facts: &Facts) -> Check {
     const NAME: &str = "events";
-    const FASTER: &str = "run rum where nobody is asked about its system calls already (some \
-                          containers are watched so, and programs in a guest of rum's), or as \
-                          root for the tracepoint: about 3 ms faster";
+    const FASTER: &str = "another seccomp supervisor is active (of some containers, or of a \
+                          guest of another rum): run rum outside it, or as root for the \
+                          tracepoint: about 3 ms faster";
     match facts
         .guest
         .as_ref()
