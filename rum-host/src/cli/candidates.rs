@@ -1,7 +1,7 @@
-//! What a shell offers after Tab that only this moment knows: running guests and their ports.
+//! Shell completions that depend on the current state: running guests and their ports.
 //!
-//! Invariant: guests that cannot be looked for are not offered, and nothing is said about it; a
-//! shell's prompt is no place for an error.
+//! Invariant: guests that cannot be listed are not offered, without an error; a shell's prompt is
+//! no place for one.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::runtime;
 use crate::runtime_dir::{self, RunningGuest};
 use crate::status::model::{State, Update};
 
-/// How long somebody who has pressed Tab waits for a guest's ports.
+/// How long a completion waits for a guest's ports.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The running guests, for `--name`.
@@ -43,7 +43,7 @@ pub fn ports() -> Vec<CompletionCandidate> {
     ports.into_iter().map(candidate).collect()
 }
 
-/// What is known of the ports of `guest`; empty where its `rum up` does not tell at once.
+/// The known ports of `guest`; empty if its `rum up` does not answer at once.
 fn running_ports(guest: &RunningGuest) -> Vec<(u16, State)> {
     let ask = async {
         let mut feed = Feed::open(guest, false, None, None).await.ok()?;

@@ -35,7 +35,7 @@ const MAX_WIDTH: usize = 100;
   rum exec -- psql            run a program in the guest"
 )]
 pub struct Cli {
-    /// What holds for all commands.
+    /// Options and command.
     #[command(flatten)]
     pub global: GlobalArgs,
     /// What to do.
@@ -74,7 +74,7 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// What they say of how things are said.
+    /// The output settings in these options.
     pub fn style(&self) -> Style {
         Style {
             color: self.color,
@@ -215,7 +215,7 @@ pub struct UpArgs {
 }
 
 impl UpArgs {
-    /// What the command line puts over the file.
+    /// The overrides of the file.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             ranges: self.range.clone(),
@@ -268,7 +268,7 @@ pub struct ShellArgs {
     pub workdir: WorkdirArg,
 }
 
-/// Where a program in the guest begins.
+/// The working directory of a program in the guest.
 #[derive(Debug, Clone, Default, Args)]
 pub struct WorkdirArg {
     /// Directory of the guest to run it in [default: this one]

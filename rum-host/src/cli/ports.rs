@@ -68,7 +68,7 @@ fn since(text: &str) -> Result<Since, String> {
     })
 }
 
-/// A duration to wait for, not 0, in which nothing could be looked at.
+/// A duration to wait for; 0 is refused, since it leaves no time for a check.
 fn timeout(text: &str) -> Result<Duration, String> {
     let write = |why: String| format!("{why}; write for instance 500ms, 30s or 5m, at most 1h");
     match values::duration(text) {

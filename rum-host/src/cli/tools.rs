@@ -81,7 +81,7 @@ pub struct CheckArgs {
 }
 
 impl CheckArgs {
-    /// What the command line puts over the file.
+    /// The overrides of the file.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             ranges: self.range.clone(),

@@ -1,9 +1,9 @@
-//! `rum check`: what `rum up` would forward, and what of this machine is in its way.
+//! `rum check`: what `rum up` would forward, and what on this machine prevents it.
 //!
-//! What is told about the machine was tried: each address is bound for an instant, without
-//! listening, so that nobody can connect to it. It is about this moment only, so it never
-//! changes the exit code: `rum up` waits for a host port that is taken. What keeps the guest from being
-//! started is looked for by the code that starts it ([`guest::in_the_way`]).
+//! Every statement about the machine was tested: each address is bound for an instant, without
+//! listening, so that nothing can connect to it. The result holds only for this moment, so it never
+//! changes the exit code: `rum up` waits for a host port that is taken. The code that starts the
+//! guest also checks what would prevent the start ([`guest::in_the_way`]).
 //!
 //! Invariant: [`summary`] and [`warnings`] are pure.
 
@@ -43,12 +43,12 @@ pub async fn run(args: &CheckArgs, global: &GlobalArgs) -> Result<u8, RumError> 
         .map(|error| render::warning(&error.into()));
     let ports = warnings(&settings, probe).into_iter().chain(outgoing);
     let warnings: String = guest.chain(ports.map(|warning| warning.render())).collect();
-    // That stderr is closed is not a reason to fail.
+    // A closed stderr is not a failure.
     let _ = anstream::stderr().lock().write_all(warnings.as_bytes());
     Ok(exit::OK)
 }
 
-/// What would be forwarded, a line each.
+/// What would be forwarded, one line each.
 fn summary(settings: &Settings) -> String {
     let mut lines = Vec::new();
     lines.push(match &settings.origin {
@@ -79,7 +79,7 @@ fn summary(settings: &Settings) -> String {
     }));
     lines.extend(settings.policy.auto.iter().flat_map(automatic));
     lines.extend(settings.policy.auto.iter().flat_map(rules));
-    // A path may hold anything.
+    // A path may contain any characters.
     lines.iter().map(|line| printable(line) + "\n").collect()
 }
 
@@ -146,7 +146,7 @@ fn rules(auto: &AutoPolicy) -> Vec<String> {
     lines
 }
 
-/// Something of this machine that is in the way.
+/// A problem on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Warning {
     message: String,
@@ -159,7 +159,7 @@ impl Warning {
     }
 }
 
-/// What is in the way of `settings`, according to `probe`.
+/// The problems of `settings`, according to `probe`.
 fn warnings(
     settings: &Settings,
     mut probe: impl FnMut(SocketAddr) -> Option<BindFailure>,
@@ -181,7 +181,7 @@ fn warnings(
         for ip in auto.bind.all() {
             let lowest = SocketAddr::new(ip, range.min());
             match probe(lowest) {
-                // A port of many, that the guest may never listen on.
+                // One port of many, on which the guest may never listen.
                 Some(BindFailure::Taken { .. }) => {}
                 Some(BindFailure::NoAddress) if auto.bind.may_lack(ip) => {}
                 why => found.extend(why.map(|why| in_the_way(lowest, &why))),
@@ -203,8 +203,8 @@ fn warnings(
     found
 }
 
-/// That connections of this machine may get the host ports of `auto`, if the kernel takes their ports from
-/// `local`.
+/// Warns that outgoing connections may take host ports of `auto`, if the kernel takes their ports
+/// from `local`.
 fn outgoing(auto: &AutoPolicy, local: Option<PortRange>) -> Option<Warning> {
     let local = local?;
     let host = auto
@@ -255,8 +255,8 @@ fn in_the_way(addr: SocketAddr, why: &BindFailure) -> Warning {
     }
 }
 
-/// Why `addr` cannot be bound; `None` if it can. It is bound for an instant, as the forwarder does, without
-/// listening.
+/// Why `addr` cannot be bound; `None` if it can. Binds it for an instant, as the forwarder does,
+/// without listening.
 fn probe(addr: SocketAddr) -> Option<BindFailure> {
     let failure = BindFailure::from(io::Error::from(bind(addr).err()?));
     if let BindFailure::Taken { .. } = failure {
@@ -266,7 +266,7 @@ fn probe(addr: SocketAddr) -> Option<BindFailure> {
     Some(failure)
 }
 
-/// Binds `addr`, and lets go of it.
+/// Binds `addr` and closes the socket.
 pub(super) fn bind(addr: SocketAddr) -> rustix::io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
     let family = if addr.is_ipv6() {
@@ -275,7 +275,7 @@ pub(super) fn bind(addr: SocketAddr) -> rustix::io::Result<()> {
         AddressFamily::INET
     };
     let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // Connections of before that linger in TIME_WAIT are in nobody's way.
+    // Earlier connections in TIME_WAIT do not prevent a bind.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &addr)
 }

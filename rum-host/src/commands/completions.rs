@@ -1,8 +1,8 @@
-//! `rum completions`: what a shell offers after Tab.
+//! `rum completions`: prints a shell's completion script.
 //!
-//! The script that a shell loads knows nothing: it calls `rum` with [`VARIABLE`] set to the
-//! shell's name and the words of the line as arguments, and [`answer`] prints what fits. So names
-//! of running guests are those of this moment.
+//! The script contains no names: it calls `rum` with [`VARIABLE`] set to the shell's name and the
+//! words of the line as arguments, and [`answer`] prints the candidates. So the names of running
+//! guests are current.
 
 use std::io;
 
@@ -14,7 +14,7 @@ use crate::cli::tools::{CompletionsArgs, Shell};
 use crate::error::RumError;
 use crate::exit;
 
-/// Set by the shell's script when it asks.
+/// Set by the shell's script when it asks for candidates.
 const VARIABLE: &str = "RUM_COMPLETE";
 /// The command that is completed, looked for in the PATH.
 const BIN: &str = "rum";
@@ -40,8 +40,8 @@ fn script(shell: Shell) -> io::Result<String> {
     String::from_utf8(script).map_err(io::Error::other)
 }
 
-/// Answers a shell that asks, and ends this process then. To be called before anything is
-/// printed and before any thread exists.
+/// Answers a shell's request for candidates and then ends this process. Must be called before
+/// anything is printed and before any thread exists.
 pub(crate) fn answer() {
     CompleteEnv::with_factory(Cli::command)
         .var(VARIABLE)

@@ -1,7 +1,7 @@
-//! `rum agent`: the agent that rum carries, for VMs that rum did not make.
+//! `rum agent`: the embedded agent, for VMs that rum did not start.
 //!
-//! Installing is three commands, and what is printed is what is run. The files go through the
-//! home directory, since only the last command needs root and may ask for a password.
+//! Installing takes three commands, and the printed commands are those that run. The files go
+//! through the home directory, since only the last command needs root and may ask for a password.
 
 mod seed;
 
@@ -20,13 +20,13 @@ use crate::guest::payload::{AGENT, INSTALLER};
 
 /// Longest name of a domain that is shown, in characters.
 const MAX_DOMAIN: usize = 100;
-/// In place of a destination that nobody has named.
+/// Placeholder for a destination that was not named.
 const SOME_VM: &str = "root@VM";
 
 /// Runs `rum agent`.
 ///
 /// # Errors
-/// What the user is to know: stdout that cannot take it, a step that failed.
+/// In the user's terms: a failed write to stdout, a failed step.
 pub fn run(command: &AgentCommand) -> Result<u8, RumError> {
     match command {
         AgentCommand::Install(args) => install(args)?,
@@ -65,7 +65,7 @@ fn install(args: &InstallArgs) -> Result<(), RumError> {
     ))
 }
 
-/// The destination that is meant with a domain of libvirt, with a user or without.
+/// The ssh destination of a libvirt domain, with or without a user.
 fn in_domain(name: &str, args: &InstallArgs) -> Result<String, RumError> {
     let (user, domain) = name.split_once('@').unwrap_or(("root", name));
     let spec = libvirt::Spec {
@@ -84,7 +84,7 @@ fn in_domain(name: &str, args: &InstallArgs) -> Result<String, RumError> {
     Ok(format!("{user}@{address}"))
 }
 
-/// What came of giving `domain` a vsock device, if anything did.
+/// Reports the result of adding a vsock device to `domain`, if there is one.
 fn in_words(given: &Given, domain: &str) -> Option<String> {
     match given {
         Given::Nothing => None,
@@ -98,9 +98,9 @@ fn in_words(given: &Given, domain: &str) -> Option<String> {
 /// One command.
 struct Step {
     destination: String,
-    /// What goes to its standard input: the words of `rum` that print it, and it.
+    /// Its standard input: the arguments of `rum` that print it, and the text.
     input: Option<(&'static str, Vec<u8>)>,
-    /// What runs in the VM; without single quotes.
+    /// The command for the VM; contains no single quotes.
     script: String,
 }
 
@@ -119,7 +119,7 @@ fn steps(destination: &str) -> [Step; 3] {
             Some(("agent installer", payload::installer().into_bytes())),
             format!("cat >{INSTALLER}"),
         ),
-        // Where there is neither of the two, one should be root.
+        // Without sudo and doas the login user should be root.
         step(
             None,
             format!(
@@ -130,7 +130,7 @@ fn steps(destination: &str) -> [Step; 3] {
     ]
 }
 
-/// The steps for somebody who takes them.
+/// The steps as text for the user.
 fn instructions(steps: &[Step]) -> String {
     let shown: String = steps.iter().map(|step| step.shown() + "\n").collect();
     format!(
@@ -147,7 +147,7 @@ fn instructions(steps: &[Step]) -> String {
 }
 
 impl Step {
-    /// As it would be typed.
+    /// The command as a user would type it.
     fn shown(&self) -> String {
         let from = match &self.input {
             Some((words, _)) => format!("rum {words} | "),
@@ -162,7 +162,7 @@ impl Step {
         format!("{from}ssh {options}{destination} '{script}'")
     }
 
-    /// A step without input may ask for a password, and has a terminal for it.
+    /// A step without input may ask for a password, and gets the terminal.
     fn options(&self) -> &'static [&'static str] {
         match self.input {
             None => &["-t "],

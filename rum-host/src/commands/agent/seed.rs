@@ -1,7 +1,8 @@
-//! `rum agent seed`: the seed disk that rum gives its own VMs, for those that others make.
+//! `rum agent seed`: a seed disk like those of rum's own VMs, for other VMs.
 //!
-//! Invariant: the same arguments make the same bytes, so a VM whose disk is written anew, with the agent of
-//! a newer rum, is the same instance to cloud-init; with other user data or another key it is a new one.
+//! Invariant: the same arguments make the same bytes. So a disk that is written again, with the
+//! agent of a newer rum, is the same instance to cloud-init; other user data or another key make a
+//! new instance.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -16,7 +17,7 @@ use crate::guest::qemu::{read_key, read_text};
 /// Writes the disk.
 ///
 /// # Errors
-/// What was given cannot be read, or the disk cannot be written.
+/// An input cannot be read, or the disk cannot be written.
 pub fn run(args: &SeedArgs) -> Result<(), RumError> {
     let user_data = args.user_data.as_deref().map(read_text).transpose()?;
     let key = args.ssh_key.as_deref().map(read_key).transpose()?;
@@ -39,7 +40,7 @@ pub fn run(args: &SeedArgs) -> Result<(), RumError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => there(path, args.force)?,
         made => made.map_err(failed)?,
     };
-    // In place: an owner and a label that libvirt gave the file stay.
+    // In place, to keep the owner and label that libvirt gave the file.
     let length = u64::try_from(image.len()).unwrap_or(u64::MAX);
     file.write_all(&image)
         .and_then(|()| {
@@ -69,12 +70,12 @@ fn there(path: &Path, force: bool) -> Result<File, RumError> {
     File::options().write(true).open(path).map_err(failed)
 }
 
-/// An instance's id: another one for anything that differs. FNV-1a, 64 bits, is enough to tell apart what
-/// one user gives one VM.
+/// An instance id that differs if any input differs. FNV-1a with 64 bits suffices for the inputs
+/// that one user gives one VM.
 fn instance(parts: [Option<&str>; 3]) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for part in parts {
-        // What no text has is between two of them; one that is not there is not an empty one.
+        // The separator occurs in no text; a missing text differs from an empty one.
         let bytes = part.map_or(&[0xfe_u8][..], str::as_bytes);
         for byte in bytes.iter().chain(&[0xff]) {
             hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
