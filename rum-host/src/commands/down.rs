@@ -1,9 +1,9 @@
 //! `rum down`: ends the `rum up` of a guest, and returns when it is gone.
 //!
-//! It asks by the control socket. A `rum up` that is stopped or hangs, is of another version, or has
-//! no place for one more client does not answer there; with `--force` it gets signals instead. It is
-//! that very process: its id and the time of its start are in its lock file, and from then on a pidfd
-//! means it.
+//! It asks through the control socket. A `rum up` that is stopped, hangs, has another version, or
+//! has no place for one more client does not answer there; with `--force` it gets signals instead.
+//! The signals reach exactly that process: its lock file has its id and start time, and from then
+//! on a pidfd identifies it.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -17,28 +17,29 @@ use crate::control::find;
 use crate::error::RumError;
 use crate::runtime_dir::RunningGuest;
 
-/// With `--force`: how long an answer may take, which takes milliseconds.
+/// With `--force`: time for an answer, which takes milliseconds.
 const ANSWER: Duration = Duration::from_secs(2);
-/// With `--force`: how long the end may take of one that has said yes. It kills what is in the guest,
-/// and waits 10 s at most for what even then does not end.
+/// With `--force`: time for a `rum up` that agreed to end. It kills everything in the guest, and
+/// waits at most 10 s for what does not end even then.
 const FORCED: Duration = Duration::from_secs(15);
-/// Between two SIGTERM, which together mean "at once". Two that come together would be one.
+/// Pause between two SIGTERM, which together mean "at once". Without it the kernel would merge
+/// them.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long the end may take after that, before SIGKILL.
+/// Time to end after that, before SIGKILL.
 const TERMINATED: Duration = Duration::from_secs(3);
-/// For what is left to end when `rum up` was killed: its keeper needs a second where init hangs.
+/// Time for the helpers to end after `rum up` was killed: its keeper needs a second if init hangs.
 const LEFT: Duration = Duration::from_secs(5);
-/// Pause between two looks whether the name is free.
+/// Interval of checking whether the name is free.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Ends the `rum up` that holds the guest `name`, or the only one; with `force` at once, whether it
-/// answers or not. Returns what there is to be said about how.
+/// answers or not. Returns a note on how it ended, if there is one.
 ///
 /// # Errors
 /// No such guest runs, its `rum up` does not answer, or something of it is left.
 pub async fn down(name: Option<&str>, force: bool) -> Result<Option<String>, RumError> {
     let guest = find(name)?;
-    // Opened first, so that it is this very process whose end is waited for.
+    // Opened first, so that the pidfd is of this very process.
     let process = guest.rum.and_then(|rum| rum.open().ok());
     let asked = async { Control::connect(&guest).await?.stop(force).await };
     let asked = if force {
@@ -63,7 +64,7 @@ pub async fn down(name: Option<&str>, force: bool) -> Result<Option<String>, Rum
 
 fn end_by_signals(guest: &RunningGuest, process: &OwnedFd) -> Result<String, RumError> {
     let send = |signal| match pidfd_send_signal(process, signal) {
-        // It ends just now.
+        // It is ending just now.
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(RumError::new("cannot send a signal to `rum up`").caused_by(error)),
     };
@@ -77,7 +78,7 @@ fn end_by_signals(guest: &RunningGuest, process: &OwnedFd) -> Result<String, Rum
     };
     for limit in [AGAIN, TERMINATED] {
         send(Signal::TERM)?;
-        // One that is stopped hears nothing else.
+        // A stopped process reacts to nothing else.
         send(Signal::CONT)?;
         if wait(process, Some(limit))? {
             until_free(guest)?;
@@ -96,7 +97,7 @@ fn end_by_signals(guest: &RunningGuest, process: &OwnedFd) -> Result<String, Rum
     ))
 }
 
-/// Waits until the helpers of a `rum up` that has ended are gone, too.
+/// Waits until the helpers of an ended `rum up` are gone, too.
 fn until_free(guest: &RunningGuest) -> Result<(), RumError> {
     let deadline = Instant::now() + LEFT;
     while guest.is_held() {
@@ -111,8 +112,8 @@ fn until_free(guest: &RunningGuest) -> Result<(), RumError> {
     Ok(())
 }
 
-/// Waits for the end of the process behind a pidfd: for as long as that takes, since `rum up` gives its
-/// connections and its guest time to end, or for `limit`. Whether it has ended.
+/// Waits for the end of the process behind a pidfd: without a limit, since `rum up` gives its
+/// connections and its guest time to end, or for `limit`. Returns whether it has ended.
 fn wait(process: &OwnedFd, limit: Option<Duration>) -> Result<bool, RumError> {
     let deadline = limit.map(|limit| Instant::now() + limit);
     loop {

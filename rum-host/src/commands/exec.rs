@@ -1,8 +1,8 @@
-//! `rum exec` and `rum shell`: a command in the guest of a `rum up` that runs elsewhere.
+//! `rum exec` and `rum shell`: a command in the guest of a running `rum up`.
 //!
-//! The guest is found in the runtime directory. Its first process is known there by its id and
-//! the time of its start, and from the moment it is opened as a pidfd no other can take its place.
-//! Then this process turns into the one that enters ([`crate::guest::process::enter`]).
+//! The guest is found in the runtime directory, which has the id and the start time of its first
+//! process. Once opened as a pidfd, no other process can take its place. Then this process becomes
+//! the one that enters ([`crate::guest::process::enter`]).
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -16,10 +16,10 @@ use crate::guest::process::enter::Job;
 use crate::guest::{GuestError, NAMESPACE};
 use crate::runtime_dir::RunningGuest;
 
-/// Runs `command` in the running guest `name`, or in the only one there is, in the directory `workdir` or,
-/// if that is empty, in ours. Returns only if that
-/// cannot be tried: this process becomes another, whose exit code is the command's (128 + N after
-/// signal N, 125 if rum failed, 126 if it is not executable, 127 if it is not there).
+/// Runs `command` in the running guest `name`, or in the only one, in the directory `workdir`
+/// (empty: ours). Returns only on failure: otherwise this process is replaced by another, whose
+/// exit code is the command's (128 + N after signal N, 125 if rum failed, 126 if the command is not
+/// executable, 127 if it does not exist).
 pub fn exec(name: Option<&str>, workdir: &Path, command: &[OsString]) -> GuestError {
     match try_exec(name, workdir, command) {
         Err(error) => error,
@@ -27,7 +27,7 @@ pub fn exec(name: Option<&str>, workdir: &Path, command: &[OsString]) -> GuestEr
     }
 }
 
-/// Runs the user's shell, `$SHELL` or else /bin/sh, as [`exec`] does it.
+/// Runs the user's shell, `$SHELL` or else /bin/sh, as [`exec`] does.
 pub fn shell(name: Option<&str>, workdir: &Path) -> GuestError {
     let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
     exec(name, workdir, &[shell.unwrap_or_else(|| "/bin/sh".into())])

@@ -1,8 +1,7 @@
-//! `rum init`: a `rum.toml` that says what each key is for.
+//! `rum init`: writes a `rum.toml` that explains each key.
 //!
-//! Invariants: never over an existing file; the text parses, sets just the name and the range,
-//! and mentions every key that there is, which a test compares with the reflection of
-//! [`crate::config::Config`].
+//! Invariants: never overwrites a file; the text parses, sets only the name and the range, and
+//! mentions every key, which a test compares with the reflection of [`crate::config::Config`].
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -16,7 +15,7 @@ use crate::config::{DEFAULT_NAME, FILE_NAME};
 use crate::error::RumError;
 use crate::exit;
 
-/// What is forwarded when nothing else is said.
+/// The default range.
 const RANGE: &str = "5000-6000";
 
 /// Runs `rum init`.
@@ -42,11 +41,11 @@ pub fn run(args: &InitArgs) -> Result<u8, RumError> {
     Ok(exit::OK)
 }
 
-/// Makes a file that was not there (O_EXCL).
+/// Creates a new file (O_EXCL).
 fn create(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.write_all(text.as_bytes()).inspect_err(|_| {
-        // Ours, and of no use by half.
+        // Remove our incomplete file.
         let _ = std::fs::remove_file(path);
     })
 }

@@ -1,4 +1,4 @@
-//! The small commands around `rum up`: each looks, prints and ends.
+//! The small commands around `rum up`: each inspects, prints and ends.
 //!
 //! | command | module |
 //! |---|---|
@@ -27,11 +27,11 @@ use std::io::{self, Write};
 
 use crate::error::RumError;
 
-/// Writes `text` to stdout; colour is stripped where it is not wanted. A reader that has gone
-/// away, as `head` does, is no error.
+/// Writes `text` to stdout; strips colour where it is not wanted. A closed reader, such as `head`,
+/// is not an error.
 ///
 /// # Errors
-/// What the write says otherwise, a full disk for instance.
+/// Any other error of the write, for instance a full disk.
 pub(crate) fn print(text: &str) -> Result<(), RumError> {
     let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,8 +1,8 @@
 //! `rum ports`: the ports of a guest, once or for as long as its `rum up` lives.
 //!
-//! Data goes to stdout, in a form for whoever reads it: a table or the live view on a terminal,
-//! tab-separated lines, lines of events or JSON elsewhere. What people should know besides goes to
-//! stderr. A reader that goes away (`| head -1`) ends the command, and is not an error.
+//! Data goes to stdout, in a form for its reader: a table or the live view on a terminal;
+//! tab-separated lines, event lines or JSON elsewhere. Notes for people go to stderr. A reader that
+//! goes away (`| head -1`) ends the command, and is not an error.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -58,7 +58,7 @@ pub async fn ports(
     list(feed.info(), &update, args, quiet)
 }
 
-/// No `rum up` runs: the agent of a VM can be asked all the same.
+/// No `rum up` runs: the agent of a VM can still be queried.
 async fn without_up(
     error: GuestError,
     args: &PortsArgs,
@@ -126,7 +126,7 @@ fn list(
     Ok(exit::OK)
 }
 
-/// How a table looks on stdout.
+/// The look of the table on stdout.
 fn look(all: bool) -> Look {
     let width = rustix::termios::tcgetwinsize(rustix::stdio::stdout());
     let width = width.map_or(0, |size| usize::from(size.ws_col));
@@ -143,7 +143,7 @@ fn colored() -> bool {
     anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }
 
-/// Prints what happens until `rum up` or the reader is gone.
+/// Prints events until `rum up` or the reader is gone.
 async fn follow(mut feed: Feed, args: &PortsArgs) -> Result<u8, RumError> {
     let mut changes = Changes::new(args.all, resumed_at(feed.info(), args.since.as_ref()));
     let info = feed.info().clone();
@@ -175,13 +175,13 @@ async fn follow(mut feed: Feed, args: &PortsArgs) -> Result<u8, RumError> {
     Ok(exit::OK)
 }
 
-/// The number of the last event that the reader has: 0 if that was another boot's.
+/// Number of the last event that the reader has: 0 if it was of another boot.
 fn resumed_at(info: &ControlInfo, since: Option<&Since>) -> u64 {
     let since = since.filter(|since| since.boot == info.boot);
     since.map_or(0, |since| since.seq)
 }
 
-/// Completes when nobody can read stdout any more; only a pipe can tell before it is written to.
+/// Completes when stdout has no reader any more; only a pipe shows that before a write.
 async fn reader_gone() {
     // SAFETY: descriptor 1 stays open and the same as long as this process lives: nothing here
     // closes it or puts another file in its place.
@@ -195,7 +195,7 @@ async fn reader_gone() {
     std::future::pending().await
 }
 
-/// Writes data to stdout at once; whether it still has a reader.
+/// Writes data to stdout at once; returns whether it still has a reader.
 fn print(text: &str) -> Result<bool, RumError> {
     let mut stdout = io::stdout().lock();
     match stdout
@@ -208,7 +208,7 @@ fn print(text: &str) -> Result<bool, RumError> {
     }
 }
 
-/// Writes a line to stderr. That stderr is closed is no reason to fail.
+/// Writes a line to stderr. A closed stderr is not a failure.
 fn note(line: &str) {
     let _ = writeln!(anstream::stderr(), "{line}");
 }

@@ -1,8 +1,8 @@
-//! From the raw file to [`Settings`]: ranges, addresses, and what collides with what.
+//! From the raw file to [`Settings`]: checks ranges and addresses, and finds collisions.
 //!
-//! Invariant: a [`Settings`] that comes out has no two forwards that would bind the same host
-//! address and port; a collision later is somebody else's socket. [`super::auto`] checks
-//! `[auto_ports]`, [`super::clash`] what collides with what.
+//! Invariant: in a [`Settings`] no two forwards would bind the same host address and port; a later
+//! collision is with a socket of another program. [`super::auto`] checks `[auto_ports]`,
+//! [`super::clash`] finds collisions.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -76,7 +76,7 @@ impl<'a> Place<'a> {
 /// A static forward with where its host port is written.
 pub(super) type Placed = (StaticForward, Option<Range<usize>>);
 
-/// Values that are wrong become a default, so that the rest is checked too.
+/// Wrong values become a default, so that the rest is checked too.
 pub(super) struct Check<'a> {
     pub(super) source: &'a str,
     pub(super) root: Place<'a>,

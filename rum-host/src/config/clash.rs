@@ -1,8 +1,8 @@
-//! What collides with what: static forwards, the ranges, and the rules that move ports.
+//! Finds collisions between static forwards, the ranges, and the rules that move ports.
 //!
-//! Everything that `[auto_ports]` may bind is in a [`PortBlock`]. Two of them with the same
-//! distance between guest and host ports cannot collide, since a host port then has one guest
-//! port; all other pairs must share no host port.
+//! Everything that `[auto_ports]` may bind is in a [`PortBlock`]. Two blocks with the same distance
+//! between guest and host ports cannot collide, since a host port then has one guest port; all
+//! other pairs must not share a host port.
 
 use std::ops::Range;
 
@@ -13,11 +13,11 @@ use super::check::{Check, Placed};
 use crate::error::located::Problem;
 use crate::plan::policy::{AutoPolicy, Binds, PortBlock};
 
-/// Ports below need privilege: none is proposed unless the user was there.
+/// Ports below need privilege: a fix proposes none unless the user's value was there.
 const FIRST_FREE: u16 = 1024;
 
 impl Check<'_> {
-    /// Looks for one collision of each rule, and those of the ranges.
+    /// Finds one collision of each rule, and those of the ranges.
     pub(super) fn clashes(
         &mut self,
         auto: &AutoPolicy,
@@ -38,7 +38,7 @@ impl Check<'_> {
         }
     }
 
-    /// Where rule `rule` says where its ports go.
+    /// Position of the key that sets the host ports of rule `rule`.
     fn place(&self, rule: usize) -> Option<Range<usize>> {
         let at = self.root.table("auto_ports").item("rule", rule);
         let keys = ["host", "bind", "guest", "process", "command"];
@@ -120,7 +120,7 @@ impl Check<'_> {
         Some(problem.and(place, leads(other, port)))
     }
 
-    /// The automatic forward of a port would bind what a static forward has.
+    /// The automatic forward of a port would bind the host port of a static forward.
     fn covered(
         &mut self,
         auto: &AutoPolicy,
@@ -156,7 +156,7 @@ impl Check<'_> {
     }
 }
 
-/// The static forwards that are in the way of `one`.
+/// The static forwards that collide with `one`.
 fn statics_in<'a>(one: &PortBlock, forwards: &'a [Placed]) -> impl Iterator<Item = &'a Placed> {
     let (host, bind) = (one.host(), one.bind);
     forwards.iter().filter(move |(forward, _)| {
@@ -178,7 +178,7 @@ fn exclude(auto: &AutoPolicy, ports: impl IntoIterator<Item = u16>) -> String {
     format!("`exclude = \"{}\"`", auto.exclude.union(&single(ports)))
 }
 
-/// A `host` for rule `rule` with which it takes nobody's ports.
+/// A `host` for rule `rule` that collides with nothing.
 fn elsewhere(
     auto: &AutoPolicy,
     rule: usize,

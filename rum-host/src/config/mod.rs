@@ -1,15 +1,15 @@
-//! The configuration: `rum.toml` and what the command line puts over it, as [`Settings`].
+//! The configuration: `rum.toml` with the command line's overrides, as [`Settings`].
 //!
 //! A file is read in three passes, since facet-toml alone accepts too much (a port 70000 becomes
 //! 4464, a misspelt key is ignored, the second of two equal keys wins):
 //!
-//! 1. the `toml` crate parses it strictly: [`syntax`], duplicate keys, and where everything is;
+//! 1. the `toml` crate parses it strictly: [`syntax`], duplicate keys, and all positions;
 //! 2. [`shape`] compares that with the reflection of the raw structs: unknown keys, missing keys
 //!    and wrong types; then facet-toml fills the structs of [`raw`];
-//! 3. [`check`] and [`auto`] look at the values, [`clash`] at what collides with what.
+//! 3. [`check`] and [`auto`] check the values, [`clash`] finds collisions.
 //!
-//! Invariants: a [`ConfigError`] names line, column and what to write instead, and the problems
-//! of one pass are told together; no text, however strange, makes this panic or take long.
+//! Invariants: a [`ConfigError`] names line, column and what to write instead, and reports the
+//! problems of one pass together; no text, however strange, makes this panic or take long.
 
 mod auto;
 mod check;
@@ -53,19 +53,19 @@ pub const DEFAULT_BIND: &str = "localhost";
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Tells guests apart: 1 to 64 of `[A-Za-z0-9._-]`, not starting with a dot.
+    /// Identifies the guest: 1 to 64 of `[A-Za-z0-9._-]`, not starting with a dot.
     pub name: String,
-    /// What to forward from.
+    /// The guest.
     pub guest: GuestKind,
-    /// What to forward. No two static forwards collide; the range of the automatic ones holds
-    /// no host port of a static one.
+    /// The forwards. No two static ones collide; the range of the automatic ones holds no host port
+    /// of a static one.
     pub policy: Policy,
     /// The file this was read from; `None` if there was none.
     pub origin: Option<PathBuf>,
 }
 
 impl Settings {
-    /// The same, knowing that they come from `file`: relative paths start at its directory.
+    /// Adds the file of the settings: relative paths start at its directory.
     fn read_from(mut self, file: &Path) -> Self {
         self.guest.resolve(file.parent().unwrap_or(Path::new("")));
         self.origin = Some(file.to_owned());
@@ -73,14 +73,14 @@ impl Settings {
     }
 }
 
-/// What the command line puts over the file.
+/// The overrides of the command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// `--range`: takes the place of `[auto_ports] range`.
+    /// `--range`: replaces `[auto_ports] range`.
     pub ranges: Option<PortRanges>,
-    /// `--bind`: takes the place of `[auto_ports] bind`.
+    /// `--bind`: replaces `[auto_ports] bind`.
     pub bind: Option<Binds>,
-    /// `--name`: takes the place of `name`.
+    /// `--name`: replaces `name`.
     pub name: Option<String>,
     /// `--root`: as `[guest] root = true`.
     pub root: bool,
@@ -108,10 +108,10 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Settings, RumE
     }
 }
 
-/// What a file holds, or why it cannot be read: to tell whether it is as it was.
+/// The content of a file, or why it cannot be read: shows whether the file has changed.
 pub type Content = Result<String, String>;
 
-/// Reads `file` once more, while the configuration from before is in force.
+/// Reads `file` again, while the earlier configuration is in force.
 pub fn load_again(file: &Path, overrides: &Overrides) -> (Content, Result<Settings, RumError>) {
     let shown = file.display().to_string();
     match read(file) {
@@ -223,8 +223,8 @@ pub fn parse_with(text: &str, name: &str, overrides: &Overrides) -> Result<Setti
     check::settings(body, document.get_ref(), &raw, overrides).map_err(failed)
 }
 
-/// Reads a file of at most [`MAX_FILE`] bytes of UTF-8. Not a directory, not a FIFO that never
-/// ends or begins.
+/// Reads a file of at most [`MAX_FILE`] bytes of UTF-8. Refuses a directory and a FIFO, which may
+/// never end or begin.
 fn read(path: &Path) -> io::Result<String> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     let kind = std::fs::metadata(path)?.file_type();

@@ -1,5 +1,5 @@
-//! The small texts of a configuration: names, addresses, durations. Used for `rum.toml` and for
-//! the command line alike, so that both accept the same and say the same.
+//! Parses the short texts of a configuration: names, addresses, durations. Shared by `rum.toml` and
+//! the command line, so that both accept the same and report the same errors.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ pub const MAX_DRAIN: Duration = Duration::from_secs(60 * 60);
 /// Longest label, in characters: a column of a table.
 pub const MAX_LABEL: usize = 64;
 
-/// A text that does not say what it should.
+/// An invalid text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// What is wrong.
@@ -202,7 +202,7 @@ pub fn keepalive(text: &str) -> Result<Duration, Invalid> {
     Ok(silence)
 }
 
-/// What the user calls a port: 1 to [`MAX_LABEL`] characters, cleaned.
+/// The user's name for a port: 1 to [`MAX_LABEL`] characters, cleaned.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -257,12 +257,12 @@ fn like(text: &str, what: &str, most: usize, example: &str) -> Result<String, In
     Ok(text.to_owned())
 }
 
-/// Least memory of a VM, in MiB: with less no Linux of today boots.
+/// Least memory of a VM, in MiB: no current Linux boots with less.
 pub const MIN_MEMORY: u32 = 64;
-/// Most memory of a VM, in MiB: 1 TiB. More is a slip of the pen.
+/// Most memory of a VM, in MiB: 1 TiB. More is a typing error.
 pub const MAX_MEMORY: u32 = 1 << 20;
 
-/// Least disk of a VM, in MiB, and most, 64 TiB: a slip of the pen otherwise.
+/// Least disk of a VM, in MiB, and most, 64 TiB: more is a typing error.
 pub const MIN_DISK: u32 = 64;
 /// See [`MIN_DISK`].
 pub const MAX_DISK: u32 = 64 << 20;

@@ -1,13 +1,15 @@
-//! `rum ssh` and `rum ssh-config`: a shell in a VM without configuration, by the system's ssh(1).
+//! `rum ssh` and `rum ssh-config`: a shell in a VM without configuration, through the system's
+//! ssh(1).
 //!
-//! This process becomes ssh, which starts `rum ssh-proxy` as its ProxyCommand. That one gets a connection to
-//! the guest's sshd from the running `rum up` ([`crate::control::streams`]), so neither a forward nor an
-//! address is needed, and it works for VMs of every kind.
+//! This process becomes ssh, which starts `rum ssh-proxy` as its ProxyCommand. The proxy gets a
+//! connection to the guest's sshd from the running `rum up` ([`crate::control::streams`]). So it
+//! needs neither a forward nor an address, and works for VMs of every kind.
 //!
-//! For a VM whose image rum seeds, rum has a key pair of its own ([`crate::guest::qemu::login`]), which the seed lets in as the
-//! image's usual user; who that is the guest says ([`user`]). For others ssh uses the caller's own keys.
+//! For a VM whose image rum seeds, rum has its own key pair ([`crate::guest::qemu::login`]), which
+//! the seed authorizes for the image's usual user; the guest reports that user's name ([`user`]).
+//! For other VMs ssh uses the caller's own keys.
 //!
-//! Invariant: nothing of the caller's `~/.ssh` is written to; hosts' keys are remembered beside ours.
+//! Invariant: nothing in the caller's `~/.ssh` is written; host keys are stored next to rum's key.
 
 mod options;
 mod proxy;
@@ -29,14 +31,15 @@ use crate::guest::qemu::login::Files;
 use crate::guest::qemu::login::User;
 use crate::runtime_dir::RunningGuest;
 
-/// Where an sshd listens.
+/// The usual port of an sshd.
 const PORT: u16 = 22;
-/// How long a `rum up` may take to start its guest; its processes run in a second, and a loaded machine gets more.
+/// Time for a `rum up` to start its guest; its processes run within a second, and a loaded machine
+/// gets more.
 const START: Duration = Duration::from_secs(60);
 /// Pause between two tries.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Becomes ssh, to the guest `name` or the only one; returns why it cannot.
+/// Becomes ssh, connected to the guest `name` or the only one; returns why that failed.
 pub fn ssh(name: Option<&str>, args: &SshArgs) -> RumError {
     let command = || {
         let target = Target::find(name)?;
@@ -58,10 +61,10 @@ pub fn ssh(name: Option<&str>, args: &SshArgs) -> RumError {
     .exit(exit::SSH)
 }
 
-/// What ssh needs in `~/.ssh/config` to reach the guest `name`, or the only one.
+/// The entry of `~/.ssh/config` with which ssh reaches the guest `name`, or the only one.
 ///
 /// # Errors
-/// There is none, or it does not say who may log in.
+/// There is no such guest, or it does not report a user.
 pub fn config(name: Option<&str>, args: &SshConfigArgs) -> Result<String, RumError> {
     let target = Target::find(name)?;
     let user = target.user(args.user.as_ref())?;
@@ -87,7 +90,7 @@ impl Target {
         })
     }
 
-    /// Who is to log in; `None`: whom ssh would take.
+    /// The user for the login; `None`: ssh's default.
     fn user(&self, given: Option<&User>) -> Result<Option<User>, RumError> {
         if given.is_some() || !self.options.has_key() {
             return Ok(given.cloned());

@@ -1,8 +1,9 @@
-//! Who may log in to an image with rum's key.
+//! Finds the user whom an image lets in with rum's key.
 //!
-//! Each distribution's images have a usual user of their own name, and the user's cloud-init file may name
-//! another. The guest knows: cloud-init lets a key in as root with nothing but a line that says as whom to
-//! come instead (its `disable_root_opts`). So root is tried once, and the answer is remembered.
+//! The images of each distribution have a usual user of their own, and the user's cloud-init file
+//! may name another. The guest knows: cloud-init accepts a key for root only to print which user to
+//! log in as instead (its `disable_root_opts`). So one login as root is tried, and the answer is
+//! stored.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
@@ -11,15 +12,15 @@ use super::not_started;
 use crate::error::RumError;
 use crate::guest::qemu::login::{User, user_name};
 
-/// Bytes that are read of what the guest says: one line of it counts.
+/// Most bytes of the guest's output that are read: one line matters.
 const MAX_SAID: u64 = 4096;
-/// What is before the user's name in that line.
+/// Text before the user's name in that line.
 const BEFORE: &str = "Please login as the user \"";
 
 /// Asks the guest `name`, which `ssh` reaches under the name `host`.
 ///
 /// # Errors
-/// It does not say, or cannot be reached.
+/// The guest does not report a user, or cannot be reached.
 pub fn ask(name: &str, mut ssh: Command, host: &str) -> Result<User, RumError> {
     ssh.args([
         "-T",
@@ -47,7 +48,7 @@ pub fn ask(name: &str, mut ssh: Command, host: &str) -> Result<User, RumError> {
         return Ok(user);
     }
     match child.0.wait() {
-        // An image that lets root in.
+        // An image that permits root logins.
         Ok(status) if status.success() => Ok(user_name("root").expect("root is a user's name")),
         _ => Err(
             RumError::new(format!("the guest `{name}` does not say who may log in to it")).hint(format!(
@@ -65,7 +66,7 @@ fn named_in(line: &str) -> Option<User> {
     user_name(name).ok()
 }
 
-/// A child that is ended when nobody wants it any more.
+/// A child that is killed on drop.
 struct Reaped(Child);
 
 impl Drop for Reaped {
