@@ -186,7 +186,7 @@ fn an_agent_that_cannot_stream_is_polled() {
             .until(|n| matches!(n, Notice::AgentConnected { .. }))
             .await;
         assert!(
-            connected.to_string().contains("polled each second"),
+            connected.to_string().contains("checking once a second"),
             "{connected}"
         );
         agent.stream(&[5000]);
