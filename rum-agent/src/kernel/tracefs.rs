@@ -13,8 +13,6 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::tracepoint::TracepointError;
-
 /// Where tracefs is usually mounted, new and old.
 const MOUNTS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 /// The event below a mount.
@@ -48,6 +46,36 @@ pub enum FormatError {
     /// A field is missing or has another size.
     #[error("no usable field `{0}`")]
     Field(&'static str),
+}
+
+/// Why the event's description cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TracefsError {
+    /// tracefs cannot be reached.
+    #[error("tracefs cannot be read ({tried})")]
+    NoTracefs {
+        /// What each place answered.
+        tried: String,
+    },
+    /// The kernel is too old or was built without it.
+    #[error("the kernel has no event sock:inet_sock_set_state")]
+    NoEvent,
+    /// The description cannot be used.
+    #[error("the description of sock:inet_sock_set_state cannot be used")]
+    Format(#[from] FormatError),
+}
+
+impl TracefsError {
+    /// What would help, for a `hint:` line.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoTracefs { .. } => {
+                Some("mount tracefs at /sys/kernel/tracing, or give the agent CAP_SYS_ADMIN")
+            }
+            Self::NoEvent => Some("use Linux 4.16 or newer, built with CONFIG_EVENT_TRACING"),
+            Self::Format(_) => None,
+        }
+    }
 }
 
 /// Reads the text of a `format` file (Documentation/trace/events.rst).
@@ -90,9 +118,9 @@ fn parse_field(line: &str) -> Option<(&str, usize, usize)> {
 /// Finds the event: at the usual places, then in a detached mount.
 ///
 /// # Errors
-/// [`TracepointError::NoTracefs`] with what each place answered, [`TracepointError::NoEvent`]
-/// when tracefs is there without the event, [`TracepointError::Format`].
-pub fn find() -> Result<Event, TracepointError> {
+/// [`TracefsError::NoTracefs`] with what each place answered, [`TracefsError::NoEvent`]
+/// when tracefs is there without the event, [`TracefsError::Format`].
+pub fn find() -> Result<Event, TracefsError> {
     let mut tried = String::new();
     let mut note = |place: &str, error: io::Error| {
         let separator = if tried.is_empty() { "" } else { "; " };
@@ -104,7 +132,7 @@ pub fn find() -> Result<Event, TracepointError> {
             Ok(text) => return Ok(parse_format(&text)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if Path::new(mount).join("events").exists() {
-                    return Err(TracepointError::NoEvent);
+                    return Err(TracefsError::NoEvent);
                 }
                 note(mount, error);
             }
@@ -113,10 +141,10 @@ pub fn find() -> Result<Event, TracepointError> {
     }
     match read_detached() {
         Ok(text) => Ok(parse_format(&text)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(TracepointError::NoEvent),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(TracefsError::NoEvent),
         Err(error) => {
             note("a mount of our own", error);
-            Err(TracepointError::NoTracefs { tried })
+            Err(TracefsError::NoTracefs { tried })
         }
     }
 }

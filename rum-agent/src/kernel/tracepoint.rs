@@ -30,7 +30,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::perf_ring::{PerfRing, Record, records};
 use super::privilege;
-use super::tracefs::{self, Event, FormatError};
+use super::tracefs::{self, Event, TracefsError};
 use super::{TCP_CLOSE, TCP_LISTEN};
 
 /// CPUs beyond this number are not watched; it bounds what a strange file makes us open.
@@ -77,18 +77,9 @@ pub enum Hint {
 /// Why the tracepoint cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TracepointError {
-    /// tracefs cannot be reached.
-    #[error("tracefs cannot be read ({tried})")]
-    NoTracefs {
-        /// What each place answered.
-        tried: String,
-    },
-    /// The kernel is too old or was built without it.
-    #[error("the kernel has no event sock:inet_sock_set_state")]
-    NoEvent,
-    /// Its description cannot be used.
-    #[error("the description of sock:inet_sock_set_state cannot be used")]
-    Format(#[from] FormatError),
+    /// Its description cannot be had.
+    #[error(transparent)]
+    Description(#[from] TracefsError),
     /// perf_event_open(2) or what belongs to it failed.
     #[error("the event sock:inet_sock_set_state cannot be opened on CPU {cpu}")]
     Refused {
@@ -106,10 +97,7 @@ impl TracepointError {
     /// What would help, for a `hint:` line.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoTracefs { .. } => {
-                Some("mount tracefs at /sys/kernel/tracing, or give the agent CAP_SYS_ADMIN")
-            }
-            Self::NoEvent => Some("use Linux 4.16 or newer, built with CONFIG_EVENT_TRACING"),
+            Self::Description(error) => error.hint(),
             Self::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some(
                     "give the agent CAP_PERFMON, outside of any user namespace; kernels with \

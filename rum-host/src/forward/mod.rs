@@ -31,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 use self::bind_failure::BindFailure;
 use self::bound::Bound;
 use self::connection::{Connection, Waiting};
-pub use self::dialer::{Dialer, LINK_DEADLINE, Refusal};
+pub use self::dialer::{Dialer, LINK_DEADLINE};
+pub use self::refusal::Refusal;
 pub use self::stats::Stats;
 use crate::clock;
 use crate::descriptors::{Room, is_exhaustion};
@@ -43,6 +44,7 @@ mod connection;
 mod dialer;
 pub mod holder;
 pub(crate) mod pool;
+mod refusal;
 mod stats;
 
 /// Pause after an accept or a dial that failed for lack of descriptors or memory: long enough not

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rum_shared::bytes::relay::Counters;
 
-use super::dialer::Refusal;
+use super::refusal::Refusal;
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -60,6 +60,9 @@ mod tests;
 mod unix;
 mod vsock;
 
+/// The program to re-execute: valid even after its file was replaced, and reachable from inside.
+pub const SELF: &str = "/proc/self/exe";
+
 /// The kind of a guest, with its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GuestKind {

@@ -19,6 +19,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::bytes::handover;
+pub use crate::bytes::header::Header;
+use crate::bytes::header::{IPV4, IPV6, SOCKETS};
 use crate::destination::Destination;
 use crate::netns::NetCookie;
 use crate::transport::{Endpoint, Service, Stream, Transport};
@@ -32,37 +34,6 @@ pub const LENGTH: usize = 4;
 pub const END: [u8; LENGTH] = [0; LENGTH];
 /// The reset frame: the connection was reset.
 pub const RESET: [u8; LENGTH] = [0xff; LENGTH];
-
-/// After port 0: request for unconnected sockets, see [`handover`].
-const SOCKETS: u8 = 0;
-/// After port 0: four bytes of an IPv4 address and two of a port follow.
-const IPV4: u8 = 4;
-/// After port 0: sixteen bytes of an IPv6 address and two of a port follow.
-const IPV6: u8 = 6;
-
-/// The host's request on a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Header {
-    /// A connection. Its port may be 0 in a header received from a host.
-    Destination(Destination),
-    /// Sockets that are not connected, see [`handover`].
-    Sockets,
-}
-
-impl Header {
-    /// The header's bytes.
-    pub fn bytes(self) -> Vec<u8> {
-        let Self::Destination(Destination { ip, port }) = self else {
-            return vec![0, 0, SOCKETS];
-        };
-        let port = port.to_be_bytes();
-        match ip {
-            None => port.to_vec(),
-            Some(IpAddr::V4(ip)) => [&[0, 0, IPV4], &ip.octets()[..], &port].concat(),
-            Some(IpAddr::V6(ip)) => [&[0, 0, IPV6], &ip.octets()[..], &port].concat(),
-        }
-    }
-}
 
 /// The agent's answer to a channel header: one byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,7 +26,7 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::bytes::channel::Header;
+use crate::bytes::header::Header;
 use crate::netns::NetCookie;
 use crate::transport::{Endpoint, Service, Stream, Transport};
 

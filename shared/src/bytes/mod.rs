@@ -2,4 +2,5 @@
 
 pub mod channel;
 pub mod handover;
+mod header;
 pub mod relay;

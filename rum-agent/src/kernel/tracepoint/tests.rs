@@ -107,7 +107,7 @@ fn errors_say_what_would_help() {
     assert!(hint.contains("CAP_PERFMON"));
     assert_eq!(refused(io::ErrorKind::Other).hint(), None);
     let tried = "/sys/kernel/tracing: no".to_owned();
-    let error = TracepointError::NoTracefs { tried };
+    let error = TracepointError::from(TracefsError::NoTracefs { tried });
     assert!(error.to_string().contains("/sys/kernel/tracing: no"));
     assert!(error.hint().unwrap().contains("mount tracefs"));
 }

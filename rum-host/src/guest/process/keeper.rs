@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::setup::{Caller, Furnishing};
+use super::mounts::Furnishing;
 use super::status::Status;
 use super::{
     Failure, INIT, KILL, SELF, TERMINATE, bad_arguments, number, open_descriptors, rights, setup,
@@ -65,7 +65,7 @@ fn keep(args: Vec<OsString>) -> Result<(), Failure> {
     let alive = runtime_dir::make_alive(dir.as_fd())
         .map_err(|error| Failure::io("cannot make a pipe", &error.into()))?;
 
-    let caller = Caller::now();
+    let caller = setup::caller();
     let guest = setup::unshare(isolation.root).and_then(|()| {
         // After the id mapping: a non-dumpable process's /proc/self/uid_map belongs to root.
         rights::guard();

@@ -43,6 +43,7 @@ use std::ffi::{CStr, OsString};
 use std::fmt;
 use std::process::ExitCode;
 
+pub use crate::guest::SELF;
 use crate::guest::qemu::kvm;
 use crate::limits;
 use crate::runtime_dir::isolation::Isolation;
@@ -71,9 +72,6 @@ pub const WARDEN: &str = "__rum-warden";
 /// Hidden first argument of the process that runs a command in the guest: `PIDFD ALIVE_FD JOB
 /// ISOLATION DIR NAME CMD…`.
 pub const ENTER: &str = "__rum-enter";
-
-/// The program to re-execute: valid even after its file was replaced, and reachable from inside.
-pub const SELF: &str = "/proc/self/exe";
 
 /// In a lifeline: send SIGTERM to every process inside, then end once they have ended.
 pub const TERMINATE: u8 = b'T';

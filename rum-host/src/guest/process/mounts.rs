@@ -20,14 +20,34 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::Failure;
 use super::ids;
-use super::setup::Furnishing;
 use crate::runtime_dir;
+use crate::runtime_dir::isolation::Isolation;
 
 /// Largest size of the file system that hides a runtime directory: a `rum up` inside has its
 /// sockets there.
 const HIDDEN_SIZE: &str = "1m";
 /// The directories of `private_tmp` (systemd.exec(5), PrivateTmp=).
 const TMP: [&str; 2] = ["/tmp", "/var/tmp"];
+
+/// How to set up the guest.
+#[derive(Debug, Clone)]
+pub struct Furnishing {
+    /// How far the guest is isolated.
+    pub isolation: Isolation,
+    /// Its runtime directory.
+    pub path: PathBuf,
+    /// The user who starts the guest.
+    pub caller: Caller,
+}
+
+/// The user who starts a guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    /// The user id, outside.
+    pub uid: u32,
+    /// Whether the user needs no user namespace ([`super::setup::is_privileged`]).
+    pub is_privileged: bool,
+}
 
 /// Arranges the new mount namespace.
 pub fn arrange(furnishing: &Furnishing) -> Result<(), Failure> {

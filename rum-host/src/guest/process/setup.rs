@@ -13,7 +13,6 @@
 use std::fs;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use rum_shared::netns::NetCookie;
 use rustix::io::Errno;
@@ -23,7 +22,7 @@ use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::Failure;
 use super::ids::Mapper;
-use crate::runtime_dir::isolation::Isolation;
+use super::mounts::{Caller, Furnishing};
 
 const DISABLED: &str = "user namespaces are not available to ordinary users on this machine";
 
@@ -86,33 +85,11 @@ pub(crate) fn user_namespace_hint() -> String {
     }
 }
 
-/// How to set up the guest.
-#[derive(Debug, Clone)]
-pub struct Furnishing {
-    /// How far the guest is isolated.
-    pub isolation: Isolation,
-    /// Its runtime directory.
-    pub path: PathBuf,
-    /// The user who starts the guest.
-    pub caller: Caller,
-}
-
-/// The user who starts a guest.
-#[derive(Debug, Clone, Copy)]
-pub struct Caller {
-    /// The user id, outside.
-    pub uid: u32,
-    /// Whether the user needs no user namespace ([`is_privileged`]).
-    pub is_privileged: bool,
-}
-
-impl Caller {
-    /// Must be called outside the guest.
-    pub fn now() -> Self {
-        Self {
-            uid: rustix::process::geteuid().as_raw(),
-            is_privileged: is_privileged(),
-        }
+/// The user who starts a guest. Must be called outside the guest.
+pub fn caller() -> Caller {
+    Caller {
+        uid: rustix::process::geteuid().as_raw(),
+        is_privileged: is_privileged(),
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use facet::Facet;
 
-use super::command::Arch;
+use super::arch::Arch;
 use crate::guest::GuestError;
 
 /// An installed firmware.

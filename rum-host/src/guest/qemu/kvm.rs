@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::guest::process::SELF;
+use crate::guest::SELF;
 
 /// Hidden first argument of the probe process.
 pub const MODE: &str = "__rum-kvm";

@@ -33,6 +33,7 @@ use super::progress::{Progress, Tell};
 use super::{GuestEnd, GuestError, GuestSpec, Link, Stopped};
 use crate::runtime_dir::RuntimeDir;
 
+mod arch;
 mod command;
 mod firmware;
 mod given;

@@ -16,7 +16,8 @@ use std::time::Duration;
 use rum_shared::text::clean;
 use tokio::process::Command;
 
-use super::command::{self, Arch, Device, Engine, Files, Machine, SANDBOX};
+use super::arch::Arch;
+use super::command::{self, Device, Engine, Files, Machine, SANDBOX};
 use super::firmware::Firmware;
 use super::given::{read_key, read_text};
 use super::process::Process;
