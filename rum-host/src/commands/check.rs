@@ -5,7 +5,7 @@
 //! changes the exit code: `rum up` waits for a host port that is taken. The code that starts the
 //! guest also checks what would prevent the start ([`guest::in_the_way`]).
 //!
-//! Invariant: [`summary`] and [`warnings`] are pure.
+//! Invariant: `summary` and `warnings` are pure.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,7 @@
 //! `rum completions`: prints a shell's completion script.
 //!
-//! The script contains no names: it calls `rum` with [`VARIABLE`] set to the shell's name and the
-//! words of the line as arguments, and [`answer`] prints the candidates. So the names of running
+//! The script contains no names: it calls `rum` with `VARIABLE` set to the shell's name and the
+//! words of the line as arguments, and `answer` prints the candidates. So the names of running
 //! guests are current.
 
 use std::io;

@@ -3,10 +3,10 @@
 //! A file is read in three passes, since facet-toml alone accepts too much (a port 70000 becomes
 //! 4464, a misspelt key is ignored, the second of two equal keys wins):
 //!
-//! 1. the `toml` crate parses it strictly: [`syntax`], duplicate keys, and all positions;
-//! 2. [`shape`] compares that with the reflection of the raw structs: unknown keys, missing keys
-//!    and wrong types; then facet-toml fills the structs of [`raw`];
-//! 3. [`check`] and [`auto`] check the values, [`clash`] finds collisions.
+//! 1. the `toml` crate parses it strictly: `syntax`, duplicate keys, and all positions;
+//! 2. `shape` compares that with the reflection of the raw structs: unknown keys, missing keys
+//!    and wrong types; then facet-toml fills the structs of `raw`;
+//! 3. `check` and `auto` check the values, `clash` finds collisions.
 //!
 //! Invariants: a [`ConfigError`] names line, column and what to write instead, and reports the
 //! problems of one pass together; no text, however strange, makes this panic or take long.

@@ -23,7 +23,7 @@
 //! - A filter whose descriptor is not held here never runs a program: without `HELD` the child
 //!   exits, and enter starts the program again without a filter.
 //! - A `listen()` waits for one turn of a thread that does nothing else: it polls, reads, inspects
-//!   the socket ([`crate::hint::socket`]), answers, and writes 16 bytes without blocking. One
+//!   the socket (`crate::hint::socket`), answers, and writes 16 bytes without blocking. One
 //!   filter cannot delay another.
 //! - The holder reads the agent's range after its answer. So a `listen()` that races with a wider
 //!   range is never lost: either the holder reports it, or the dump that follows the change finds

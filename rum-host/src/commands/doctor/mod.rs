@@ -1,6 +1,6 @@
 //! `rum doctor`: what rum can do on this machine.
 //!
-//! [`facts`] tries, [`verdict`] judges, this module renders. Judging and rendering are pure.
+//! `facts` tries, `verdict` judges, this module renders. Judging and rendering are pure.
 
 mod facts;
 mod verdict;

@@ -1,4 +1,4 @@
-//! Kind `libvirt`: a libvirt domain on this machine, through `virsh` (see [`virsh`]).
+//! Kind `libvirt`: a libvirt domain on this machine, through the program `virsh` (module `virsh`).
 //!
 //! rum starts a domain that is shut off, owns it, and shuts it down again when `rum up` ends. A
 //! running domain is left as it is; a paused one is resumed, since nothing in it could answer.

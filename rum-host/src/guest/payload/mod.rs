@@ -3,7 +3,7 @@
 //!
 //! | the guest boots | the agent comes in | see |
 //! |---|---|---|
-//! | a kernel and an initramfs | an archive before the initramfs | [`initramfs`] |
+//! | a kernel and an initramfs | an archive before the initramfs | [`initramfs`](initramfs()) |
 //! | a cloud image | a seed disk for cloud-init | [`seed`] |
 //! | no: a namespace guest | a file in memory that is executed | [`become_agent`] |
 //! | without rum's help | by hand or over ssh (`rum agent install`) | [`installer`](installer()) |

@@ -9,12 +9,12 @@
 //! does not run, unless the caller names a directory.
 //!
 //! Signals: those of the terminal reach the command directly. Those that a process sends are passed
-//! on ([`FORWARDED`]). With [`Job::Own`] the command gets a process group of its own, like a job of
+//! on (`FORWARDED`). With [`Job::Own`] the command gets a process group of its own, like a job of
 //! a shell, so that the group id is valid inside the guest too. When the command stops, this
 //! process stops as well, so that the calling shell notices.
 //!
 //! Invariant: this process, the only one that can reap the command, is never stopped while the
-//! guest is being ended. The kernel continues it for that ([`waking`]), and it does not stop again
+//! guest is being ended. The kernel continues it for that (`waking`), and it does not stop again
 //! afterwards.
 
 use std::ffi::{OsStr, OsString};

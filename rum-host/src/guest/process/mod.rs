@@ -24,7 +24,7 @@
 //! - **rum and the keeper end at once**: init still ends with the keeper. Only the files in the
 //!   runtime directory stay, and the next guest of that name takes them over.
 //! - **an enter ends**: the parent death signal of its command is SIGKILL.
-//! - **one of them is stopped**: the kernel continues it for its part in this, see [`waking`].
+//! - **one of them is stopped**: the kernel continues it for its part in this, see `waking`.
 //!
 //! The keeper has no parent death signal: that signal fires when the *thread* that spawned the
 //! keeper ends, and a thread of an asynchronous runtime may end at any time. The lifeline depends

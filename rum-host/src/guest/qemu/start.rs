@@ -301,7 +301,7 @@ async fn choose_engine(accel: Accel) -> Result<(Engine, Option<String>), GuestEr
     }
 }
 
-/// Why this machine cannot start the VM: the errors of [`start`].
+/// Why this machine cannot start the VM: the errors of `start`.
 pub async fn in_the_way(spec: &Spec) -> Vec<GuestError> {
     let arch = match arch() {
         Ok(arch) => arch,
