@@ -4,7 +4,7 @@
 //! The floors stand here, for each crate, the lowest first; what shares a line does not name each other. Tests
 //! may use anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -41,8 +41,8 @@ const RUM_AGENT: &[&[&str]] = &[
 const RUM_SHARED: &[&[&str]] = &[
     &["destination", "lines", "netns", "range", "text", "threads"],
     &["listener"],
-    &["stream"],
     &["transport"],
+    &["stream"],
     &["bytes"],
     &["lib"],
 ];
@@ -68,7 +68,9 @@ fn files(dir: &Path, end: &str) -> Vec<PathBuf> {
 /// The code of a file: neither its comments nor its tests, which stand at the end.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).expect("a file");
-    let end = text.find("\n#[cfg(test)]\nmod tests").unwrap_or(text.len());
+    let end = text
+        .find("\n#[cfg(test)]\nmod tests {")
+        .unwrap_or(text.len());
     let lines = text[..end].lines();
     let lines = lines.filter(|line| !line.trim_start().starts_with("//"));
     lines.collect::<Vec<_>>().join("\n")
@@ -144,6 +146,139 @@ fn a_lower_floor_never_names_an_upper_one() {
         .flat_map(|(folder, floors)| wrong(folder, floors))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The paths in `tree`, what follows `use`, without its braces.
+fn paths(tree: &str) -> Vec<String> {
+    let tree = tree.trim();
+    let Some((prefix, group)) = tree.strip_suffix('}').and_then(|t| t.split_once('{')) else {
+        let path = tree.split(" as ").next().unwrap_or(tree);
+        return vec![path.trim_end_matches("::self").to_owned()];
+    };
+    let (mut depth, mut begin, mut found) = (0, 0, Vec::new());
+    let end = group.len();
+    let commas = group.char_indices().chain([(end, ',')]);
+    for (at, c) in commas {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                let part = &group[begin..at];
+                let parts = paths(part).into_iter();
+                found.extend(parts.map(|path| format!("{prefix}{path}")));
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The module of each file of a crate, `a::b` for a/b.rs and a/b/mod.rs, and the modules that it imports.
+fn modules(folder: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let sources = root().join(folder);
+    let mut files: BTreeMap<String, String> = BTreeMap::new();
+    for path in files_of(&sources) {
+        let place = path.strip_prefix(&sources).expect("it is in it");
+        let place = place.with_extension("").display().to_string();
+        let module = place.trim_end_matches("/mod").replace('/', "::");
+        files.insert(module, code(&path));
+    }
+    let known: BTreeSet<String> = files.keys().cloned().collect();
+    let imports = |module: &str, code: &str| -> BTreeSet<String> {
+        let uses = code.split("use ").skip(1);
+        let uses = uses.filter_map(|rest| rest.split_once(';'));
+        let named = uses.flat_map(|(tree, _)| paths(&tree.replace('\n', " ")));
+        let inline = code.split("crate::").skip(1).map(|rest| {
+            let is_path = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+            let path: String = rest.chars().take_while(|c| is_path(*c)).collect();
+            format!("crate::{path}")
+        });
+        let absolute = named.chain(inline).filter_map(|path| {
+            let mut base: Vec<&str> = module.split("::").collect();
+            let mut rest = path.trim();
+            if let Some(own) = rest.strip_prefix("crate::") {
+                return Some(own.to_owned());
+            }
+            if let Some(own) = rest.strip_prefix("self::") {
+                return Some(format!("{module}::{own}"));
+            }
+            if !rest.starts_with("super::") {
+                return None;
+            }
+            while let Some(upper) = rest.strip_prefix("super::") {
+                base.pop();
+                rest = upper;
+            }
+            base.push(rest);
+            Some(base.join("::"))
+        });
+        let files = absolute.filter_map(|path| {
+            let mut path = path.as_str();
+            while !known.contains(path) {
+                path = path.rsplit_once("::")?.0;
+            }
+            Some(path.to_owned())
+        });
+        let is_family = |other: &str| {
+            let below = |upper: &str, lower: &str| lower.starts_with(&format!("{upper}::"));
+            other == module || below(other, module) || below(module, other)
+        };
+        files.filter(|other| !is_family(other)).collect()
+    };
+    let imported = files
+        .iter()
+        .map(|(module, code)| (module.clone(), imports(module, code)));
+    imported.collect()
+}
+
+/// The files of `sources` that are neither tests nor samples for them.
+fn files_of(sources: &Path) -> Vec<PathBuf> {
+    let mut found = files(sources, ".rs");
+    found.retain(|path| {
+        let shown = path.to_string_lossy();
+        let place = shown
+            .strip_prefix(&*sources.to_string_lossy())
+            .unwrap_or(&shown);
+        !place.contains("tests") && !place.contains("samples")
+    });
+    found
+}
+
+#[test]
+fn no_files_import_each_other_but_parent_and_child() {
+    let mut circles = Vec::new();
+    for folder in ["shared/src", "rum-agent/src", "rum-host/src"] {
+        let imports = modules(folder);
+        assert!(
+            imports.values().any(|all| all.len() > 3),
+            "{folder} has imports"
+        );
+        for module in imports.keys() {
+            let (mut seen, mut next) = (BTreeSet::new(), vec![module]);
+            while let Some(at) = next.pop() {
+                next.extend(imports[at].iter().filter(|other| seen.insert(*other)));
+            }
+            if seen.contains(module) {
+                circles.push(format!("{folder}: {module} is in a circle"));
+            }
+        }
+    }
+    assert!(circles.is_empty(), "{}", circles.join("\n"));
+}
+
+#[test]
+fn the_paths_of_a_use_are_found() {
+    let found = paths("crate::a::{self, B, c::{D, e::F as G}}");
+    assert_eq!(
+        found,
+        [
+            "crate::a::self",
+            "crate::a::B",
+            "crate::a::c::D",
+            "crate::a::c::e::F"
+        ]
+    );
 }
 
 #[test]

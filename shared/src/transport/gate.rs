@@ -35,8 +35,9 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
 use super::Service;
-use crate::stream::rpc::HEARTBEAT;
 
+/// The agent sends something on a watch stream at least this often.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// An agent that was not heard for so long may be away: a heartbeat, and room for a busy guest.
 pub const SILENCE: Duration = HEARTBEAT.saturating_add(Duration::from_millis(500));
 /// A guest cannot have gone away so soon after its agent was heard.

@@ -30,7 +30,7 @@ use tokio::net::UnixStream;
 use tokio_vsock::VsockStream;
 
 pub use dial::{DIAL_DEADLINE, Endpoint, Service, Transport, read_connect_answer};
-pub use gate::{Gated, SILENCE};
+pub use gate::{Gated, HEARTBEAT, SILENCE};
 pub use knock::{KnockTarget, Knocks};
 pub use listen::{Acceptor, BACKLOG, ListenAddr};
 pub use probe::Probed;

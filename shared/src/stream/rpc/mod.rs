@@ -29,8 +29,8 @@ pub const PROTOCOL: u32 = 1;
 /// The oldest protocol that this build understands. Whoever speaks none from here on is refused by name; of
 /// two that differ the newer one decides whether it still understands the other.
 pub const OLDEST_PROTOCOL: u32 = 1;
-/// The agent sends something on a watch stream at least this often.
-pub const HEARTBEAT: Duration = Duration::from_secs(1);
+pub use crate::transport::HEARTBEAT;
+
 /// A stream that is silent for this long is dead: a few heartbeats, with room for a stall.
 pub const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(4);
 
