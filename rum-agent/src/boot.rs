@@ -25,6 +25,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::UnshareFlags;
 
+use crate::schedule::Backoff;
+
 /// The agent's path in an initramfs made by rum.
 const PATH: &str = "/rum/agent";
 /// Mount point of the agent's own root: the directory that holds the agent in the initramfs.
@@ -34,17 +36,18 @@ const KEEPER: &str = "@rum-keeper";
 const AGENT: &str = "@rum-agent";
 /// What the keeper starts: its own file, wherever that is now. The initramfs may be empty by then.
 const OWN: &str = "/proc/self/exe";
-/// First and longest pause before a restart of the agent, and the run time that resets the pause.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Pauses before an agent that ended is restarted.
+const RESTART: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+/// An agent that ran this long was healthy: its restart waits for the first pause only.
 const RAN_WELL: Duration = Duration::from_secs(30);
 /// OOM score adjustment (proc(5)): keeper and agent are killed late when memory is short, since
 /// without the agent the user cannot get in to see what uses it.
 const OOM_SCORE: &str = "-900";
 /// The guest's own init, in the kernel's order.
 const INITS: [&str; 3] = ["/init", "/sbin/init", "/bin/sh"];
-/// First and longest pause between two checks for vsock. At each check the kernel may load its
+/// Pauses between two attempts to open a vsock socket, each of which may make the kernel look for its
 /// module.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+const VSOCK: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
 
 /// Role of this process in the boot of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,18 +115,17 @@ pub fn keep() -> ExitCode {
         tell(&format!("the agent cannot leave the initramfs: {error}"));
         return ExitCode::FAILURE;
     }
-    let mut pause = AGAIN.0;
+    let mut restart = RESTART;
     loop {
         let begun = Instant::now();
         // Quiet: its log goes to the guest's console, where only problems are of interest.
         let ended = Command::new(OWN).arg0(AGENT).arg("--quiet").status();
         if begun.elapsed() >= RAN_WELL {
-            pause = AGAIN.0;
+            restart.reset();
         }
         let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
         tell(&format!("the agent ended ({how}) and is started again"));
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(AGAIN.1);
+        std::thread::sleep(restart.fail());
     }
 }
 
@@ -139,10 +141,9 @@ fn settle() -> io::Result<()> {
     }
     // PID 1 waits until this end of the pipe is closed everywhere.
     rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-    let mut pause = PAUSE.0;
+    let mut retry = VSOCK;
     while rustix::net::socket(AddressFamily::VSOCK, SocketType::STREAM, None).is_err() {
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(PAUSE.1);
+        std::thread::sleep(retry.fail());
     }
     Ok(())
 }

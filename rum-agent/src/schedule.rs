@@ -1,12 +1,10 @@
-//! When to dump: pure schedules that are told the time.
+//! How often something may happen: pure schedules. Time is passed in.
 //!
-//! [`RateLimit`] lets the first few dumps of a burst through at once and spaces the rest, so that a
-//! storm of hints costs a bounded number of dumps a second. [`Share`] keeps what polls within a share
-//! of a processor, however slow that is. [`Recheck`] remembers hinted
-//! ports that no dump has shown yet: the tracepoint fires just before the kernel hashes the
-//! socket, so the first dump after it can come too early.
+//! [`RateLimit`] lets the first few actions of a burst through at once and spaces the rest, so that a
+//! storm of hints costs a bounded number of dumps a second. [`Share`] limits polling to a share of a
+//! processor, however slow that is. [`Backoff`] spaces attempts that fail, [`LogThrottle`] log lines
+//! that repeat.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,20 +16,6 @@ pub const MIN_DISTANCE: Duration = Duration::from_millis(1);
 /// The distance is also at least this many times what the last dump cost, so that an expensive
 /// source (/proc with many connections) does not eat a core.
 pub const COST_FACTOR: u32 = 4;
-
-/// How long after the last look the next one follows, while a hinted port is missing.
-///
-/// Together 63 ms: a program that was asked about its `listen()` still has to get a processor
-/// before it listens.
-pub const LOOK_AGAIN: [Duration; 7] = [
-    Duration::ZERO,
-    Duration::from_millis(1),
-    Duration::from_millis(2),
-    Duration::from_millis(4),
-    Duration::from_millis(8),
-    Duration::from_millis(16),
-    Duration::from_millis(32),
-];
 
 /// A leaky bucket of [`BURST`] actions.
 #[derive(Debug)]
@@ -52,21 +36,21 @@ impl RateLimit {
         }
     }
 
-    /// The earliest moment for the next action; in the past when it may happen now.
+    /// The earliest moment for the next action; in the past if it may happen now.
     pub fn earliest(&self) -> Instant {
         let room = self.distance * (BURST - 1);
         let bucket = self.empty_at.checked_sub(room).unwrap_or(self.empty_at);
         bucket.max(self.not_before)
     }
 
-    /// Counts an action that began at `began` and has taken `cost` of processor time: one that was
-    /// stopped on its way, or waited for a processor, took long and yet cost nothing.
+    /// Counts an action that began at `began` and used `cost` of processor time. Elapsed time does not
+    /// count: an action that was stopped or waited for a processor took long, yet cost little.
     pub fn count(&mut self, began: Instant, cost: Duration) {
         self.distance = MIN_DISTANCE.max(cost * COST_FACTOR);
         self.empty_at = self.empty_at.max(began) + self.distance;
     }
 
-    /// Allows nothing before `moment`.
+    /// Allows no action before `moment`.
     pub fn hold_until(&mut self, moment: Instant) {
         self.not_before = moment;
     }
@@ -75,18 +59,18 @@ impl RateLimit {
 /// Longest pause that [`Share`] asks for, whatever an action has cost: as often as the slow poll.
 pub const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// A share of a processor: over time, actions take at most one part in `parts` of it. Saved up time,
-/// at most `room`, lets some follow each other sooner.
+/// A share of a processor: over time, actions use at most one part in `parts` of it. Unused time, up
+/// to `room`, is saved and lets some actions follow each other sooner.
 #[derive(Debug)]
 pub struct Share {
     parts: u32,
     room: Duration,
-    /// When the actions so far will have taken their share and no more.
+    /// When the actions so far will have used exactly their share.
     even_at: Instant,
 }
 
 impl Share {
-    /// A share of which nothing is used yet.
+    /// A share of which nothing has been used yet.
     pub fn new(now: Instant, parts: u32, room: Duration) -> Self {
         Self {
             parts,
@@ -95,12 +79,12 @@ impl Share {
         }
     }
 
-    /// The earliest moment for the next action; in the past when it may happen now.
+    /// The earliest moment for the next action; in the past if it may happen now.
     pub fn earliest(&self) -> Instant {
         self.even_at.checked_sub(self.room).unwrap_or(self.even_at)
     }
 
-    /// Counts an action that began at `began` and has taken `cost` of processor time.
+    /// Counts an action that began at `began` and used `cost` of processor time.
     pub fn count(&mut self, began: Instant, cost: Duration) {
         let pause = cost.saturating_mul(self.parts);
         let most = self.room + LONGEST_PAUSE;
@@ -110,88 +94,57 @@ impl Share {
     }
 }
 
-/// The hinted ports that are still to be seen. Port 0 stands for a port that the hint could
-/// not name (`listen()` without `bind()`); it is looked for until the tries are used up. Each port
-/// has tries of its own, so that new ones do not keep up the search for those that were closed
-/// before anybody looked.
-#[derive(Debug, Default)]
-pub struct Recheck(BTreeMap<u16, Tries>);
-
-/// How the search for a port stands.
-#[derive(Debug, Default)]
-struct Tries {
-    used: usize,
-    /// When the next look is due; `None` before the first, which is due at once.
-    due: Option<Instant>,
-    /// Something stopped on the port since it was hinted.
-    ended: bool,
+/// Pauses between attempts that fail: each twice as long as the one before it, up to a longest one.
+#[derive(Debug)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    failures: u32,
 }
 
-impl Tries {
-    fn is_due(&self, now: Instant) -> bool {
-        self.due.is_none_or(|due| due <= now)
-    }
-}
-
-impl Recheck {
-    /// Whether `port` is being looked for.
-    pub fn contains(&self, port: u16) -> bool {
-        self.0.contains_key(&port)
-    }
-
-    /// The ports that are to be looked for at `now`.
-    pub fn due_ports(&self, now: Instant) -> impl Iterator<Item = u16> + '_ {
-        let due = self.0.iter().filter(move |(_, tries)| tries.is_due(now));
-        due.map(|(port, _)| *port)
-    }
-
-    /// Whether `port` is being looked for and was not there at once, although nothing was heard of
-    /// its end.
-    pub fn hides(&self, port: u16) -> bool {
-        let tries = self.0.get(&port);
-        tries.is_some_and(|tries| tries.used >= 2 && !tries.ended)
-    }
-
-    /// When the next look is due.
-    pub fn due(&self) -> Option<Instant> {
-        self.0.values().filter_map(|tries| tries.due).min()
-    }
-
-    /// A hint said that something listens on `port`, or on an unknown one for 0.
-    pub fn expect(&mut self, port: u16) {
-        self.0.insert(port, Tries::default());
-    }
-
-    /// A hint said that something stopped on `port`: what was expected there, or what was before.
-    pub fn ended(&mut self, port: u16) {
-        if let Some(tries) = self.0.get_mut(&port) {
-            tries.ended = true;
+impl Backoff {
+    /// A sequence of pauses that begins with `first`.
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self {
+            first,
+            longest,
+            failures: 0,
         }
     }
 
-    /// A look began at `now`, for the ports that were due and perhaps others; `seen` says whether it
-    /// showed a port. A look before a port's time uses up no try.
-    pub fn looked(&mut self, now: Instant, seen: impl Fn(u16) -> bool) {
-        self.0.retain(|port, tries| {
-            if *port != 0 && seen(*port) {
-                return false;
-            }
-            if !tries.is_due(now) {
-                return true;
-            }
-            let Some(pause) = LOOK_AGAIN.get(tries.used) else {
-                return false;
-            };
-            tries.due = Some(now + *pause);
-            tries.used += 1;
-            true
-        });
+    /// Counts a failure. Returns the pause before the next attempt.
+    pub fn fail(&mut self) -> Duration {
+        let pause = self.first.saturating_mul(1 << self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        pause.min(self.longest)
     }
 
-    /// Whether a look for `port` that begins at `now` is the last: what it misses is not there.
-    pub fn is_last(&self, port: u16, now: Instant) -> bool {
-        let tries = self.0.get(&port);
-        tries.is_some_and(|tries| tries.used == LOOK_AGAIN.len() && tries.is_due(now))
+    /// The failures since the last success.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// An attempt has succeeded: the next failure starts the sequence anew.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// Time between two log lines of one [`LogThrottle`].
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// Lets one log line through each [`LOG_EVERY`].
+#[derive(Debug, Default)]
+pub struct LogThrottle(Option<Instant>);
+
+impl LogThrottle {
+    /// Whether a line may be written at `now`. If so, it counts as written.
+    pub fn allows(&mut self, now: Instant) -> bool {
+        let allowed = self.0.is_none_or(|last| now - last >= LOG_EVERY);
+        if allowed {
+            self.0 = Some(now);
+        }
+        allowed
     }
 }
 
@@ -293,82 +246,27 @@ mod tests {
     }
 
     #[test]
-    fn looking_again_ends() {
-        let mut again = Recheck::default();
-        let mut now = Instant::now();
-        again.looked(now, |_| false);
-        assert_eq!(again.due(), None, "nothing was expected");
-        again.expect(80);
-        for wait in LOOK_AGAIN {
-            assert!(!again.is_last(80, now));
-            again.looked(now, |_| false);
-            assert_eq!(again.due(), Some(now + wait));
-            now += wait;
+    fn pauses_double_up_to_the_longest_and_start_anew() {
+        let ms = Duration::from_millis;
+        let mut backoff = Backoff::new(ms(10), ms(500));
+        for pause in [10, 20, 40, 80, 160, 320, 500, 500] {
+            assert_eq!(backoff.fail(), ms(pause));
         }
-        again.looked(now - LOOK_AGAIN[1], |_| false);
-        assert_eq!(
-            again.due(),
-            Some(now),
-            "a look before its time does not count"
-        );
-        assert!(again.is_last(80, now));
-        again.looked(now, |_| false);
-        assert_eq!(again.due(), None);
-        assert!(!again.contains(80));
+        assert_eq!(backoff.failures(), 8);
+        for _ in 0..40 {
+            assert_eq!(backoff.fail(), ms(500));
+        }
+        backoff.reset();
+        assert_eq!((backoff.failures(), backoff.fail()), (0, ms(10)));
     }
 
     #[test]
-    fn a_port_that_was_seen_is_no_longer_looked_for() {
+    fn what_happens_all_the_time_is_logged_now_and_then() {
         let now = Instant::now();
-        let mut again = Recheck::default();
-        again.expect(80);
-        again.expect(0);
-        again.looked(now, |port| port == 80);
-        assert!(!again.contains(80) && again.contains(0));
-        assert_eq!(again.due(), Some(now));
-    }
-
-    #[test]
-    fn new_hints_do_not_keep_up_the_search_for_old_ports() {
-        let mut again = Recheck::default();
-        let mut now = Instant::now();
-        again.expect(80);
-        for port in 1000..1020 {
-            again.expect(port);
-            assert!(again.due_ports(now).any(|due| due == port));
-            again.looked(now, |seen| seen == port);
-            now += Duration::from_millis(10);
-        }
-        assert!(!again.contains(80));
-        assert_eq!(again.due(), None);
-    }
-
-    #[test]
-    fn what_is_late_hides_unless_it_ended() {
-        let mut again = Recheck::default();
-        let now = Instant::now();
-        again.ended(81);
-        again.expect(80);
-        for hides in [false, false, true] {
-            assert_eq!(again.hides(80), hides);
-            again.looked(again.due().unwrap_or(now), |_| false);
-        }
-        again.ended(80);
-        assert!(again.contains(80) && !again.hides(80) && !again.contains(81));
-        again.expect(80);
-        again.looked(now, |_| false);
-        again.looked(now, |_| false);
-        assert!(again.hides(80), "the end was of what was before");
-    }
-
-    #[test]
-    fn a_port_that_is_hinted_anew_has_all_its_tries() {
-        let mut again = Recheck::default();
-        let now = Instant::now();
-        for _ in 0..=LOOK_AGAIN.len() {
-            again.expect(80);
-            again.looked(now, |_| false);
-            assert!(again.contains(80) && !again.hides(80) && !again.is_last(80, now));
-        }
+        let mut log = LogThrottle::default();
+        assert!(log.allows(now));
+        assert!(!log.allows(now + LOG_EVERY - Duration::from_millis(1)));
+        assert!(log.allows(now + LOG_EVERY));
+        assert!(!log.allows(now + LOG_EVERY));
     }
 }

@@ -28,6 +28,7 @@ use crate::kernel::{DumpError, tracepoint::ThreadName};
 use crate::port_set::hub::Hub;
 use crate::port_set::source::{Source, SourceKind};
 use crate::port_set::watcher::Watcher;
+use crate::schedule::LogThrottle;
 use crate::stream::service::Service;
 
 /// Sessions at once. A host needs two, four while it renews them; the rest is for tools. What one
@@ -35,8 +36,6 @@ use crate::stream::service::Service;
 pub const MAX_SESSIONS: usize = 16;
 /// Pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Time between two log lines about accepts that keep failing or peers that are turned away.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Time for tasks to end by themselves at shutdown; they only have to notice.
 const STOP_GRACE: Duration = Duration::from_secs(1);
 /// Longest text that is told, in characters: as long as a host name may be (HOST_NAME_MAX,
@@ -207,7 +206,7 @@ impl Gate {
         F: Future<Output = ()> + Send + 'static,
     {
         let mut tasks = JoinSet::new();
-        let mut log = LogGate::default();
+        let mut log = LogThrottle::default();
         loop {
             let wait = self.full == Full::Wait && tasks.len() >= self.places;
             tokio::select! {
@@ -219,7 +218,7 @@ impl Gate {
                     }
                     Ok(_) => {}
                     Err(error) => {
-                        if log.open() {
+                        if log.allows(Instant::now()) {
                             warn!("a {} could not be accepted: {error}", self.what);
                         }
                         tokio::select! {
@@ -239,19 +238,19 @@ impl Gate {
     }
 
     /// Whether a connection from `peer` is served while `present` others are.
-    fn admits(&self, peer: Option<u32>, present: usize, log: &mut LogGate) -> bool {
+    fn admits(&self, peer: Option<u32>, present: usize, log: &mut LogThrottle) -> bool {
         let known = match peer {
             None | Some(VMADDR_CID_HOST) => true,
             Some(cid) => self.allow_cid.contains(&cid),
         };
-        if !known && log.open() {
+        if !known && log.allows(Instant::now()) {
             let cid = peer.unwrap_or_default();
             warn!(
                 "a {} from CID {cid}, which is not the host, was refused (--allow-cid)",
                 self.what
             );
         }
-        if known && present >= self.places && log.open() {
+        if known && present >= self.places && log.allows(Instant::now()) {
             let (what, places) = (self.what, self.places);
             warn!("a {what} was refused, since {places} are open already");
         }
@@ -262,21 +261,6 @@ impl Gate {
         if let Err(error) = result {
             warn!("a {} ended by a defect: {error}", self.what);
         }
-    }
-}
-
-/// Lets a log line through every [`LOG_EVERY`].
-#[derive(Debug, Default)]
-struct LogGate(Option<Instant>);
-
-impl LogGate {
-    fn open(&mut self) -> bool {
-        let now = Instant::now();
-        let open = self.0.is_none_or(|last| now - last >= LOG_EVERY);
-        if open {
-            self.0 = Some(now);
-        }
-        open
     }
 }
 

@@ -28,8 +28,8 @@ const RUM_HOST: &[&[&str]] = &[
     &["main"],
 ];
 const RUM_AGENT: &[&[&str]] = &[
-    &["blocking", "boot", "schedule"],
-    &["kernel"],
+    &["blocking", "schedule"],
+    &["boot", "kernel"],
     &["hint"],
     &["port_set"],
     &["forward", "stream"],

@@ -222,9 +222,8 @@ impl Hints {
         wake
     }
 
-    /// Adds the pending hints without waiting. Returns whether there were any.
-    pub fn drain(&mut self, wake: &mut Wake) -> bool {
-        let mut any = false;
+    /// Adds the pending hints without waiting.
+    pub fn drain(&mut self, wake: &mut Wake) {
         for _ in 0..MAX_DRAIN {
             let hint = self.tracepoint.as_mut().and_then(Tracepoint::try_next);
             let event = self.destroy.as_mut().and_then(DestroyEvents::try_next);
@@ -233,14 +232,12 @@ impl Hints {
             if hint.is_none() && event.is_none() && foreign.is_none() && told.is_none() {
                 break;
             }
-            any = true;
             if let Some(told) = told {
                 self.told(told, wake);
             }
             event.into_iter().for_each(|event| wake.gone(event));
             hint.into_iter().chain(foreign).for_each(|h| wake.add(h));
         }
-        any
     }
 
     /// Handles a report of the guest's first process. Once an unmonitored program runs, only the

@@ -44,6 +44,26 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// No port.
+    pub const NONE: Self = Self::Ports(BTreeSet::new());
+
+    /// What a hint names: `port`; 0 stands for an unknown one, which may be any.
+    pub fn of(port: u16) -> Self {
+        if port == 0 {
+            Self::All
+        } else {
+            Self::Ports(BTreeSet::from([port]))
+        }
+    }
+
+    /// Adds what `other` covers.
+    pub fn extend(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Ports(ports), Self::Ports(others)) => ports.extend(others),
+            (this, _) => *this = Self::All,
+        }
+    }
+
     /// Whether it is about `port`.
     pub fn covers(&self, port: u16) -> bool {
         match self {

@@ -211,7 +211,7 @@ fn only_the_host_is_served_over_vsock() {
     };
     let admits = |peer, allow_cid: &[u32]| {
         let _ = std::fs::remove_file(dir.path().join("s"));
-        gate(allow_cid).admits(peer, 1, &mut LogGate::default())
+        gate(allow_cid).admits(peer, 1, &mut LogThrottle::default())
     };
     assert!(admits(None, &[]));
     assert!(admits(Some(VMADDR_CID_HOST), &[]));
@@ -220,7 +220,7 @@ fn only_the_host_is_served_over_vsock() {
     assert!(admits(Some(VMADDR_CID_HOST), &[7]));
     assert!(!admits(Some(3), &[7, VMADDR_CID_LOCAL]));
     let _ = std::fs::remove_file(dir.path().join("s"));
-    assert!(!gate(&[]).admits(None, 2, &mut LogGate::default()));
+    assert!(!gate(&[]).admits(None, 2, &mut LogThrottle::default()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -251,15 +251,4 @@ async fn what_does_not_notice_the_end_is_aborted_after_a_grace_time() {
     };
     let ((), stopped) = tokio::join!(run, test);
     assert_eq!(stopped.elapsed(), STOP_GRACE);
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_happens_all_the_time_is_logged_now_and_then() {
-    let mut log = LogGate::default();
-    assert!(log.open());
-    tokio::time::advance(LOG_EVERY - Duration::from_millis(1)).await;
-    assert!(!log.open());
-    tokio::time::advance(Duration::from_millis(1)).await;
-    assert!(log.open());
-    assert!(!log.open());
 }

@@ -1,9 +1,9 @@
-//! Details for step 2: the names of the processes that listen, looked up beside the watcher's loop.
+//! Details for step 2: which process holds each listening socket.
 //!
-//! A look-up walks through /proc, so it happens on a blocking thread, one at a time, after the ports
-//! were published, and less often the longer it takes. It looks at a bounded number of descriptors;
-//! what it does not find among those it goes on to look for where it ended, until it has been through
-//! all processes once. What is found is added to the truth by whoever owns that.
+//! A search walks through /proc, so it runs on a blocking thread, one at a time, after the ports were
+//! published, and less often the longer it takes. It looks at a bounded number of descriptors; the next
+//! search continues where it stopped, until all processes have been seen once. A holder that was found
+//! is watched ([`Holders`]) and looked up again when it has ended or no longer holds the socket.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -11,47 +11,55 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rum_shared::listener::Change;
+use rum_shared::listener::{Change, Process};
 use rustix::time::ClockId;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::until;
 use crate::blocking;
-use crate::kernel::holders::{Key, Stale};
-use crate::kernel::process::{self, Held, Place, Walk};
+use crate::kernel::holders::{Holders, Key, Stale};
+use crate::kernel::process::{self, Place, Walk};
+use crate::port_set::socket_table::SocketTable;
 use crate::schedule::RateLimit;
 use crate::used;
 
-/// Names are looked up this long after a change: the walk through /proc would compete with the
-/// report of the port and with the first connection to it.
-const NAMES_AFTER: Duration = Duration::from_millis(3);
+/// Delay of a search after a change: the walk through /proc would compete with the report of the port
+/// and with the first connection to it.
+const SEARCH_AFTER: Duration = Duration::from_millis(3);
 
-/// Pause before a look-up for which no thread was to be had is tried again.
+/// Delay of a search after one for which there was no thread.
 const WITHOUT_THREAD: Duration = Duration::from_millis(250);
 
-/// What a look-up has found of each socket that it was for: its holder, or that it has none that can
-/// be seen.
-pub(super) type Found = HashMap<Key, Option<Held>>;
+/// What a search has found of each of its sockets: the holder, or that there is none that the agent may
+/// see.
+type Found = HashMap<Key, Option<Process>>;
 
-/// The look-up of process names: one at a time, at a bounded rate.
+/// What a search brings home, and what it has cost of processor time.
+type Search = io::Result<(process::Found, Duration)>;
+
+/// The holders of sockets: one search at a time, at a bounded rate.
 pub(super) struct Names {
-    /// The sockets, and how often the end of /proc is to be reached until each counts as not to be
-    /// found; 0 for one that no look-up was for yet.
+    /// The sockets to search for, and how often a search has to reach the end of /proc before a socket
+    /// counts as not to be found; 0 for one that no search was for yet.
     wanted: BTreeMap<Key, u8>,
     /// When the first of them was wanted.
     since: Instant,
-    /// Those that a look-up is under way for, and what ends it.
-    sought: (BTreeMap<Key, u8>, Arc<AtomicBool>),
+    /// Those that the running search is for.
+    sought: BTreeMap<Key, u8>,
+    /// Ends the running search.
+    stop: Arc<AtomicBool>,
     /// Where to look first: the process of the last hint.
     pub(super) first: Option<u32>,
-    /// Where the next look-up goes on.
+    /// Where the next search continues.
     place: Place,
-    /// Descriptors that one look-up may look at.
+    /// Descriptors that one search may look at.
     descriptors: usize,
-    pace: RateLimit,
+    rate: RateLimit,
     began: Instant,
-    running: JoinSet<io::Result<(process::Found, Duration)>>,
+    running: JoinSet<Search>,
+    holders: Holders,
 }
 
 impl Names {
@@ -59,32 +67,44 @@ impl Names {
         Self {
             wanted: BTreeMap::new(),
             since: now,
-            sought: Default::default(),
+            sought: BTreeMap::new(),
+            stop: Arc::default(),
             first: None,
             place: Place::START,
             descriptors: process::MAX_DESCRIPTORS,
-            pace: RateLimit::new(now),
+            rate: RateLimit::new(now),
             began: now,
             running: JoinSet::new(),
+            holders: Holders::default(),
         }
     }
 
-    /// Takes note of the sockets of `change` that are `nameless`. What was wanted of its ports before
-    /// is there no more: to look for it would take the longest.
-    pub(super) fn want(&mut self, change: &Change, nameless: impl IntoIterator<Item = Key>) {
-        let (sought, stop) = &mut self.sought;
-        if !self.wanted.is_empty() || !sought.is_empty() {
+    /// Notes the sockets of `change`, which `table` has already.
+    pub(super) fn changed(&mut self, change: &Change, table: &SocketTable) {
+        for port in change.ports() {
+            let sockets = table.sockets(port);
+            let stays = |inode| sockets.iter().any(|s| s.inode == inode);
+            self.holders.retain(port, stays);
+        }
+        let listening = change.opened.iter().chain(&change.changed);
+        self.want(change, listening.flat_map(|l| table.nameless(l.port)));
+    }
+
+    /// Notes the sockets of `change` that are `nameless`. Earlier ones of its ports are gone: a search
+    /// for them would take the longest.
+    fn want(&mut self, change: &Change, nameless: impl IntoIterator<Item = Key>) {
+        if !self.wanted.is_empty() || !self.sought.is_empty() {
             let ports: HashSet<u16> = change.ports().collect();
             let still = |(port, _): &Key, _: &mut u8| !ports.contains(port);
             self.wanted.retain(still);
-            sought.retain(still);
-            stop.store(sought.is_empty(), Ordering::Relaxed);
+            self.sought.retain(still);
+            self.stop.store(self.sought.is_empty(), Ordering::Relaxed);
         }
         self.add(nameless);
     }
 
-    /// Takes note of sockets whose holder is another one now.
-    pub(super) fn again(&mut self, stale: &[Stale]) {
+    /// Notes sockets whose holder is another process now.
+    fn again(&mut self, stale: &[Stale]) {
         if let Some(stale) = stale.last() {
             // After exec it is the same process.
             self.first = Some(stale.pid);
@@ -100,25 +120,43 @@ impl Names {
         }
     }
 
-    /// When the next look-up should start.
-    pub(super) fn due(&self) -> Option<Instant> {
-        (self.running.is_empty() && !self.wanted.is_empty())
-            .then(|| self.pace.earliest().max(self.since + NAMES_AFTER))
+    /// Checks a few of the holders that were found, of which no event would tell.
+    pub(super) fn check(&mut self) {
+        let stale = self.holders.check();
+        self.again(&stale);
     }
 
-    /// Looks for all that is wanted. What is not found among all processes is not looked for again,
-    /// unless its port changes: the process may not be ours to see.
-    pub(super) fn look_up(&mut self) {
+    /// Waits for holders, `None` where there is none that the agent may see. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Found {
+        loop {
+            let due = self.due();
+            tokio::select! {
+                Some(ended) = self.running.join_next() => return self.found(ended),
+                stale = self.holders.ended() => self.again(&stale),
+                () = until(due) => self.look_up(),
+            }
+        }
+    }
+
+    /// When the next search should start.
+    fn due(&self) -> Option<Instant> {
+        (self.running.is_empty() && !self.wanted.is_empty())
+            .then(|| self.rate.earliest().max(self.since + SEARCH_AFTER))
+    }
+
+    /// Searches for all that is wanted. What is not found among all processes is not looked for again
+    /// unless its port changes: the agent may not be allowed to see the process.
+    fn look_up(&mut self) {
         self.began = Instant::now();
-        let mut wanted = std::mem::take(&mut self.wanted);
-        // One that joins a walk that is under way has seen everything at the second end.
+        self.sought = std::mem::take(&mut self.wanted);
+        // A socket that joins a walk under way has been looked for everywhere at the second end.
         let ends = if self.place == Place::START { 1 } else { 2 };
-        for left in wanted.values_mut().filter(|left| **left == 0) {
+        for left in self.sought.values_mut().filter(|left| **left == 0) {
             *left = ends;
         }
-        let inodes: Vec<u64> = wanted.keys().map(|(_, inode)| *inode).collect();
-        let stop = Arc::new(AtomicBool::new(false));
-        self.sought = (wanted, stop.clone());
+        let inodes: Vec<u64> = self.sought.keys().map(|(_, inode)| *inode).collect();
+        self.stop = Arc::default();
+        let stop = self.stop.clone();
         let (first, from, descriptors) = (self.first.take(), self.place, self.descriptors);
         self.running.spawn(blocking::run(move || {
             let spent = used(ClockId::ThreadCPUTime);
@@ -134,44 +172,50 @@ impl Names {
         }));
     }
 
-    /// What a look-up has found; `None` while none is running.
-    pub(super) async fn found(&mut self) -> Option<Found> {
-        let result = self.running.join_next().await?;
-        let (found, cost) = match result.map_err(io::Error::other).flatten() {
+    /// What the search that has `ended` has found. The holders are watched from here on.
+    fn found(&mut self, ended: Result<Search, JoinError>) -> Found {
+        let (found, cost) = match ended.map_err(io::Error::other).flatten() {
             Ok(found) => found,
-            // The kernel's word: there is no thread.
+            // The kernel said so: there is no thread.
             Err(error) if error.raw_os_error().is_some() => {
                 debug!("no thread to look up process names: {error}");
-                return Some(self.put_off());
+                return self.put_off();
             }
             Err(error) => {
                 warn!("looking up process names failed: {error}");
                 Default::default()
             }
         };
-        self.pace.count(self.began, cost);
-        let sought = std::mem::take(&mut self.sought.0);
+        self.rate.count(self.began, cost);
+        let sought = std::mem::take(&mut self.sought);
         self.place = found.rest.unwrap_or_default();
         let mut held = found.held;
         let mut known = Found::new();
-        let mut left = BTreeMap::new();
+        let (mut left, mut gone) = (BTreeMap::new(), Vec::new());
         for (key, ends) in sought {
             let ends = if found.rest.is_none() { ends - 1 } else { ends };
             match held.remove(&key.1) {
-                Some(held) => drop(known.insert(key, Some(held))),
+                Some(held) => {
+                    if !self.holders.note(key, &held) {
+                        let pid = held.process.pid;
+                        gone.push(Stale { key, pid });
+                    }
+                    known.insert(key, Some(held.process));
+                }
                 None if ends == 0 => drop(known.insert(key, None)),
                 None => drop(left.insert(key, ends)),
             }
         }
-        // What is wanted anew meanwhile starts anew.
+        // Sockets that were wanted again in the meantime start anew.
         left.append(&mut self.wanted);
         self.wanted = left;
-        Some(known)
+        self.again(&gone);
+        known
     }
 
-    /// Has all that was looked for looked for later. Nothing is known of it.
+    /// Puts the search off. Nothing is known of its sockets.
     fn put_off(&mut self) -> Found {
-        let mut sought = std::mem::take(&mut self.sought.0);
+        let mut sought = std::mem::take(&mut self.sought);
         sought.append(&mut self.wanted);
         self.wanted = sought;
         self.since = Instant::now() + WITHOUT_THREAD;
@@ -190,6 +234,11 @@ mod tests {
         let opened = change.opened.iter().chain(&change.changed);
         let keys: Vec<Key> = opened.map(|l| (l.port, l.inode)).collect();
         names.want(&change, keys);
+    }
+
+    async fn found(names: &mut Names) -> Found {
+        let ended = names.running.join_next().await.expect("one is running");
+        names.found(ended)
     }
 
     fn listener(port: u16, inode: u64) -> Listener {
@@ -231,7 +280,7 @@ mod tests {
         };
         want(&mut names, change);
         names.look_up();
-        let stop = names.sought.1.clone();
+        let stop = names.stop.clone();
         for port in [80, 81] {
             assert!(!stop.load(Ordering::Relaxed));
             let change = Change {
@@ -241,7 +290,7 @@ mod tests {
             want(&mut names, change);
         }
         assert!(stop.load(Ordering::Relaxed));
-        let found = names.found().await.expect("one is running");
+        let found = found(&mut names).await;
         assert!(found.is_empty());
         let change = Change {
             opened: vec![listener(82, 82)],
@@ -249,7 +298,7 @@ mod tests {
         };
         want(&mut names, change);
         names.look_up();
-        assert!(!names.sought.1.load(Ordering::Relaxed));
+        assert!(!names.stop.load(Ordering::Relaxed));
     }
 
     #[tokio::test]
@@ -275,13 +324,13 @@ mod tests {
                 // Wanted while a walk is under way, of nobody: found out by its second end.
                 names.add([(81, NOBODY)]);
             }
-            let found = names.found().await.expect("one is running");
+            let found = found(&mut names).await;
             own = own.or(found.get(&(80, inode)).cloned());
             nobody = nobody.or(found.get(&(81, NOBODY)).cloned());
             look_ups += 1;
         }
-        let held = own.flatten().expect("it is ours");
-        assert_eq!(held.process.pid, std::process::id());
+        let process = own.flatten().expect("it is ours");
+        assert_eq!(process.pid, std::process::id());
         assert_eq!(nobody, Some(None));
         assert!(look_ups > 2, "{look_ups}");
         assert_eq!((names.due(), names.place), (None, Place::START));

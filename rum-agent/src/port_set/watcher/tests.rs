@@ -1,13 +1,17 @@
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
+use rum_shared::range::PortRange;
 use tokio::task::JoinSet;
 
+use super::pending::{LOOKUP_COST, REPAIR_AFTER};
+use super::recheck::PAUSES;
 use super::*;
 use crate::kernel::Socket;
 use crate::kernel::tracepoint::Hint;
 use crate::port_set::hub::{Subscription, Update};
 use crate::port_set::source::fake::FakeKernel;
-use crate::schedule::LOOK_AGAIN;
 
 /// Inodes from here on belong to no process, so that no name turns up in between.
 const NOBODY: u64 = 1 << 60;
@@ -99,6 +103,13 @@ impl Bench {
     }
 }
 
+fn ended(port: u16) -> Wake {
+    Wake {
+        ended: vec![port],
+        ..Wake::default()
+    }
+}
+
 async fn delta(subscription: &mut Subscription) -> Change {
     match subscription.next().await {
         Update::Delta(change) => change,
@@ -142,7 +153,7 @@ async fn what_listens_in_another_network_namespace_is_looked_at_once() {
 /// Where many listen only the ports that a hint names are looked at, and nothing is lost by it.
 #[tokio::test(start_paused = true)]
 async fn among_many_a_change_is_looked_at_alone() {
-    let many: Vec<u16> = (1000..1000 + 4 * EACH as u16).collect();
+    let many: Vec<u16> = (1000..1000 + 4 * LOOKUP_COST as u16).collect();
     let bench = bench(&many);
     let mut changes = bench.subscribe().await;
     bench.settle().await;
@@ -201,7 +212,7 @@ async fn among_many_a_change_is_looked_at_alone() {
     assert_eq!(delta(&mut changes).await.closed, [1001]);
     (2000..2005).for_each(|port| bench.hint(port));
     bench.settle().await;
-    assert_eq!(dumps(), (2 + LOOK_AGAIN.len() as u32, 2));
+    assert_eq!(dumps(), (2 + PAUSES.len() as u32, 2));
     // So it is when somebody asks meanwhile.
     bench.kernel.with(|state| state.sockets.push(socket(83)));
     bench.hint(83);
@@ -223,7 +234,7 @@ async fn a_dump_that_comes_too_early_is_repeated() {
         });
         bench.hint(port);
         assert_eq!(delta(&mut changes).await.opened[0].port, 81);
-        let looked: Duration = LOOK_AGAIN[..4].iter().sum();
+        let looked: Duration = PAUSES[..4].iter().sum();
         assert!(before.elapsed() >= looked, "the looks are spaced");
         assert!(before.elapsed() < Duration::from_millis(20));
         bench.end().await;
@@ -237,7 +248,7 @@ async fn a_port_that_never_shows_up_is_given_up() {
     let before = bench.dumps();
     bench.hint(81);
     bench.settle().await;
-    assert_eq!(bench.dumps() - before, 1 + LOOK_AGAIN.len() as u32);
+    assert_eq!(bench.dumps() - before, 1 + PAUSES.len() as u32);
     bench.end().await;
 }
 
@@ -248,7 +259,7 @@ async fn a_quick_rebind_is_no_close() {
     // The old socket is gone, the new one is hinted but not hashed yet.
     bench.kernel.with(|state| state.sockets.clear());
     bench.hint(80);
-    tokio::time::sleep(LOOK_AGAIN[1]).await;
+    tokio::time::sleep(PAUSES[1]).await;
     assert_eq!(bench.ports(), [80]);
     let successor = Socket {
         inode: NOBODY,
@@ -331,7 +342,7 @@ async fn what_only_a_request_finds_is_answered_at_once_and_told_later() {
     assert_eq!(bench.refresh.fresh().await.unwrap().len(), 2);
     assert_eq!(bench.ports(), [80], "the host may find it itself");
     assert_eq!(delta(&mut changes).await.opened[0].port, 81);
-    assert!(before.elapsed() >= SELF_REPAIR);
+    assert!(before.elapsed() >= REPAIR_AFTER);
     bench.end().await;
 }
 
@@ -400,9 +411,10 @@ async fn a_stop_in_the_middle_of_a_dump_does_not_delay_the_next() {
         if port == 80 {
             kernel.with(|state| state.stopped = Duration::from_millis(50));
         }
-        watcher.due.port(port);
-        watcher.look().await;
+        watcher.absorb(ended(port));
+        watcher.dump().await;
     }
-    assert_eq!(watcher.truth.set().len(), 2);
-    assert!(watcher.pace.earliest() <= Instant::now());
+    assert_eq!(watcher.table.set().len(), 2);
+    watcher.absorb(ended(80));
+    assert_eq!(watcher.pending.next(Instant::now()), Next::Dump);
 }
