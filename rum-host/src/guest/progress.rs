@@ -155,9 +155,10 @@ impl fmt::Display for Progress {
                 f,
                 "Powering the guest off: waiting up to {} s (Ctrl+C again to stop now){}",
                 deadline.as_secs(),
-                match boots {
-                    true => "; it is still booting and reacts later",
-                    false => "",
+                if *boots {
+                    "; it is still booting and reacts later"
+                } else {
+                    ""
                 }
             ),
             Self::SwitchedOff { deadline } => write!(

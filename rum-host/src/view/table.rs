@@ -145,7 +145,7 @@ pub fn table(known: &Mirror, look: &Look) -> String {
         let port = row.checked_sub(1).map(|index| ports[index]);
         let mut line = String::new();
         for ((column, cells), width) in filled.iter().zip(&widths) {
-            let cell = words::fit(&cells[row], *width);
+            let cell = words::cut(&cells[row], *width);
             let style = style(port.map(|port| port.state), *column).filter(|_| look.color);
             if !line.is_empty() {
                 line += GAP;
@@ -156,7 +156,7 @@ pub fn table(known: &Mirror, look: &Look) -> String {
             };
             match style {
                 Some(style) => line += &format!("{style}{cell}{PLAIN}"),
-                None => line += &cell,
+                None => line += &*cell,
             }
             line.extend(std::iter::repeat_n(' ', padding));
         }

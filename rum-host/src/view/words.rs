@@ -2,6 +2,8 @@
 //!
 //! Pure: the time zone comes in. Invariant: text that may come from the guest leaves here cleaned.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rum_shared::text::{clean, printable};
@@ -53,9 +55,13 @@ pub fn width(text: &str) -> usize {
 
 /// `text`, safe for a terminal and at most `columns` wide; a cut text ends in `…`.
 pub fn fit(text: &str, columns: usize) -> String {
-    let text = shown(text);
-    if width(&text) <= columns {
-        return text;
+    cut(&shown(text), columns).into_owned()
+}
+
+/// `text` at most `columns` wide; a cut text ends in `…`. It is safe for a terminal if `text` is.
+pub fn cut(text: &str, columns: usize) -> Cow<'_, str> {
+    if width(text) <= columns {
+        return text.into();
     }
     let mut out = String::new();
     let mut left = columns.saturating_sub(1);
@@ -70,7 +76,7 @@ pub fn fit(text: &str, columns: usize) -> String {
     if columns > 0 {
         out.push('…');
     }
-    out
+    out.into()
 }
 
 /// `text`, safe for a terminal, in lines of at most `columns`, broken between words if possible.

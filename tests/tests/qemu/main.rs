@@ -195,7 +195,7 @@ fn the_power_button_is_pressed_until_it_is_heard() {
         let mut rum = vms.setup.start_command(command.env("PATH", dirs));
         rum.stderr.wait("VM started in");
         rum.signal(Signal::TERM);
-        rum.stderr.wait("(it boots still, and hears of it later)");
+        rum.stderr.wait("it is still booting and reacts later");
         assert_eq!(rum.wait().code(), Some(143));
         let said = rum.stderr.all().join("\n");
         assert!(!said.contains("switched off"), "{said}");

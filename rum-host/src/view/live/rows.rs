@@ -160,14 +160,15 @@ fn row(
                 let mark = if stale { '?' } else { mark(port.state) };
                 format!("{mark} {}", port.state)
             }
-            Column::Reason => why(port, labelled, processed),
+            Column::Reason => words::shown(&why(port, labelled, processed)),
             column => column.cell(port, when.0, when.1),
         };
         let style = match column {
             Column::State if !selected && !stale => base.patch(style(port.state, app.color)),
             _ => base,
         };
-        buf.set_stringn(x, y, words::fit(&text, *width), *width, style);
+        let text = words::cut(&text, *width).into_owned();
+        buf.set_stringn(x, y, text, *width, style);
         x = x.saturating_add(narrow(*width) + 1);
     }
 }
